@@ -1,0 +1,1 @@
+"""The inference layer of Stemwright: everything that happens to one song."""

@@ -1,0 +1,1 @@
+"""The training layer of Stemwright: data, the training loop, tracking, evaluation and export."""

@@ -1,0 +1,25 @@
+"""Everything that training refuses to do, as one tree.
+
+    TrainingError
+    ├── ConfigError       flags or a stored configuration that contradict each other
+    ├── DataError         a data set that is missing, incomplete or of another layout
+    └── CheckpointError   a run folder without a state that training could go on from
+
+Messages are one sentence that names the culprit and the remedy. `training/__main__.py` is the one edge that catches the tree.
+"""
+
+
+class TrainingError(Exception):
+    """Base of every error of the training package that a user is meant to read."""
+
+
+class ConfigError(TrainingError):
+    """Flags or a stored configuration that contradict each other."""
+
+
+class DataError(TrainingError):
+    """A data set that is missing, incomplete or of another layout."""
+
+
+class CheckpointError(TrainingError):
+    """A run folder without a state that training could go on from."""
