@@ -1,0 +1,135 @@
+"""Model archives: one .mar file that any TorchServe serves and any Python with this package opens.
+
+    separator.json         format version, ModelSpec, origin of the weights, sha256 of the weights
+    weights.safetensors    every tensor of the network
+    serving/               the inference code the model was evaluated with
+    handler.py             serving/handler.py, where TorchServe looks for it
+    model-config.yaml      how TorchServe runs it
+    MAR-INF/               TorchServe's own manifest
+
+No pickle anywhere. An archive opens only if it is whole: known version, right hash, no tensor missing and none too many.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from serving.errors import ArchiveError, SpecError
+from serving.networks import build
+from serving.spec import ModelSpec
+
+FORMAT_VERSION = 1
+
+# The keys that TorchServe reads only from here, not from its own properties, once an archive carries this file.
+MODEL_CONFIG = """\
+minWorkers: 1
+maxWorkers: 1
+batchSize: 1
+maxBatchDelay: 0
+responseTimeout: 600
+startupTimeout: 300
+"""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An opened archive: its facts and its tensors."""
+
+    spec: ModelSpec
+    origin: Mapping[str, Any]
+    weights_sha256: str
+    tensors: Mapping[str, Tensor]
+
+    def network(self) -> nn.Module:
+        """The network with the archive's weights. Raises ArchiveError unless they match it tensor by tensor."""
+        network = build(self.spec)
+        wanted = network.state_dict()
+        missing, surplus = sorted(wanted.keys() - self.tensors.keys()), sorted(self.tensors.keys() - wanted.keys())
+        misfits = [n for n in wanted.keys() & self.tensors.keys() if wanted[n].shape != self.tensors[n].shape]
+        for names, complaint in ((missing, "lacks"), (surplus, "has no place for"), (misfits, "has another shape of")):
+            if names:
+                raise ArchiveError(f"the network {complaint} {', '.join(names[:4])}: export the archive again")
+        network.load_state_dict(dict(self.tensors))
+        return network
+
+
+def write_archive(path: Path, spec: ModelSpec, network: nn.Module, origin: Mapping[str, Any]) -> None:
+    """Write a .mar under its final name only when it is complete.
+
+    `origin` says where the weights come from (run, commit, data set, scores); anything that JSON holds.
+    """
+    from model_archiver.model_archiver import ModelArchiver  # needed where archives are made, not where they are served
+    from model_archiver.model_archiver_config import ModelArchiverConfig
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "model": spec.to_json(),
+        "origin": dict(origin),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    package = Path(__file__).parent
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".archive-") as scratch:
+        contents, config_file = Path(scratch, "contents"), Path(scratch, "model-config.yaml")
+        shutil.copytree(package, contents / "serving", ignore=shutil.ignore_patterns("__pycache__"))
+        (contents / "separator.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (contents / "weights.safetensors").write_bytes(weights)
+        config_file.write_text(MODEL_CONFIG)
+        ModelArchiver.generate_model_archive(
+            ModelArchiverConfig(
+                model_name=path.stem,
+                version=str(FORMAT_VERSION),
+                handler=str(package / "handler.py"),
+                extra_files=str(contents),
+                config_file=str(config_file),
+                export_path=scratch,
+            )
+        )
+        os.replace(Path(scratch, f"{path.stem}.mar"), path)
+
+
+def read_archive(path: Path) -> Archive:
+    """Open a .mar file, or the folder that TorchServe unpacked it to. Raises ArchiveError unless it is whole."""
+    facts_json, weights = read_member(path, "separator.json"), read_member(path, "weights.safetensors")
+    try:
+        facts = json.loads(facts_json)
+        version, promised = facts["format_version"], facts["weights_sha256"]
+        if version != FORMAT_VERSION:
+            raise ArchiveError(f"{path} has format version {version}, this package reads {FORMAT_VERSION}: export it again")
+        spec, origin = ModelSpec.from_json(facts["model"]), facts["origin"]
+    except (json.JSONDecodeError, KeyError, TypeError, SpecError) as error:
+        raise ArchiveError(f"separator.json in {path} is damaged ({error}): export the archive again") from error
+    found = hashlib.sha256(weights).hexdigest()
+    if found != promised:
+        raise ArchiveError(f"the weights in {path} have sha256 {found[:12]}…, not {promised[:12]}…: fetch the archive again")
+    try:
+        tensors = safetensors.torch.load(weights)
+    except safetensors.SafetensorError as error:
+        raise ArchiveError(f"the weights in {path} are no safetensors ({error}): export the archive again") from error
+    return Archive(spec, origin, found, tensors)
+
+
+def read_member(path: Path, name: str) -> bytes:
+    if path.is_dir():
+        if not (path / name).is_file():
+            raise ArchiveError(f"{path} is no unpacked model archive: it has no {name}")
+        return (path / name).read_bytes()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(name)
+    except FileNotFoundError as error:
+        raise ArchiveError(f"there is no model archive at {path}") from error
+    except (zipfile.BadZipFile, KeyError, OSError) as error:
+        raise ArchiveError(f"{path} is no model archive of Stemwright ({error})") from error

@@ -1,0 +1,22 @@
+"""The architectures: one file each, one line in `build`.
+
+A network maps a complex mixture spectrogram (b, c, f, t) to complex stem spectrograms (b, s, c, f, t), stems in the order of
+its spec, any number of frames. Transforms stay outside.
+"""
+
+from torch import nn
+
+from serving.errors import SpecError
+from serving.networks.classic import Classic
+from serving.spec import ModelSpec
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """The network of a spec with fresh weights. Raises SpecError for an unknown architecture or dimension."""
+    architectures = {"classic": Classic}
+    if spec.architecture not in architectures:
+        raise SpecError(f"unknown architecture {spec.architecture!r}: there are {', '.join(architectures)}")
+    try:
+        return architectures[spec.architecture](spec, **spec.dimensions)
+    except TypeError as error:
+        raise SpecError(f"{spec.architecture} does not take these dimensions: {error}") from error

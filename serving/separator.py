@@ -1,0 +1,106 @@
+"""A model at work: songs in, stems out; no HTTP and no files.
+
+Axes: s stem, r row (what the network takes for one excerpt), c channel, n sample.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from serving.archive import read_archive
+from serving.chunks import Audio, crossfade, windows
+from serving.errors import AudioError
+from serving.spec import ModelSpec
+from serving.spectrogram import Stft
+
+
+class Separator:
+    """A network with its weights on a device.
+
+    What comes in goes out: every stem has the song's sample rate, channels and length, and the stems sum to the song.
+    """
+
+    def __init__(self, spec: ModelSpec, network: nn.Module, device: torch.device | str | None = None) -> None:
+        self.spec = spec
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network = network.to(self.device, memory_format=torch.channels_last).eval()
+        self.stft = Stft(spec.stft).to(self.device)
+
+    @classmethod
+    def open(cls, archive: Path, device: torch.device | str | None = None) -> Self:
+        """The separator in a model archive (.mar file or unpacked folder). Raises ArchiveError where it is damaged."""
+        opened = read_archive(archive)
+        return cls(opened.spec, opened.network(), device)
+
+    def separate(self, audio: Audio, rate_hz: int) -> dict[str, Audio]:
+        """Stems (c, n) by name of a whole song (c, n). Raises AudioError as `stream` does."""
+        blocks = list(self.stream([audio], rate_hz))
+        return dict(zip(self.spec.stems, np.concatenate(blocks, axis=-1), strict=True))
+
+    def stream(self, blocks: Iterable[Audio], rate_hz: int) -> Iterator[Audio]:
+        """Stems (s, c, n), block by block, of a song that comes as blocks (c, n) of float32 samples of full scale 1.
+
+        Memory does not grow with the song: one window is held. Raises AudioError for a song without samples or with
+        samples that are not finite.
+        """
+        chunk = self.spec.chunk
+        length_samples, overlap_samples = chunk.length_s * rate_hz, chunk.overlap_s * rate_hz
+        pieces = (self.separate_window(w, rate_hz) for w in windows(blocks, length_samples, overlap_samples))
+        silent = True
+        for stems in crossfade(pieces, overlap_samples):
+            silent = False
+            yield stems
+        if silent:
+            raise AudioError("the audio has no samples: send a file with at least one")
+
+    def separate_window(self, window: Audio, rate_hz: int) -> Audio:
+        """Stems (s, c, n) of one window (c, n). The last stem is what the others leave of it."""
+        if not np.isfinite(window).all():
+            raise AudioError("the audio has samples that are not finite (NaN or infinity): export it again")
+        channels, samples = window.shape
+        at_model_rate = resample(window, rate_hz, self.spec.audio.sample_rate_hz)
+        rows = torch.from_numpy(to_rows(at_model_rate, self.spec.audio.channels)).to(self.device)
+        estimates = self.estimate(rows).cpu().numpy()
+        stems = np.empty((len(self.spec.stems), channels, samples), np.float32)
+        for stem, estimate in zip(stems, estimates, strict=False):
+            of_channels = from_rows(estimate, channels)
+            stem[:] = fit(resample(of_channels, self.spec.audio.sample_rate_hz, rate_hz), samples)
+        stems[-1] = window - stems[:-1].sum(axis=0)
+        return stems
+
+    @torch.inference_mode()
+    def estimate(self, rows: Tensor) -> Tensor:
+        """All stems but the last (s - 1, r, c, n), of rows (r, c, n) at the model's rate and channels."""
+        spectrograms = self.network(self.stft(rows))[:, :-1]
+        return self.stft.inverse(spectrograms, rows.shape[-1]).transpose(0, 1)
+
+
+def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
+    """Audio (c, n) at another rate, about n · to / from samples long."""
+    resampled: NDArray[np.float32] = soxr.resample(audio.T, from_hz, to_hz).T
+    return np.ascontiguousarray(resampled)
+
+
+def fit(audio: Audio, samples: int) -> Audio:
+    """Audio (c, n) cut or filled with silence to so many samples: a resampler rounds lengths."""
+    return np.pad(audio[:, :samples], ((0, 0), (0, max(0, samples - audio.shape[1]))))
+
+
+def to_rows(audio: Audio, model_channels: int) -> Audio:
+    """Rows (r, c, n) of a song's channels (c, n): each channel on its own, but a stereo pair as one row of a stereo model."""
+    if model_channels == audio.shape[0]:
+        return audio[None]
+    return np.repeat(audio[:, None], model_channels, axis=1)
+
+
+def from_rows(rows: Audio, channels: int) -> Audio:
+    """The song's channels (c, n) of estimated rows (r, c, n), the inverse of `to_rows`."""
+    if rows.shape[1] == channels and rows.shape[0] == 1:
+        return rows[0]
+    return rows.mean(axis=1)
