@@ -1,0 +1,86 @@
+"""The facts of a deployment; the only file of serving that reads the environment.
+
+Every field of `Settings` is read from `STEMWRIGHT_` and its name in capitals: `http_port` from `STEMWRIGHT_HTTP_PORT`. The
+names stay what they are: the worker runs the code in the archive, and an old archive reads them, too. Credentials are no
+settings: boto3 and MLflow find `AWS_*` and `MLFLOW_*` themselves.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from serving.errors import ServerError
+
+PREFIX = "STEMWRIGHT_"
+CREDENTIALS = ("AWS_", "MLFLOW_")
+HIDDEN_FROM_WORKERS = (*CREDENTIALS, "TS_", "PYTHONPATH")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one server runs. A port of 0 is any free one.
+
+    `http_port` is not `port`: Kubernetes sets STEMWRIGHT_PORT in every pod beside a service of the name stemwright.
+    """
+
+    model: str | None = None
+    """What to serve: a path, s3://…, runs:/… or models:/…"""
+    http_host: str = "127.0.0.1"
+    """Where the endpoint listens; 0.0.0.0 is every network. Management and metrics never leave this machine."""
+    http_port: int = 8080
+    management_port: int = 0
+    metrics_port: int = 0
+    max_request_mb: int = 200
+    """Twenty minutes of 44.1 kHz stereo WAV, more than an hour of FLAC. The server holds a request in memory several times."""
+    max_duration_s: int = 3600
+    """Compressed audio can be short in bytes and endless in time: an hour of it is minutes of work on a CPU, and the stems of
+    an hour are gigabytes that Java holds for a client that reads slowly."""
+    workers: int = 1
+    """Processes with a model each; more than one pays on as many GPUs."""
+    queue_size: int = 8
+    """Requests that wait, in memory, for a worker; beyond them the answer is 503."""
+    response_timeout_s: int = 600
+    """A worker silent for so long is restarted. It speaks with every window, so this bounds a window and not a song."""
+    startup_timeout_s: int = 300
+    device: str | None = None
+    """A torch device such as cpu or cuda:1; without it each worker takes the GPU that TorchServe gives it, else the CPU."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Settings of an environment. Raises ServerError for a value that cannot be read or used."""
+        facts: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            name = PREFIX + field.name.upper()
+            value = environ.get(name, "").strip()
+            if value:
+                facts[field.name] = whole_number(name, value) if isinstance(field.default, int) else value
+        return cls(**facts)
+
+
+def whole_number(name: str, value: str) -> int:
+    smallest, largest = (0, 65_535) if name.endswith("_PORT") else (1, 2_000)
+    if name.endswith("_S"):
+        largest = 86_400
+    if not value.isdecimal() or not smallest <= int(value) <= largest:
+        raise ServerError(f"{name} is {value!r}: set it to a whole number from {smallest} to {largest:,}")
+    return int(value)
+
+
+def report(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
+    """The settings as lines to print, with the names of the credentials that are set, never their values."""
+    facts = [f"{PREFIX}{name.upper()}={'' if value is None else value}" for name, value in vars(settings).items()]
+    secrets = [f"{name}=***" for name in sorted(environ) if name.startswith(CREDENTIALS)]
+    return "\n".join([*facts, *secrets])
+
+
+def worker_environment(settings: Settings, environ: Mapping[str, str] = os.environ, **extra: str) -> dict[str, str]:
+    """The environment of TorchServe and its workers: this one, the settings as they are used, and `extra`.
+
+    Left out: credentials, which only the parent needs, to fetch the archive; `TS_*`, which would override TorchServe's
+    configuration; PYTHONPATH, before whose packages those in the archive must go.
+    """
+    kept = {name: value for name, value in environ.items() if not name.startswith(HIDDEN_FROM_WORKERS)}
+    facts = {PREFIX + name.upper(): str(value) for name, value in vars(settings).items() if value is not None}
+    return kept | facts | extra

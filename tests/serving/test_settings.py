@@ -1,0 +1,64 @@
+import pytest
+
+from serving.errors import ServerError
+from serving.settings import Settings, report, worker_environment
+
+
+def test_settings_are_their_defaults_where_the_environment_says_nothing() -> None:
+    assert Settings.from_env({}) == Settings()
+    assert Settings.from_env({"STEMWRIGHT_HTTP_PORT": "", "HTTP_PORT": "9"}) == Settings()
+
+
+def test_every_setting_has_a_variable() -> None:
+    environ = {
+        "STEMWRIGHT_MODEL": "s3://models/x.mar",
+        "STEMWRIGHT_HTTP_HOST": "0.0.0.0",
+        "STEMWRIGHT_HTTP_PORT": "0",
+        "STEMWRIGHT_MANAGEMENT_PORT": "8081",
+        "STEMWRIGHT_METRICS_PORT": "8082",
+        "STEMWRIGHT_MAX_REQUEST_MB": "50",
+        "STEMWRIGHT_MAX_DURATION_S": "7200",
+        "STEMWRIGHT_WORKERS": "2",
+        "STEMWRIGHT_QUEUE_SIZE": "3",
+        "STEMWRIGHT_RESPONSE_TIMEOUT_S": "30",
+        "STEMWRIGHT_STARTUP_TIMEOUT_S": "40",
+        "STEMWRIGHT_DEVICE": "cpu",
+    }
+    settings = Settings("s3://models/x.mar", "0.0.0.0", 0, 8081, 8082, 50, 7200, 2, 3, 30, 40, "cpu")
+    assert Settings.from_env(environ) == settings
+    assert worker_environment(settings, {}) == environ, "the worker reads what the parent read"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STEMWRIGHT_HTTP_PORT", "http"),
+        ("STEMWRIGHT_HTTP_PORT", "65536"),
+        ("STEMWRIGHT_WORKERS", "0"),
+        ("STEMWRIGHT_WORKERS", "-1"),
+        ("STEMWRIGHT_MAX_REQUEST_MB", "2001"),  # in bytes it must fit Java's int
+        ("STEMWRIGHT_MAX_DURATION_S", "1e3"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(name: str, value: str) -> None:
+    with pytest.raises(ServerError, match=f"{name} is '{value}': set it to a whole number from"):
+        Settings.from_env({name: value})
+
+
+def test_the_port_that_kubernetes_announces_is_not_taken_for_ours() -> None:
+    assert Settings.from_env({"STEMWRIGHT_PORT": "tcp://10.0.0.7:8080", "STEMWRIGHT_SERVICE_HOST": "10.0.0.7"}) == Settings()
+
+
+def test_the_report_names_credentials_and_hides_what_they_are() -> None:
+    lines = report(Settings(workers=3), {"AWS_SECRET_ACCESS_KEY": "hush", "MLFLOW_TRACKING_PASSWORD": "hush", "HOME": "/"})
+    assert "STEMWRIGHT_WORKERS=3" in lines.splitlines()
+    assert "AWS_SECRET_ACCESS_KEY=***" in lines.splitlines()
+    assert "MLFLOW_TRACKING_PASSWORD=***" in lines.splitlines()
+    assert "hush" not in lines and "HOME" not in lines
+
+
+def test_workers_get_no_credentials_and_nothing_that_overrides_their_configuration() -> None:
+    environ = {"PATH": "/bin", "AWS_SESSION_TOKEN": "x", "MLFLOW_TRACKING_URI": "x", "TS_CONFIG_FILE": "x", "PYTHONPATH": "x"}
+    environment = worker_environment(Settings(), environ, TEMP="/t")
+    assert environment["PATH"] == "/bin" and environment["TEMP"] == "/t"
+    assert not environment.keys() & (environ.keys() - {"PATH"})
