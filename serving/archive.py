@@ -12,7 +12,6 @@ No pickle anywhere. An archive opens only if it is whole: known version, right h
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import zipfile
@@ -97,7 +96,7 @@ def write_archive(path: Path, spec: ModelSpec, network: nn.Module, origin: Mappi
                 export_path=scratch,
             )
         )
-        os.replace(Path(scratch, f"{path.stem}.mar"), path)
+        Path(scratch, f"{path.stem}.mar").replace(path)
 
 
 def read_archive(path: Path) -> Archive:
@@ -107,13 +106,17 @@ def read_archive(path: Path) -> Archive:
         facts = json.loads(facts_json)
         version, promised = facts["format_version"], facts["weights_sha256"]
         if version != FORMAT_VERSION:
-            raise ArchiveError(f"{path} has format version {version}, this package reads {FORMAT_VERSION}: export it again")
+            raise ArchiveError(
+                f"{path} has format version {version}, this package reads {FORMAT_VERSION}: export it again"
+            )
         spec, origin = ModelSpec.from_json(facts["model"]), facts["origin"]
     except (json.JSONDecodeError, KeyError, TypeError, SpecError) as error:
         raise ArchiveError(f"separator.json in {path} is damaged ({error}): export the archive again") from error
     found = hashlib.sha256(weights).hexdigest()
     if found != promised:
-        raise ArchiveError(f"the weights in {path} have sha256 {found[:12]}…, not {promised[:12]}…: fetch the archive again")
+        raise ArchiveError(
+            f"the weights in {path} have sha256 {found[:12]}…, not {promised[:12]}…: fetch the archive again"
+        )
     try:
         tensors = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:

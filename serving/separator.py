@@ -29,7 +29,7 @@ class Separator:
     def __init__(self, spec: ModelSpec, network: nn.Module, device: torch.device | str | None = None) -> None:
         self.spec = spec
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = network.to(self.device, memory_format=torch.channels_last).eval()
+        self.network = network.to(self.device).eval()
         self.stft = Stft(spec.stft).to(self.device)
 
     @classmethod

@@ -25,7 +25,9 @@ class AudioSpec:
     channels: int
 
     def __post_init__(self) -> None:
-        require(1_000 <= self.sample_rate_hz <= 384_000, f"sample_rate_hz {self.sample_rate_hz} is not in 1,000..384,000")
+        require(
+            1_000 <= self.sample_rate_hz <= 384_000, f"sample_rate_hz {self.sample_rate_hz} is not in 1,000..384,000"
+        )
         require(self.channels in (1, 2), f"channels {self.channels} is neither 1 nor 2")
 
 
@@ -85,7 +87,9 @@ class ModelSpec:
     def __post_init__(self) -> None:
         unknown = [stem for stem in self.stems if stem not in STEMS]
         require(not unknown, f"unknown stems {unknown}: there are {', '.join(STEMS)}")
-        require(len(self.stems) >= 2 and len(set(self.stems)) == len(self.stems), f"stems {self.stems} are not two or more")
+        require(
+            len(self.stems) >= 2 and len(set(self.stems)) == len(self.stems), f"stems {self.stems} are not two or more"
+        )
         require(
             self.stems[-1] in ("other", "accompaniment"),
             f"the last stem takes the remainder and must be other or accompaniment, not {self.stems[-1]}",

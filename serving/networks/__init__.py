@@ -4,6 +4,7 @@ A network maps a complex mixture spectrogram (b, c, f, t) to complex stem spectr
 its spec, any number of frames. Transforms stay outside.
 """
 
+import torch
 from torch import nn
 
 from serving.errors import SpecError
@@ -12,11 +13,13 @@ from serving.spec import ModelSpec
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """The network of a spec with fresh weights. Raises SpecError for an unknown architecture or dimension."""
+    """The network of a spec with fresh weights, in channels-last order. Raises SpecError for an unknown architecture or dimension."""
     architectures = {"classic": Classic}
     if spec.architecture not in architectures:
         raise SpecError(f"unknown architecture {spec.architecture!r}: there are {', '.join(architectures)}")
     try:
-        return architectures[spec.architecture](spec, **spec.dimensions)
+        network = architectures[spec.architecture](spec, **spec.dimensions)
     except TypeError as error:
         raise SpecError(f"{spec.architecture} does not take these dimensions: {error}") from error
+    # Convolutions of few channels run about twice as fast in this order of memory. The stubs of `to` do not know it.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,194 @@
+"""The command line of the training package; the one edge that catches its errors."""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.errors import StemwrightError
+from training.config import PRESETS, Budget, TrainConfig, add_flags, read_config, with_flags
+from training.errors import ConfigError, TrainingError
+from training.interrupt import exit_on_signal
+
+if TYPE_CHECKING:
+    import torch
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0 only if it did its work, 2 for what the user can put right."""
+    given = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, exit_on_signal)
+    try:
+        code: int = given.run(given)
+    except (TrainingError, StemwrightError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="python -m training", description="Train, evaluate and export source separators."
+    )
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    songs = commands.add_parser("songs", help="write demo songs with true stems")
+    songs.add_argument("out", type=Path)
+    songs.add_argument("--train", type=int, default=20, help="songs to train on (default 20)")
+    songs.add_argument("--test", type=int, default=4, help="songs to test on (default 4)")
+    songs.add_argument("--seconds", type=float, default=20.0, help="length of a song (default 20)")
+    songs.add_argument("--seed", type=int, default=0)
+    songs.set_defaults(run=run_songs)
+
+    push = commands.add_parser("push", help="put a folder of songs into object storage")
+    push.add_argument("folder", type=Path)
+    push.add_argument("to", metavar="s3://bucket/prefix")
+    push.set_defaults(run=run_push)
+
+    train = commands.add_parser("train", help="train a model and export its archive")
+    train.add_argument("--data", help="folder, zip or s3:// prefix of songs")
+    train.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
+    train.add_argument("--preset", choices=PRESETS, default="classic")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    train.add_argument("--publish", metavar="URL", help="put the archive there too: s3://…, a folder or a .mar file")
+    add_device(train)
+    add_flags(train)
+    train.set_defaults(run=run_train)
+
+    evaluate = commands.add_parser("evaluate", help="score an archive on songs with stems")
+    evaluate.add_argument("--model", required=True, help="a .mar file, s3://…, runs:/… or models:/…")
+    evaluate.add_argument("--data", required=True, help="folder, zip or s3:// prefix of songs")
+    evaluate.add_argument("--split", choices=("valid", "test"), default="test")
+    evaluate.add_argument("--json", type=Path, help="write every score there")
+    add_device(evaluate)
+    evaluate.set_defaults(run=run_evaluate)
+
+    export = commands.add_parser("export", help="make an archive of a run's best weights")
+    export.add_argument("--run-dir", type=Path, required=True)
+    export.add_argument("--to", required=True, help="X.mar or s3://bucket/X.mar")
+    export.add_argument("--register", action="store_true", help="also make it the next version of the registered model")
+    export.set_defaults(run=run_export)
+
+    tour = commands.add_parser("tour", help="walk one song through every step of the separation")
+    tour.add_argument("song", type=Path)
+    tour.add_argument("--model", help="a .mar file, s3://…, runs:/… or models:/…")
+    tour.add_argument(
+        "--out", type=Path, default=Path("tour"), help="folder of the picture and the stems (default tour)"
+    )
+    add_device(tour)
+    tour.set_defaults(run=run_tour)
+
+    demo = commands.add_parser("demo", help="the whole path on this machine: songs, S3, training, TorchServe, stems")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything it makes (default demo)")
+    demo.add_argument("--minutes", type=float, default=4.0, help="minutes of training (default 4)")
+    demo.set_defaults(run=run_demo)
+    return root
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
+
+
+def run_songs(given: argparse.Namespace) -> int:
+    from training.songs import write_songs
+
+    write_songs(given.out, given.train, given.test, given.seconds, given.seed)
+    print(f"{given.train} songs to train on and {given.test} to test on are in {given.out}")
+    return 0
+
+
+def run_push(given: argparse.Namespace) -> int:
+    from serving.storage import store_folder
+
+    store_folder(given.folder, given.to)
+    print(f"{given.folder} is in {given.to}")
+    return 0
+
+
+def run_train(given: argparse.Namespace) -> int:
+    from training.train import train
+
+    result = train(configuration(given), given.run_dir, device_of(given), given.resume, given.publish)
+    if result.stopped_by is not None:
+        print(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}", file=sys.stderr)
+        return 128 + result.stopped_by
+    print(f"{result.steps} steps, best validation uSDR {result.best_usdr:.2f} dB, archive {result.archive}")
+    return 0
+
+
+def configuration(given: argparse.Namespace) -> TrainConfig:
+    """The stored configuration of a run that is resumed, else the preset; with the flags that were given."""
+    flags = vars(given)
+    if given.resume:
+        stored = read_config(given.run_dir)
+        flags = {**flags, "data": given.data or stored.data}
+        return with_flags(stored, flags)
+    if given.data is None:
+        raise ConfigError("--data is missing: name a folder, a zip or an s3:// prefix of songs")
+    budget = Budget(steps=flags.get("steps"), minutes=flags.get("minutes"))
+    return with_flags(PRESETS[given.preset](given.data, budget), flags)
+
+
+def run_evaluate(given: argparse.Namespace) -> int:
+    from serving.separator import Separator
+    from serving.source import resolve
+    from training.evaluate import evaluate
+    from training.musdb18 import open_dataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        separator = Separator.open(resolve(given.model, Path(folder)), device_of(given))
+        data = open_dataset(given.data, Path(folder))
+        evaluation = evaluate(separator, getattr(data, given.split), progress=True)
+    print(evaluation.table())
+    if given.json:
+        given.json.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
+    return 0
+
+
+def run_export(given: argparse.Namespace) -> int:
+    from training.config import tracking_uri
+    from training.export import export, run_id_of
+    from training.tracking import register
+
+    print(export(given.run_dir, given.to))
+    if given.register:
+        print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
+    return 0
+
+
+def run_tour(given: argparse.Namespace) -> int:
+    from serving.separator import Separator
+    from serving.source import resolve
+    from training.tour import tour
+
+    with tempfile.TemporaryDirectory() as folder:
+        separator = Separator.open(resolve(given.model, Path(folder)), device_of(given)) if given.model else None
+        print(tour(given.song, separator, given.out))
+    return 0
+
+
+def run_demo(given: argparse.Namespace) -> int:
+    from training.demo import demo
+
+    demo(given.out, given.minutes)
+    return 0
+
+
+def device_of(given: argparse.Namespace) -> "torch.device":
+    import torch
+
+    try:
+        device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {given.device} cannot be used here: {error}") from error
+    return device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

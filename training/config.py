@@ -1,0 +1,201 @@
+"""The facts of a run: frozen, stored in its folder and in MLflow. Presets are functions, flags are made from the fields.
+
+The only reader of the environment in the training package.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from serving.errors import SpecError
+from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
+from training.errors import ConfigError
+
+
+def flag(default: Any, help: str) -> Any:
+    """A field that `python -m training train` offers as a flag of the field's name."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long training lasts: a number of steps, or of minutes that are spent on steps. The schedule is planned over it."""
+
+    steps: int | None = flag(None, "train for so many steps")
+    minutes: float | None = flag(None, "train for so many minutes")
+
+    def progress(self, step: int, trained_s: float) -> float:
+        """The share of the budget that is spent, 0..1."""
+        spent = step / self.steps if self.steps is not None else trained_s / (60 * (self.minutes or 0))
+        return min(1.0, spent)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What one step sees."""
+
+    batch_size: int = flag(8, "excerpts in a step")
+    crop_s: float = flag(6.0, "length of an excerpt in seconds")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with a linear warm-up and a cosine to zero at the end of the budget; the weights are averaged on the way."""
+
+    learning_rate: float = flag(2e-3, "peak learning rate")
+    weight_decay: float = flag(1e-2, "decoupled weight decay")
+    warmup: float = flag(0.05, "share of the budget over which the learning rate rises")
+    clip_norm: float = flag(1.0, "gradients are scaled down to this norm")
+    ema_decay: float = flag(0.99, "decay of the averaged weights, which are the ones evaluated and exported")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How often and on what the averaged weights are scored."""
+
+    validations: int = flag(12, "how many times in a run")
+    valid_share: float = flag(0.15, "share of own songs kept for validation (MUSDB18 has its own 14)")
+    valid_excerpt_s: float = flag(30.0, "seconds scored from the middle of each validation song")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run computes."""
+
+    preset: str
+    data: str
+    model: ModelSpec
+    budget: Budget
+    batches: Batches
+    optimization: Optimization
+    validation: Validation
+    seed: int = flag(0, "seed of the weights, the excerpts and the augmentation")
+
+    def __post_init__(self) -> None:
+        check(
+            (self.budget.steps is None) != (self.budget.minutes is None),
+            "give either --steps or --minutes: one of them plans the run",
+        )
+        for name, value in leaves(self):
+            if isinstance(value, int | float) and name != "seed":
+                check(
+                    value > 0 or name in ("weight_decay", "warmup", "ema_decay"),
+                    f"--{name.replace('_', '-')} must be above 0",
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Self:
+        """The configuration that `to_json` wrote. Raises ConfigError where it does not fit this version."""
+        try:
+            config: Self = read_dataclass(cls, facts)
+        except SpecError as error:
+            raise ConfigError(f"the stored configuration is not of this version: {error}") from error
+        return config
+
+
+def classic(data: str, budget: Budget) -> TrainConfig:
+    """The plan's U-Net: 22,050 Hz, 2048/512, vocals and accompaniment; 15 s are 1,025 x 646."""
+    return TrainConfig(
+        preset="classic",
+        data=data,
+        model=ModelSpec(
+            architecture="classic",
+            dimensions={"channels": (16, 32, 48, 64, 96, 128)},
+            stems=("vocals", "accompaniment"),
+            audio=AudioSpec(sample_rate_hz=22_050, channels=1),
+            stft=StftSpec(n_fft=2048, hop_samples=512),
+            chunk=ChunkSpec(length_s=15, overlap_s=1),
+        ),
+        budget=budget,
+        batches=Batches(),
+        optimization=Optimization(),
+        validation=Validation(),
+    )
+
+
+PRESETS = {"classic": classic}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every field made with `flag`; what is not given is not in the namespace."""
+    for section in (Budget, Batches, Optimization, Validation, TrainConfig):
+        hints = typing.get_type_hints(section)
+        for field in dataclasses.fields(section):
+            if "help" in field.metadata:
+                kind = next(t for t in (int, float) if t in (hints[field.name], *typing.get_args(hints[field.name])))
+                default = f" (default {field.default})" if field.default is not None else ""
+                parser.add_argument(
+                    f"--{field.name.replace('_', '-')}",
+                    type=kind,
+                    default=argparse.SUPPRESS,
+                    help=field.metadata["help"] + default,
+                )
+
+
+def with_flags(config: Any, given: Mapping[str, Any]) -> Any:
+    """The (nested) configuration with the given flags in place of its own values."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "help" in field.metadata and field.name in given:
+            changes[field.name] = given[field.name]
+        elif dataclasses.is_dataclass(value) and not isinstance(value, ModelSpec):
+            changes[field.name] = with_flags(value, given)
+    return dataclasses.replace(config, **changes)
+
+
+def leaves(config: Any) -> Iterator[tuple[str, Any]]:
+    """(name, value) of every field that is not itself a group of fields."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value)
+        else:
+            yield field.name, value
+
+
+def tracking_uri(run_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """Where runs are tracked: MLFLOW_TRACKING_URI, else a SQLite store beside the run folder."""
+    return environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child process: this one and `extra`."""
+    return {**os.environ, **extra}
+
+
+def git_commit(environ: Mapping[str, str] = os.environ) -> str:
+    """The commit of this code: STEMWRIGHT_COMMIT where an image sets it, else what git says of the checkout."""
+    if "STEMWRIGHT_COMMIT" in environ:
+        return environ["STEMWRIGHT_COMMIT"]
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def read_config(run_dir: Path) -> TrainConfig:
+    """The configuration of the run in a folder. Raises ConfigError where there is none."""
+    path = run_dir / "config.json"
+    try:
+        return TrainConfig.from_json(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{run_dir} holds no run: it has no config.json") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged: {error}") from error
+
+
+def check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

@@ -1,0 +1,47 @@
+"""Random excerpts of decoded songs, as integers: they become floats on the device.
+
+Axes: b batch, s stem, c channel, n sample.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from training.musdb18 import DecodedSong
+
+
+class Crops(Dataset[Tensor]):
+    """The batch of every step. It follows from seed and step alone, so that a resumed run sees what it would have seen."""
+
+    def __init__(self, songs: Sequence[DecodedSong], batch_size: int, crop_samples: int, seed: int) -> None:
+        self.songs = songs
+        self.batch_size = batch_size
+        self.crop_samples = crop_samples
+        self.seed = seed
+        lengths = np.array([song.n_samples for song in songs], dtype=np.float64)
+        self.share = lengths / lengths.sum()
+
+    def __getitem__(self, step: int) -> Tensor:
+        """Stereo excerpts, int16 (b, s, 2, n), each song drawn as often as it is long."""
+        rng = np.random.default_rng([self.seed, step])
+        chosen = rng.choice(len(self.songs), self.batch_size, p=self.share)
+        return torch.from_numpy(np.stack([self.crop(self.songs[index], rng) for index in chosen]))
+
+    def crop(self, song: DecodedSong, rng: np.random.Generator) -> "np.ndarray[tuple[int, ...], np.dtype[np.int16]]":
+        stems, _, samples = song.samples.shape
+        start = int(rng.integers(max(1, samples - self.crop_samples + 1)))
+        excerpt = np.zeros((stems, 2, self.crop_samples), np.int16)
+        part = song.samples[:, :, start : start + self.crop_samples]
+        excerpt[:, :, : part.shape[-1]] = part  # a mono song fills both channels
+        return excerpt
+
+
+def batches(crops: Crops, first_step: int, workers: int, pin_memory: bool) -> Iterator[Tensor]:
+    """The batches of `first_step` and every later one, prepared ahead by `workers` processes."""
+    steps = itertools.count(first_step)
+    loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory)
+    return iter(loader)

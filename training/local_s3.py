@@ -1,0 +1,68 @@
+"""An S3 server on this machine, for the demo and the tests: rclone, serving a folder whose sub-folders are buckets."""
+
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server answers, its one pair of keys, and the folder that holds its buckets."""
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables with which boto3 finds it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@contextmanager
+def serve_s3(folder: Path, port: int | None = None) -> Iterator[S3Server]:
+    """rclone's S3 server over a folder, on a free port of this machine unless one is named, stopped at the end."""
+    port = port or free_port()
+    server = S3Server(f"http://127.0.0.1:{port}", secrets.token_hex(10), secrets.token_hex(20), folder)
+    command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"127.0.0.1:{port}"]
+    command += ["--auth-key", f"{server.access_key},{server.secret_key}", "--vfs-cache-mode", "off"]
+    # Buckets that are made as plain folders must be seen at once.
+    command += ["--dir-cache-time", "0s", "--config", "", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(port, process)
+        yield server
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int, process: subprocess.Popen[str]) -> None:
+    for _ in range(200):
+        if process.poll() is not None:
+            raise TrainingError(f"the S3 server stopped at once: {process.communicate()[1]}")
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise TrainingError(f"the S3 server did not answer on port {port} within 10 s: is the port taken?")

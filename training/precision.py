@@ -1,0 +1,31 @@
+"""Mixed precision, as the device has it."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The type that convolutions compute in during training; weights, transforms and losses stay float32."""
+
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Precision":
+        """bfloat16 where the device computes in it natively, float16 on older GPUs, else float32."""
+        if device.type == "cuda":
+            return cls(torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16)
+        native = torch.cpu.get_capabilities()
+        return cls(torch.bfloat16 if native.get("avx512_bf16") or native.get("amx_bf16") else torch.float32)
+
+    @property
+    def name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Keeps float16 gradients from underflow; does nothing in the other types."""
+        return torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
