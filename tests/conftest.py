@@ -1,0 +1,42 @@
+"""What every test may use: a tiny model, and an environment without a deployment's or a user's settings."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from serving.networks import build
+from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the settings of the machine it runs on, or sends anything anywhere."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "MLFLOW_", "STEMWRIGHT_")) and name != "AWS_CA_BUNDLE":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture
+def tiny_spec() -> ModelSpec:
+    """The classic preset with hardly any weights."""
+    return ModelSpec(
+        architecture="classic",
+        dimensions={"channels": (4, 4, 8)},
+        stems=("vocals", "accompaniment"),
+        audio=AudioSpec(sample_rate_hz=22_050, channels=1),
+        stft=StftSpec(n_fft=2048, hop_samples=512),
+        chunk=ChunkSpec(length_s=15, overlap_s=1),
+    )
+
+
+@pytest.fixture
+def tiny_network(tiny_spec: ModelSpec) -> nn.Module:
+    torch.manual_seed(0)
+    return build(tiny_spec).eval()

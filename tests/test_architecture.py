@@ -1,0 +1,72 @@
+"""The rules of the layout: which package may import which, and the one room that some things live in."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVING = sorted((ROOT / "serving").rglob("*.py"))
+TRAINING = sorted((ROOT / "training").rglob("*.py"))
+
+TOP_LEVEL = {
+    *("README.md", "pyproject.toml", "training", "serving", "infra", "tests", "Dockerfile.train", "Dockerfile.serve"),
+    *("Makefile", "constraints.txt", "LICENSE", ".ci", ".gitignore", ".dockerignore"),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def importers(paths: list[Path], package: str) -> set[str]:
+    return {str(p.relative_to(ROOT)) for p in paths if any(name.split(".")[0] == package for name in imports(p))}
+
+
+def naming(paths: list[Path], pattern: str) -> set[str]:
+    return {str(p.relative_to(ROOT)) for p in paths if re.search(pattern, p.read_text())}
+
+
+def test_serving_is_complete_without_training() -> None:
+    assert importers(SERVING, "training") == set()
+
+
+@pytest.mark.parametrize(
+    ("package", "homes"),
+    [
+        ("boto3", {"serving/storage.py"}),
+        ("botocore", {"serving/storage.py"}),
+        ("mlflow", {"serving/source.py", "training/tracking.py"}),
+        ("ts", {"serving/handler.py"}),
+        ("urllib3", {"serving/client.py", "serving/server.py"}),
+        ("musdb", {"training/musdb18.py"}),
+        ("pickle", set()),
+    ],
+)
+def test_a_package_has_its_room(package: str, homes: set[str]) -> None:
+    assert importers(SERVING + TRAINING, package) == homes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "homes"),
+    [
+        (r"(torch|librosa)\.i?stft\(", {"serving/spectrogram.py"}),
+        (r"os\.(environ|getenv)", {"serving/settings.py", "training/config.py"}),
+        (r"torch\.(save|load)\(", set()),
+        (r"except( Base)?Exception:|except:", set()),
+    ],
+)
+def test_a_call_has_its_room(pattern: str, homes: set[str]) -> None:
+    assert naming(SERVING + TRAINING, pattern) == homes
+
+
+def test_the_top_level_is_the_designs() -> None:
+    ignored = {".git", ".venv", ".gitattributes", "demo", "runs", "build"}
+    found = {p.name for p in ROOT.iterdir() if p.name not in ignored and not re.search(r"_cache$|\.egg-info$|^__", p.name)}
+    assert found == TOP_LEVEL
