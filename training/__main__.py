@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0 only if it did its work, 2 for what the user can put right."""
+    """Run one command; the exit code is 0 only if it did its work, 1 for what a user can put right."""
     given = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, exit_on_signal)
     try:
         code: int = given.run(given)
     except (TrainingError, StemwrightError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return code

@@ -4,17 +4,21 @@ Axes: b batch, s stem, c channel, n sample.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from training.musdb18 import DecodedSong
 
+THREADS = 2
+AHEAD = 4
 
-class Crops(Dataset[Tensor]):
+
+class Crops:
     """The batch of every step. It follows from seed and step alone, so that a resumed run sees what it would have seen."""
 
     def __init__(self, songs: Sequence[DecodedSong], batch_size: int, crop_samples: int, seed: int) -> None:
@@ -25,7 +29,7 @@ class Crops(Dataset[Tensor]):
         lengths = np.array([song.n_samples for song in songs], dtype=np.float64)
         self.share = lengths / lengths.sum()
 
-    def __getitem__(self, step: int) -> Tensor:
+    def batch(self, step: int) -> Tensor:
         """Stereo excerpts, int16 (b, s, 2, n), each song drawn as often as it is long."""
         rng = np.random.default_rng([self.seed, step])
         chosen = rng.choice(len(self.songs), self.batch_size, p=self.share)
@@ -40,8 +44,19 @@ class Crops(Dataset[Tensor]):
         return excerpt
 
 
-def batches(crops: Crops, first_step: int, workers: int, pin_memory: bool) -> Iterator[Tensor]:
-    """The batches of `first_step` and every later one, prepared ahead by `workers` processes."""
-    steps = itertools.count(first_step)
-    loader = DataLoader(crops, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory)
-    return iter(loader)
+def batches(crops: Crops, first_step: int, pin_memory: bool) -> Iterator[Tensor]:
+    """The batches of `first_step` and every later one, a few of them prepared ahead.
+
+    By threads: copying out of a memory map does not hold the interpreter up, and processes would need more shared memory
+    than a container has unless told.
+    """
+
+    def prepare(step: int) -> Tensor:
+        batch = crops.batch(step)
+        return batch.pin_memory() if pin_memory else batch
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        ahead = deque(pool.submit(prepare, step) for step in range(first_step, first_step + AHEAD))
+        for step in itertools.count(first_step + AHEAD):
+            yield ahead.popleft().result()
+            ahead.append(pool.submit(prepare, step))

@@ -96,8 +96,7 @@ def run_steps(
 ) -> None:
     """Validate, save, stop, step, log; until the budget is spent or a stop is asked for."""
     stft, precision = Stft(config.model.stft).to(device), Precision.of(device)
-    on_gpu = device.type == "cuda"
-    upcoming = batches(crops, state.step, workers=2 if on_gpu else 0, pin_memory=on_gpu)
+    upcoming = batches(crops, state.step, pin_memory=device.type == "cuda")
     audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
     last_save = time.monotonic()
     bar = tqdm(
@@ -133,7 +132,9 @@ def run_steps(
             tracker.numbers(numbers, state.step)
             bar.n = progress
             speed = f"{numbers['audio_s_per_s']:.0f} audio s/s"
-            bar.set_postfix_str(f"step {state.step}, loss {numbers['loss']:.4f}, {speed}, best {state.best_usdr:.2f} dB")
+            bar.set_postfix_str(
+                f"step {state.step}, loss {numbers['loss']:.4f}, {speed}, best {state.best_usdr:.2f} dB"
+            )
         state.trained_s += time.monotonic() - started
 
 
