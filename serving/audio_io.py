@@ -1,0 +1,213 @@
+"""Bytes to float32 audio (c, n) and back, through libsndfile; what it cannot read, such as AAC, is decoded by ffmpeg first.
+
+Nothing that a header says about length is believed: a song is decoded once to be measured, block by block, before anyone
+works on it. Lossy songs are long where their bytes are few, so that measuring stops at the limit, not at the end.
+
+Axes: c channel, n sample.
+"""
+
+import io
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from serving.chunks import Audio
+from serving.errors import AudioError, AudioTooLong, UnsupportedAudio
+
+Source = bytes | bytearray | Path
+
+BLOCK_SAMPLES = 1 << 16
+MAX_CHANNELS = 8
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
+UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count where a header gives none
+FFMPEG_TIMEOUT_S = 300
+# Containers that hold audio and name no other file: a playlist could make ffmpeg read what is on the server's disk.
+FFMPEG_DEMUXERS = "aac,ac3,ape,asf,avi,flv,matroska,mov,mpegts,ogg,tta,wav,wv"
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a song is, measured by decoding it. `format` and `subtype` are libsndfile's names, FFMPEG where that decoded."""
+
+    rate_hz: int
+    channels: int
+    samples: int
+    format: str
+    subtype: str
+
+
+@dataclass(frozen=True)
+class Song:
+    """Audio that has been decoded to its end once and can be read."""
+
+    info: AudioInfo
+    source: Source
+
+    def blocks(self, block_samples: int = BLOCK_SAMPLES) -> Iterator[Audio]:
+        """The song from its beginning, as float32 blocks (c, ≤ block_samples)."""
+        with decoder(self.source) as file:
+            yield from decoded(file, block_samples)
+
+
+@contextmanager
+def open_audio(source: Source, max_duration_s: float | None = None) -> Iterator[Song]:
+    """A song from a file or from a file's bytes.
+
+    Raises UnsupportedAudio for bytes in no known format; AudioTooLong for more than `max_duration_s`; AudioError for a
+    song that breaks off, has no samples, samples that are not finite, more than 8 channels, or a rate outside
+    1,000..384,000 Hz. A WAV file that is shorter than its header says counts as what is there: programs that write WAV
+    into a pipe leave such headers.
+    """
+    if isinstance(source, Path) and not source.is_file():
+        raise AudioError(f"{source} is not a file: check the path")
+    name = source.name if isinstance(source, Path) else "the audio"
+    with ExitStack() as stack:
+        if readable(source):
+            info = measure(source, name, max_duration_s)
+        else:
+            source = stack.enter_context(transcoded(source, name, max_duration_s))
+            info = replace(measure(source, name, max_duration_s), format="FFMPEG", subtype="FFMPEG")
+        yield Song(info, source)
+
+
+def read(source: Source) -> tuple[Audio, int]:
+    """A whole song (c, n) and its rate in Hz. Raises as `open_audio` does."""
+    with open_audio(source) as song:
+        return np.concatenate(list(song.blocks()), axis=-1), song.info.rate_hz
+
+
+def write(path: Path, audio: Audio, rate_hz: int, subtype: str | None = None) -> None:
+    """Write audio (c, n) in the format of the path's suffix, clipped at full scale unless `subtype` is FLOAT.
+
+    `subtype` is libsndfile's name of the sample format, by default the usual one of the file format.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        unfinished = Path(folder, path.name)
+        soundfile.write(unfinished, audio.T, rate_hz, subtype=subtype)
+        unfinished.replace(path)
+
+
+class ForwardDecoder(soundfile.SoundFile):  # type: ignore[misc]
+    """A SoundFile that only reads on: the seek which SoundFile does after every read changes samples of MP3 files."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@contextmanager
+def decoder(source: Source) -> Iterator[ForwardDecoder]:
+    """An open decoder. An MP3 goes through a pipe: where libsndfile knows a size it guesses the length from it, and
+    leaves out whatever lies behind the guess."""
+    with ExitStack() as stack:
+        file = stack.enter_context(source.open("rb") if isinstance(source, Path) else io.BytesIO(source))
+        # By descriptor, because a name that ends in .raw would be taken for headerless samples.
+        file_or_descriptor = file.fileno() if isinstance(source, Path) else file
+        opened = stack.enter_context(ForwardDecoder(file_or_descriptor, closefd=False))
+        if opened.format == "MP3":
+            pipe = stack.enter_context(piped(source))
+            opened = stack.enter_context(ForwardDecoder(pipe, closefd=False))
+        yield opened
+
+
+@contextmanager
+def piped(source: Source) -> Iterator[int]:
+    """The read end of a pipe that a thread fills with the source."""
+    read_end, write_end = os.pipe()
+
+    def feed() -> None:
+        # The reader may leave before the end.
+        with suppress(BrokenPipeError), os.fdopen(write_end, "wb") as pipe:
+            if isinstance(source, Path):
+                with source.open("rb") as file:
+                    shutil.copyfileobj(file, pipe)
+            else:
+                pipe.write(source)
+
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    try:
+        yield read_end
+    finally:
+        os.close(read_end)
+        feeder.join()
+
+
+def decoded(file: ForwardDecoder, block_samples: int) -> Iterator[Audio]:
+    # Not SoundFile.blocks(): it repeats old samples where a file ends before its header says.
+    while len(block := file.read(block_samples, dtype="float32", always_2d=True)):
+        yield np.ascontiguousarray(block.T)
+
+
+def readable(source: Source) -> bool:
+    """Whether libsndfile knows the format."""
+    try:
+        with decoder(source):
+            return True
+    except soundfile.LibsndfileError:
+        return False
+
+
+def measure(source: Source, name: str, max_duration_s: float | None) -> AudioInfo:
+    """Decode the song to its end, keeping nothing."""
+    with decoder(source) as file:
+        rate_hz, channels, samples = file.samplerate, file.channels, 0
+        if channels > MAX_CHANNELS:
+            raise AudioError(f"{name} has {channels} channels: mix it down to {MAX_CHANNELS} or fewer")
+        if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+            raise AudioError(f"{name} has {rate_hz} Hz: resample it to {MIN_RATE_HZ:,}..{MAX_RATE_HZ:,} Hz")
+        most_samples = math.inf if max_duration_s is None else max_duration_s * rate_hz
+        try:
+            for block in decoded(file, BLOCK_SAMPLES):
+                samples += block.shape[-1]
+                if samples > most_samples:
+                    raise AudioTooLong(f"{name} is longer than {max_duration_s:g} s: send it in parts")
+                if not np.isfinite(block).all():
+                    raise AudioError(f"{name} has samples that are not finite: export it again without them")
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{name} is damaged after {samples / rate_hz:.1f} s: send the whole file again") from error
+        # The header of an MP3 gives a length that encoders get wrong in sound files.
+        if file.format != "MP3" and samples < file.frames < UNKNOWN_SAMPLES:
+            raise AudioError(
+                f"{name} breaks off: {samples} samples of {file.frames} can be decoded, send the whole file again"
+            )
+        if samples == 0:
+            raise AudioError(f"{name} has no samples: send a file with at least one")
+        return AudioInfo(rate_hz, channels, samples, file.format, file.subtype)
+
+
+@contextmanager
+def transcoded(source: Source, name: str, max_duration_s: float | None) -> Iterator[Path]:
+    """A temporary float WAV of what ffmpeg makes of the source."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        raise UnsupportedAudio(
+            f"{name} is no WAV, FLAC, OGG, Opus, MP3 or AIFF: install ffmpeg here if it is AAC, M4A or WMA"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        encoded, wav = Path(folder, "encoded"), Path(folder, "decoded.wav")
+        if isinstance(source, Path):
+            encoded = source.absolute()
+        else:
+            encoded.write_bytes(source)
+        command = [ffmpeg, "-nostdin", "-loglevel", "error"]
+        command += ["-protocol_whitelist", "file", "-format_whitelist", FFMPEG_DEMUXERS, "-i", f"file:{encoded}"]
+        # One second more than allowed shows that a song is too long.
+        limit = [] if max_duration_s is None else ["-t", f"{max_duration_s + 1}"]
+        command += ["-map", "0:a:0", *limit, "-c:a", "pcm_f32le", "-f", "wav", "-rf64", "auto", f"file:{wav}"]
+        try:
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=FFMPEG_TIMEOUT_S)
+        except subprocess.CalledProcessError as error:
+            raise UnsupportedAudio(f"{name} is no audio: send WAV, FLAC, OGG, Opus, MP3, AIFF or M4A") from error
+        except subprocess.TimeoutExpired as error:
+            raise AudioError(f"{name} takes ffmpeg more than {FFMPEG_TIMEOUT_S} s: send WAV or FLAC") from error
+        yield wav
