@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--preset", choices=PRESETS, default="classic")
     train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
     train.add_argument("--publish", metavar="URL", help="put the archive there too: s3://…, a folder or a .mar file")
+    add_cache(train)
     add_device(train)
     add_flags(train)
     train.set_defaults(run=run_train)
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, help="folder, zip or s3:// prefix of songs")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test")
     evaluate.add_argument("--json", type=Path, help="write every score there")
+    add_cache(evaluate)
     add_device(evaluate)
     evaluate.set_defaults(run=run_evaluate)
 
@@ -90,22 +92,29 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def add_cache(command: argparse.ArgumentParser) -> None:
+    help = "folder for copies of remote data and decoded songs (default cache)"
+    command.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help=help)
+
+
 def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
 
 
 def run_songs(given: argparse.Namespace) -> int:
+    from training.progress import ProgressBar
     from training.songs import write_songs
 
-    write_songs(given.out, given.train, given.test, given.seconds, given.seed)
+    write_songs(given.out, given.train, given.test, given.seconds, given.seed, ProgressBar())
     print(f"{given.train} songs to train on and {given.test} to test on are in {given.out}")
     return 0
 
 
 def run_push(given: argparse.Namespace) -> int:
     from serving.storage import store_folder
+    from training.progress import ProgressBar
 
-    store_folder(given.folder, given.to)
+    store_folder(given.folder, given.to, ProgressBar())
     print(f"{given.folder} is in {given.to}")
     return 0
 
@@ -113,7 +122,7 @@ def run_push(given: argparse.Namespace) -> int:
 def run_train(given: argparse.Namespace) -> int:
     from training.train import train
 
-    result = train(configuration(given), given.run_dir, device_of(given), given.resume, given.publish)
+    result = train(configuration(given), given.run_dir, given.cache, device_of(given), given.resume, given.publish)
     if result.stopped_by is not None:
         print(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}", file=sys.stderr)
         return 128 + result.stopped_by
@@ -127,11 +136,13 @@ def configuration(given: argparse.Namespace) -> TrainConfig:
     if given.resume:
         stored = read_config(given.run_dir)
         flags = {**flags, "data": given.data or stored.data}
-        return with_flags(stored, flags)
+        resumed: TrainConfig = with_flags(stored, flags)
+        return resumed
     if given.data is None:
         raise ConfigError("--data is missing: name a folder, a zip or an s3:// prefix of songs")
     budget = Budget(steps=flags.get("steps"), minutes=flags.get("minutes"))
-    return with_flags(PRESETS[given.preset](given.data, budget), flags)
+    fresh: TrainConfig = with_flags(PRESETS[given.preset](given.data, budget), flags)
+    return fresh
 
 
 def run_evaluate(given: argparse.Namespace) -> int:
@@ -139,11 +150,12 @@ def run_evaluate(given: argparse.Namespace) -> int:
     from serving.source import resolve
     from training.evaluate import evaluate
     from training.musdb18 import open_dataset
+    from training.progress import ProgressBar
 
     with tempfile.TemporaryDirectory() as folder:
         separator = Separator.open(resolve(given.model, Path(folder)), device_of(given))
-        data = open_dataset(given.data, Path(folder))
-        evaluation = evaluate(separator, getattr(data, given.split), progress=True)
+        data = open_dataset(given.data, given.cache / "data", progress=ProgressBar())
+        evaluation = evaluate(separator, data.split(given.split), progress=True)
     print(evaluation.table())
     if given.json:
         given.json.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.musdb18 import DecodedSong
+from training.decoded import DecodedSong
 
 THREADS = 2
 AHEAD = 4
@@ -36,10 +36,10 @@ class Crops:
         return torch.from_numpy(np.stack([self.crop(self.songs[index], rng) for index in chosen]))
 
     def crop(self, song: DecodedSong, rng: np.random.Generator) -> "np.ndarray[tuple[int, ...], np.dtype[np.int16]]":
-        stems, _, samples = song.samples.shape
-        start = int(rng.integers(max(1, samples - self.crop_samples + 1)))
-        excerpt = np.zeros((stems, 2, self.crop_samples), np.int16)
-        part = song.samples[:, :, start : start + self.crop_samples]
+        samples = song.samples
+        start = int(rng.integers(max(1, samples.shape[-1] - self.crop_samples + 1)))
+        part = samples[:, :, start : start + self.crop_samples]
+        excerpt = np.zeros((len(samples), 2, self.crop_samples), np.int16)
         excerpt[:, :, : part.shape[-1]] = part  # a mono song fills both channels
         return excerpt
 

@@ -3,6 +3,7 @@ archive in object storage → TorchServe → stems. Everything is real; everythi
 """
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -11,69 +12,56 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from serving.audio_io import read
 from training.config import environment
 from training.errors import TrainingError
 from training.local_s3 import serve_s3
 from training.metrics import csdr, recovered_percent
 
 BUCKET = "stemwright"
+STEMS = ("vocals", "accompaniment")
 SONGS, TEST_SONGS, SONG_S = 24, 3, 20
 
 
 def demo(out: Path, minutes: float) -> None:
     """Run the path below `out`, show every step, end with a report. Raises TrainingError where a step failed."""
-    buckets, run_dir, stems_dir = out / "buckets", next_run_dir(out / "runs"), out / "stems"
+    songs, buckets, run_dir = out / "songs", out / "buckets", next_run_dir(out / "runs")
     (buckets / BUCKET).mkdir(parents=True, exist_ok=True)
     data, archive = f"s3://{BUCKET}/songs", f"s3://{BUCKET}/models/{run_dir.name}.mar"
 
-    say(1, f"{SONGS + TEST_SONGS} songs with true stems, in {out / 'songs'}")
-    songs = ["songs", out / "songs", "--train", SONGS, "--test", TEST_SONGS, "--seconds", SONG_S]
-    run("training", *songs)
+    say(1, f"{SONGS + TEST_SONGS} songs with true stems, in {songs}")
+    run("training songs", songs, train=SONGS, test=TEST_SONGS, seconds=SONG_S)
 
     with serve_s3(buckets) as s3:
         say(2, f"an S3 server at {s3.endpoint}; the songs go into {data}")
-        run("training", "push", out / "songs", data, env=s3.environment)
+        run("training push", songs, data, env=s3.environment)
 
         say(3, f"training for {minutes:g} minutes, tracked in {out / 'runs' / 'mlflow.db'}")
-        train = [
-            "train",
-            "--preset",
-            "classic",
-            "--data",
-            data,
-            "--run-dir",
-            run_dir,
-            "--minutes",
-            minutes,
-            "--publish",
-            archive,
-        ]
-        run("training", *train, env=s3.environment)
+        flags = {"data": data, "run_dir": run_dir, "cache": out / "cache", "minutes": minutes, "publish": archive}
+        run("training train", env=s3.environment, **flags)
 
         say(4, "scores on songs that training never saw")
-        scores = ["evaluate", "--model", archive, "--data", data, "--split", "test", "--json", run_dir / "test.json"]
-        run("training", *scores, env=s3.environment)
+        flags = {"model": archive, "data": data, "cache": out / "cache", "split": "test", "json": run_dir / "test.json"}
+        run("training evaluate", env=s3.environment, **flags)
 
         say(5, f"TorchServe on {archive}")
         with server(archive, s3.environment, out / "server.log") as url:
             say(6, f"separating over HTTP, {url}")
-            test_songs = sorted((out / "songs" / "test").iterdir())
-            for song in test_songs:
-                run("serving", "separate", song / "mixture.wav", "--server", url, "--out", stems_dir / song.name)
+            for song in sorted((songs / "test").iterdir()):
+                run("serving separate", song / "mixture.wav", server=url, out=out / "stems" / song.name)
 
-    print(report(test_songs, stems_dir, run_dir, out))
+    print(report(out, run_dir))
 
 
-def run(package: str, *arguments: object, env: Mapping[str, str] | None = None) -> None:
+def run(command: str, *positional: object, env: Mapping[str, str] | None = None, **flags: object) -> None:
     """Run one command of a package as a user would; its output is shown as it comes."""
-    command = [str(a) for a in arguments]
-    code = subprocess.run([sys.executable, "-m", package, *command], env=environment(env or {}), check=False).returncode
+    words = ["-m", *command.split(), *map(str, positional)]
+    for name, value in flags.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    code = subprocess.run([sys.executable, *words], env=environment(env or {}), check=False).returncode
     if code != 0:
-        raise TrainingError(
-            f"`python -m {package} {' '.join(command)}` ended with exit code {code}: its message is above"
-        )
+        raise TrainingError(f"`python {shlex.join(words)}` ended with exit code {code}: its message is above")
 
 
 @contextmanager
@@ -99,27 +87,25 @@ def next_run_dir(runs: Path) -> Path:
     return runs / f"classic-{max(taken, default=0) + 1}"
 
 
-def report(songs: list[Path], stems_dir: Path, run_dir: Path, out: Path) -> str:
+def report(out: Path, run_dir: Path) -> str:
     """What came back over HTTP, scored against the true stems, and what to do next."""
+    songs = sorted((out / "songs" / "test").iterdir())
     lines = ["", f"{'song':28} {'stem':14} {'SDR, dB':>8} {'recovered':>10} {'the mixture':>12}"]
     for song in songs:
-        mixture, rate_hz = soundfile.read(song / "mixture.wav", dtype="float32", always_2d=True)
-        vocals, _ = soundfile.read(song / "vocals.wav", dtype="float32", always_2d=True)
-        references = np.stack([vocals.T, (mixture - vocals).T])
-        stems = ("vocals", "accompaniment")
-        estimates = np.stack(
-            [soundfile.read(stems_dir / song.name / f"{stem}.wav", dtype="float32")[0].T for stem in stems]
-        )
+        vocals, rate_hz = read(song / "vocals.wav")
+        mixture, _ = read(song / "mixture.wav")
+        references = np.stack([vocals, mixture - vocals])
+        estimates = np.stack([read(out / "stems" / song.name / "mixture" / f"{stem}.wav")[0] for stem in STEMS])
         scores = csdr(references, estimates, rate_hz)
-        floors = csdr(references, np.broadcast_to(mixture.T, references.shape), rate_hz)
-        for stem, score, floor in zip(stems, scores, floors, strict=True):
+        floors = csdr(references, np.broadcast_to(mixture, references.shape), rate_hz)
+        for stem, score, floor in zip(STEMS, scores, floors, strict=True):
             lines.append(f"{song.name:28} {stem:14} {score:8.2f} {recovered_percent(score):9.0f}% {floor:12.2f}")
     example = songs[0] / "mixture.wav"
     return "\n".join(
         [
             *lines,
             "",
-            f"listen:         {stems_dir}",
+            f"listen:         {out / 'stems'}",
             f"compare runs:   mlflow ui --backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}",
             f"serve it again: python -m serving serve --model {run_dir / 'classic.mar'}",
             f"and ask it:     curl -T '{example}' http://127.0.0.1:8080/predictions/stemwright -o stems.zip",

@@ -21,14 +21,16 @@ from training.augment import augment
 from training.checkpoint import RunState
 from training.config import TrainConfig, git_commit, tracking_uri
 from training.crops import Crops, batches
+from training.decoded import decode
 from training.errors import ConfigError, TrainingError
 from training.evaluate import Evaluation, evaluate, middle
 from training.export import export
 from training.interrupt import StopRequest, stop_requests
 from training.losses import spectral_l1
-from training.musdb18 import DataSet, Song, decode, open_dataset
+from training.musdb18 import DataSet, Song, open_dataset
 from training.plots import spectrogram_figure
 from training.precision import Precision
+from training.progress import ProgressBar
 from training.stems import DECODED_STEMS, model_stems
 from training.tracking import Tracker
 
@@ -48,10 +50,13 @@ class Result:
     stopped_by: int | None
 
 
-def train(config: TrainConfig, run_dir: Path, device: torch.device, resume: bool, publish: str | None) -> Result:
+def train(
+    config: TrainConfig, run_dir: Path, cache: Path, device: torch.device, resume: bool, publish: str | None
+) -> Result:
     """Train, keep the weights that score best in validation, export them; a copy of the archive goes to `publish`.
 
-    The run folder holds config.json, checkpoint.safetensors, best.safetensors and, at the end, <preset>.mar.
+    The run folder holds config.json, checkpoint.safetensors, best.safetensors and, at the end, <preset>.mar; `cache` holds
+    copies of remote data and the decoded songs, for any number of runs.
     Raises TrainingError or StemwrightError with one sentence on what is wrong.
     """
     checkpoint = run_dir / "checkpoint.safetensors"
@@ -60,8 +65,8 @@ def train(config: TrainConfig, run_dir: Path, device: torch.device, resume: bool
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
 
-    data = open_dataset(config.data, run_dir.parent / "data", config.validation.valid_share)
-    songs = decode(data.train, config.model.audio, DECODED_STEMS, run_dir.parent / "decoded")
+    data = open_dataset(config.data, cache / "data", config.validation.valid_share, ProgressBar())
+    songs = decode(data.train, config.model.audio, DECODED_STEMS, cache / "decoded", ProgressBar())
     crop_samples = round(config.batches.crop_s * config.model.audio.sample_rate_hz)
     crops = Crops(songs, config.batches.batch_size, crop_samples, config.seed)
 
@@ -176,10 +181,8 @@ def validate(
     """Score the averaged weights on the validation songs; log the scores, and a picture and sound of the first song."""
     separator = Separator(config.model, state.averaged.module, device)
     evaluation = evaluate(separator, songs, progress=False, excerpt_s=config.validation.valid_excerpt_s)
-    scores = {
-        f"valid.{stem}.{name}": value for stem, s in evaluation.model.items() for name, value in s.to_json().items()
-    }
-    tracker.numbers({name: value for name, value in scores.items() if value is not None}, state.step)
+    for stem, score in evaluation.stems.items():
+        tracker.numbers({f"valid.{stem}.csdr_db": score.csdr_db, f"valid.{stem}.usdr_db": score.usdr_db}, state.step)
 
     references, rate_hz = songs[0].read(["vocals", "mixture"])
     target, mixture = middle(references, LOGGED_EXCERPT_S * rate_hz)
@@ -200,7 +203,7 @@ def origin(config: TrainConfig, state: RunState, data: DataSet, evaluation: Eval
         "commit": git_commit(),
         "data": config.data,
         "data_digest": data.digest,
-        "validation": {stem: score.to_json() for stem, score in evaluation.model.items()},
+        "validation": {stem: score.to_json() for stem, score in evaluation.stems.items()},
     }
 
 

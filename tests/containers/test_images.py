@@ -1,0 +1,144 @@
+"""Both images, built from their Dockerfiles, and the whole path through them. Runs wherever a Docker engine answers."""
+
+import json
+import shutil
+import subprocess
+import time
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import urllib3
+
+from serving.storage import exists, store_folder
+from training.local_s3 import S3Server, free_port, serve_s3
+from training.songs import write_songs
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or not check, f"docker {' '.join(arguments)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def engine_answers() -> bool:
+    return shutil.which("docker") is not None and docker("info", check=False).returncode == 0
+
+
+pytestmark = [pytest.mark.docker, pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers")]
+
+
+@pytest.fixture(scope="module", params=["train", "serve"])
+def image(request: pytest.FixtureRequest) -> str:
+    return build(request.param)
+
+
+def build(which: str) -> str:
+    tag = f"stemwright-{which}"
+    docker("build", "--network", "host", "-f", f"{ROOT}/Dockerfile.{which}", "-t", tag, str(ROOT))
+    return tag
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    (tmp_path / "buckets" / "stemwright").mkdir(parents=True)
+    with serve_s3(tmp_path / "buckets") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def run_flags(s3: S3Server) -> list[str]:
+    """As production runs them: nothing writable but what is said, no privileges, credentials from the environment."""
+    flags = ["--network", "host", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    for name, value in s3.environment.items():
+        flags += ["-e", f"{name}={value}"]
+    return flags
+
+
+def test_an_image_runs_as_nobody_and_holds_no_credentials(image: str) -> None:
+    facts = json.loads(docker("image", "inspect", image).stdout)[0]["Config"]
+    assert facts["User"] == "10001:10001"
+    assert not [line for line in facts["Env"] if line.startswith(("AWS_", "MLFLOW_TRACKING"))]
+
+
+def test_songs_in_a_bucket_become_stems_over_http(s3: S3Server, tmp_path: Path) -> None:
+    train_image, serve_image = build("train"), build("serve")
+    write_songs(tmp_path / "songs", train=3, test=1, seconds=8, seed=0)
+    store_folder(tmp_path / "songs", "s3://stemwright/songs")
+
+    train = ["train", "--data", "s3://stemwright/songs", "--run-dir", "/runs/first", "--steps", "4", "--batch-size", "2"]
+    docker("run", "--rm", *run_flags(s3), train_image, *train, "--crop-s", "2", "--publish", "s3://stemwright/models/")
+    assert exists("s3://stemwright/models/classic.mar")
+
+    port = free_port()
+    serve = ["-e", "STEMWRIGHT_MODEL=s3://stemwright/models/classic.mar", "-e", f"STEMWRIGHT_HTTP_PORT={port}"]
+    container = docker("run", "-d", *run_flags(s3), *serve, serve_image).stdout.strip()
+    try:
+        wait_until_healthy(container)
+        song = tmp_path / "songs" / "test"
+        mixture_file = next(song.rglob("mixture.wav"))
+        url = f"http://127.0.0.1:{port}/predictions/stemwright"
+        answer = urllib3.request("POST", url, body=mixture_file.read_bytes(), timeout=120, retries=False)
+        assert answer.status == 200
+        mixture, rate_hz = soundfile.read(mixture_file, dtype="float32")
+        with zipfile.ZipFile(BytesIO(answer.data)) as stems:
+            found = [soundfile.read(BytesIO(stems.read(f"{stem}.wav")), dtype="float32") for stem in ("vocals", "accompaniment")]
+        assert all(rate == rate_hz and audio.shape == mixture.shape for audio, rate in found)
+        np.testing.assert_allclose(found[0][0] + found[1][0], mixture, atol=1e-4)
+
+        started = time.monotonic()
+        docker("stop", "--time", "20", container)
+        assert time.monotonic() - started < 10
+        state = json.loads(docker("inspect", container).stdout)[0]["State"]
+        assert state["ExitCode"] == 0 and not state["OOMKilled"]
+    finally:
+        print(docker("logs", container, check=False).stdout[-4000:])
+        docker("rm", "-f", container)
+
+
+def test_a_stopped_run_goes_on_where_it_was(s3: S3Server, tmp_path: Path) -> None:
+    image, volume = build("train"), f"stemwright-test-{tmp_path.name}"
+    write_songs(tmp_path / "songs", train=3, test=1, seconds=8, seed=0)
+    store_folder(tmp_path / "songs", "s3://stemwright/songs")
+    flags = [*run_flags(s3), "-v", f"{volume}:/runs"]
+    train = ["train", "--data", "s3://stemwright/songs", "--run-dir", "/runs/first", "--batch-size", "2", "--crop-s", "2"]
+    container = docker("run", "-d", *flags, image, *train, "--steps", "10000").stdout.strip()
+    try:
+        wait_for_line(container, "step 10,")
+        docker("stop", "--time", "30", container)
+        assert json.loads(docker("inspect", container).stdout)[0]["State"]["ExitCode"] == 143
+        stopped = int(docker("logs", container).stderr.rsplit("stopped at step ", 1)[1].split(";")[0])
+        assert stopped >= 10
+        last = ["--resume", "--steps", str(stopped + 2)]
+        done = docker("run", "--rm", *flags, image, "train", "--run-dir", "/runs/first", *last)
+        assert f"{stopped + 2} steps" in done.stdout
+    finally:
+        docker("rm", "-f", container)
+        docker("volume", "rm", "-f", volume)
+
+
+def wait_until_healthy(container: str) -> None:
+    for _ in range(240):
+        state = json.loads(docker("inspect", container).stdout)[0]["State"]
+        assert state["Running"], docker("logs", container).stdout[-4000:]
+        if state["Health"]["Status"] == "healthy":
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"not healthy within two minutes:\n{docker('logs', container).stdout[-4000:]}")
+
+
+def wait_for_line(container: str, text: str) -> None:
+    for _ in range(240):
+        logs = docker("logs", container)
+        if text in logs.stdout + logs.stderr:
+            return
+        assert json.loads(docker("inspect", container).stdout)[0]["State"]["Running"], logs.stderr[-4000:]
+        time.sleep(0.5)
+    raise AssertionError(f"{text!r} did not appear within two minutes")
