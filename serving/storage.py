@@ -125,32 +125,51 @@ def store_file(path: Path, url: str) -> None:
 
 
 def fetch_files(files: list[StoredFile], folder: Path, progress: Progress = no_progress) -> None:
-    """Copy listed files to a folder under their names, several at a time; what lies there in full size is skipped."""
+    """Copy files that `list_files` found in a bucket to a folder, several at a time.
+
+    They get their names below the URL that was listed; what lies there in full size already is skipped.
+    """
     for file in files:
         if not (folder / file.name).resolve().is_relative_to(folder.resolve()):
             raise StorageError(f"{file.url} would be written outside {folder}: rename it in the bucket")
     missing = [file for file in files if not _has_size(folder / file.name, file.size_bytes)]
-    counter = _counter("fetch", sum(file.size_bytes for file in missing), progress)
-    for file in missing:
-        (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-        if not is_remote(file.url):
-            _copy(Path(file.url), folder / file.name)
-            counter(file.size_bytes)
-    remote = [file for file in missing if is_remote(file.url)]
-    if not remote:
+    if not missing:
         return
-    with _explained(remote[0].url):
+    counter = _counter("fetch", sum(file.size_bytes for file in missing), progress)
+    with _explained(missing[0].url):
         client = _connect()
     with create_transfer_manager(client, TRANSFER) as manager:
-        downloads = [
-            manager.download(
-                *_bucket_and_key(file.url), str(folder / file.name), subscribers=[ProgressCallbackInvoker(counter)]
-            )
-            for file in remote
-        ]
-        for file, download in zip(remote, downloads, strict=True):
-            with _explained(file.url):
+        subscribers = [ProgressCallbackInvoker(counter)]
+        downloads = []
+        for file in missing:
+            (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+            download = manager.download(*_bucket_and_key(file.url), str(folder / file.name), subscribers=subscribers)
+            downloads.append((file.url, download))
+        for url, download in downloads:
+            with _explained(url):
                 download.result()
+
+
+def store_folder(folder: Path, url: str, progress: Progress = no_progress) -> None:
+    """Copy every file of a folder below a URL, several at a time."""
+    files = [(file, f"{url.rstrip('/')}/{file.name}") for file in list_files(str(folder))]
+    counter = _counter("store", sum(file.size_bytes for file, _ in files), progress)
+    if not is_remote(url):
+        for file, target in files:
+            _copy(Path(file.url), _plain(target))
+            counter(file.size_bytes)
+        return
+    with _explained(url):
+        client = _connect()
+    with create_transfer_manager(client, TRANSFER) as manager:
+        subscribers = [ProgressCallbackInvoker(counter)]
+        uploads = [
+            (target, manager.upload(file.url, *_bucket_and_key(target), subscribers=subscribers))
+            for file, target in files
+        ]
+        for target, upload in uploads:
+            with _explained(target):
+                upload.result()
 
 
 def _connect() -> Any:
