@@ -1,0 +1,246 @@
+"""The client against small real HTTP servers that answer well, badly, late and not at all."""
+
+import io
+import json
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from serving.client import Client
+from serving.delivery import AudioFormat, Delivery, stream_stems
+from serving.errors import AudioError, AudioTooLong, RequestError, ServerError, StemwrightError, UnsupportedAudio
+
+SONG = b"a song" * 1_000
+STEMS = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 2, 20_000)).astype(np.float32)
+NAMES = ["vocals", "accompaniment"]
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@dataclass
+class Request:
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Server:
+    """Gives one answer after the other, the last one for ever, and keeps what it was asked."""
+
+    url: str = ""
+    requests: list[Request] = field(default_factory=list)
+
+
+@contextmanager
+def serving(*answers: Answer, reads_body: bool = True) -> Iterator[Server]:
+    server = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])) if reads_body else b""
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            server.requests.append(Request(self.path, headers, body))
+            self.close_connection = True
+            answers[min(len(server.requests), len(answers)) - 1](self)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on stderr."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        server.url = f"http://127.0.0.1:{http.server_port}"
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+def stems_zip(names: list[str] = NAMES, audio_format: AudioFormat = "wav") -> bytes:
+    delivery = Delivery(audio_format, "PCM_16", 44_100, 2, STEMS.shape[-1], zipped=True)
+    return b"".join(stream_stems([STEMS[: len(names)]], names, delivery))
+
+
+def plain(status: int, body: bytes = b"", **headers: str) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def chunked(body: bytes, ends: bool = True) -> Answer:
+    """As TorchServe streams."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for start in range(0, len(body), 10_000):
+            piece = body[start : start + 10_000]
+            handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        if ends:
+            handler.wfile.write(b"0\r\n\r\n")
+
+    return answer
+
+
+def told(status: int, name: str, message: str) -> Answer:
+    return plain(status, json.dumps({"error": name, "message": message}).encode())
+
+
+def assert_right(separated: dict[str, Path], out: Path, names: list[str] = NAMES, audio_format: str = "wav") -> None:
+    assert separated == {stem: out / f"{stem}.{audio_format}" for stem in names}
+    assert sorted(out.iterdir()) == sorted(separated.values())
+    for path, stem in zip(separated.values(), STEMS, strict=False):
+        audio, rate_hz = soundfile.read(path, dtype="float32")
+        assert rate_hz == 44_100
+        np.testing.assert_allclose(audio.T, stem, atol=2**-15)
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "flac"])
+def test_all_stems(audio_format: AudioFormat, tmp_path: Path) -> None:
+    song, out = tmp_path / "song.mp3", tmp_path / "new" / "stems"
+    song.write_bytes(SONG)
+    with serving(chunked(stems_zip(audio_format=audio_format))) as server:
+        separated = Client(server.url).separate(song, out, audio_format=audio_format)
+    assert_right(separated, out, audio_format=audio_format)
+    [request] = server.requests
+    assert request.path == "/predictions/stemwright"
+    assert request.body == SONG
+    assert request.headers["accept"] == f"application/zip, audio/{audio_format}"
+    assert "x-stems" not in request.headers
+    assert "transfer-encoding" not in request.headers
+
+
+def test_one_stem_from_bytes(tmp_path: Path) -> None:
+    with serving(plain(200, stems_zip(["vocals"]))) as server:
+        separated = Client(f"{server.url}/predictions/other/1.0").separate(SONG, tmp_path, stems=["vocals"])
+    assert_right(separated, tmp_path, ["vocals"])
+    [request] = server.requests
+    assert request.path == "/predictions/other/1.0"
+    assert request.body == SONG
+    assert request.headers["x-stems"] == "vocals"
+
+
+def test_new_stems_take_the_place_of_old_ones(tmp_path: Path) -> None:
+    (tmp_path / "vocals.wav").write_bytes(b"old")
+    with serving(chunked(stems_zip())) as server:
+        assert_right(Client(server.url).separate(SONG, tmp_path), tmp_path)
+
+
+def broken(body: bytes) -> bytes:
+    """The zip with one bit of the vocals turned over."""
+    middle = len(body) // 4
+    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+
+
+def with_member(name: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, b"stem")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (chunked(stems_zip()[:-100]), "damaged zip"),
+        (chunked(stems_zip()[: len(stems_zip()) // 2]), "damaged zip"),
+        (chunked(stems_zip(), ends=False), "no complete answer"),
+        (chunked(stems_zip()[:50_000], ends=False), "no complete answer"),
+        (plain(200, stems_zip()[:50_000], Content_Length="100000"), "no complete answer"),
+        (chunked(broken(stems_zip())), "damaged zip"),
+        (chunked(b"<html>welcome</html>"), "damaged zip"),
+        (chunked(with_member("../vocals.wav")), "it holds ../vocals.wav"),
+        (chunked(stems_zip(audio_format="flac")), "it holds vocals.flac"),
+        (chunked(stems_zip(["vocals"])), "sent the stems vocals"),
+        (plain(302, Location="/elsewhere"), "no complete answer|answered 302"),
+    ],
+)
+def test_an_answer_that_is_not_whole_leaves_nothing(answer: Answer, message: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with serving(answer) as server, pytest.raises(ServerError, match=message):
+        Client(server.url).separate(SONG, out, stems=NAMES)
+    assert list(tmp_path.iterdir()) == [out]
+    assert list(out.iterdir()) == []
+    assert len(server.requests) == 1
+
+
+def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
+    song, out = tmp_path / "song.wav", tmp_path / "out"
+    song.write_bytes(SONG)
+    busy = plain(503, Retry_After="1")
+    start = time.monotonic()
+    with serving(busy, busy, chunked(stems_zip())) as server:
+        assert_right(Client(server.url).separate(song, out), out)
+    assert [request.body for request in server.requests] == [SONG] * 3
+    assert time.monotonic() - start > 2
+
+
+def test_a_server_that_stays_busy(tmp_path: Path) -> None:
+    message = "all workers are busy: ask again later"
+    with serving(told(503, "ServerError", message)) as server, pytest.raises(ServerError, match=message):
+        Client(server.url, attempts=2).separate(SONG, tmp_path)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(400, RequestError), (413, AudioTooLong), (415, UnsupportedAudio), (422, AudioError), (500, ServerError)],
+)
+def test_errors_arrive_as_what_they_were(status: int, error: type[StemwrightError], tmp_path: Path) -> None:
+    with serving(told(status, "Name", "the song is wrong: mend it")) as server, pytest.raises(error) as caught:
+        Client(server.url).separate(SONG, tmp_path)
+    assert type(caught.value) is error
+    assert "the song is wrong: mend it" in str(caught.value)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"code": 500}'])
+def test_errors_without_a_message(body: bytes, tmp_path: Path) -> None:
+    with serving(plain(415, body)) as server, pytest.raises(ServerError, match="answered 415"):
+        Client(server.url).separate(SONG, tmp_path)
+
+
+def test_a_body_beyond_the_limit_of_torchserve(tmp_path: Path) -> None:
+    # TorchServe answers before it has read the body, and says nothing.
+    body = bytes(8_000_000)
+    with serving(plain(413), reads_body=False) as server, pytest.raises(AudioTooLong, match=r"8,000,000 bytes"):
+        Client(server.url).separate(body, tmp_path)
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with serving(plain(200)) as server:
+        url = server.url
+    with pytest.raises(ServerError, match="no complete answer") as caught:
+        Client(url, attempts=2).separate(SONG, tmp_path)
+    assert url in str(caught.value)
+
+
+def test_a_server_that_never_answers(tmp_path: Path) -> None:
+    with serving(lambda _: time.sleep(1)) as server, pytest.raises(ServerError, match="no complete answer"):
+        Client(server.url, timeout_s=0.2).separate(SONG, tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_no_song(tmp_path: Path) -> None:
+    with serving(plain(200)) as server, pytest.raises(AudioError, match="is not a file"):
+        Client(server.url).separate(tmp_path / "song.wav", tmp_path)
+    assert server.requests == []
