@@ -80,17 +80,18 @@ class Evaluation:
         blocks = [SongScores(f"all {len(self.songs)} songs", self.stems), *self.songs]
         width = max(len(block.song) for block in blocks)
         lines = [
-            f"{'':{width}}  {'':13}      model              mixture itself",
-            f"{'':{width}}  {'':13} {'cSDR':>7} {'uSDR':>7} {'recovered':>10}   {'cSDR':>7} {'uSDR':>7}",
+            f"{'':{width}} {'':13} {'':>9} {'':>9} {'':>12} {'mixture':>9} {'mixture':>9}",
+            f"{'':{width}} {'':13} {'cSDR':>9} {'uSDR':>9} {'recovered %':>12} {'cSDR':>9} {'uSDR':>9}",
         ]
         for block in blocks:
             for row, (stem, score) in enumerate(block.stems.items()):
                 lines.append(
-                    f"{'' if row else block.song:{width}}  {stem:13} {score.csdr_db:7.2f} {score.usdr_db:7.2f}"
-                    f" {score.recovered_percent:8.1f} %   {score.mixture_csdr_db:7.2f} {score.mixture_usdr_db:7.2f}"
+                    f"{'' if row else block.song:{width}} {stem:13} {decimal(score.csdr_db):>9} {decimal(score.usdr_db):>9}"
+                    f" {decimal(score.recovered_percent):>12}"
+                    f" {decimal(score.mixture_csdr_db):>9} {decimal(score.mixture_usdr_db):>9}"
                 )
             lines.append("")
-        return "\n".join(lines).replace("nan", "  -").rstrip()
+        return "\n".join(lines)
 
 
 def evaluate(separator: Separator, songs: Sequence[Song], progress: bool, excerpt_s: float | None = None) -> Evaluation:
@@ -139,3 +140,7 @@ def middle(audio: Audio, samples: int) -> Audio:
     """The middle of audio (…, n), so many samples of it at most."""
     start = max(0, audio.shape[-1] - samples) // 2
     return audio[..., start : start + samples]
+
+
+def decimal(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"

@@ -1,0 +1,147 @@
+import json
+from dataclasses import astuple, replace
+from pathlib import Path
+
+import museval
+import numpy as np
+import pytest
+import soundfile
+
+from serving.separator import Separator
+from serving.spec import ModelSpec
+from tests.stubs import Share
+from training.errors import DataError
+from training.evaluate import Evaluation, Score, SongScores, evaluate, middle
+from training.musdb18 import StemFolder
+
+RATE_HZ = 8_000
+
+
+def song(folder: Path, seconds: float = 3.0, channels: int = 2, seed: int = 0, **gains: float) -> StemFolder:
+    """A song of four stems of noise, each at its gain (1/10 unless given)."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for stem in ("drums", "bass", "other", "vocals"):
+        audio = gains.get(stem, 0.1) * rng.standard_normal((int(seconds * RATE_HZ), channels))
+        soundfile.write(folder / f"{stem}.wav", audio, RATE_HZ, subtype="FLOAT")
+    return StemFolder(folder.name, folder)
+
+
+@pytest.fixture
+def separator(tiny_spec: ModelSpec) -> Separator:
+    """Gives 60 % of the mixture to the vocals. At 44.1 kHz, so that these songs pass the resampler unharmed."""
+    audio = replace(tiny_spec.audio, sample_rate_hz=44_100)
+    return Separator(replace(tiny_spec, audio=audio), Share(0.6, 0.4), "cpu")
+
+
+def test_scores_are_those_of_what_the_separator_gives(separator: Separator, tmp_path: Path) -> None:
+    tested = song(tmp_path / "A - B", channels=1, vocals=0.3)
+    found = evaluate(separator, [tested], progress=False).songs[0]
+    (vocals, accompaniment, mixture), rate_hz = tested.read(["vocals", "accompaniment", "mixture"])
+    stems = separator.separate(mixture, rate_hz)
+    references = np.stack([vocals.T, accompaniment.T])
+    for estimates, column in (
+        ([stems["vocals"].T, stems["accompaniment"].T], "csdr_db"),
+        ([mixture.T, mixture.T], "mixture_csdr_db"),
+    ):
+        sdr, *_ = museval.evaluate(references, np.stack(estimates), win=rate_hz, hop=rate_hz)
+        for stem, by_museval in zip(("vocals", "accompaniment"), np.median(sdr, axis=1), strict=True):
+            assert getattr(found.stems[stem], column) == pytest.approx(by_museval, abs=1e-6)
+    assert found.song == "A - B"
+    assert found.stems["vocals"].usdr_db == pytest.approx(
+        10 * np.log10((vocals**2).sum() / ((vocals - stems["vocals"]) ** 2).sum()), abs=1e-3
+    )
+
+
+def test_a_known_mask_gives_its_decibels(separator: Separator, tmp_path: Path) -> None:
+    # Vocals v and accompaniment a are independent, |a|² = 3 |v|² here. The mixture has the error a; 60 % of it 0.6 a - 0.4 v.
+    score = evaluate(separator, [song(tmp_path / "A - B", seconds=5)], progress=False).stems["vocals"]
+    assert score.mixture_csdr_db == pytest.approx(-10 * np.log10(3), abs=0.15)
+    assert score.csdr_db == pytest.approx(-10 * np.log10(0.36 * 3 + 0.16), abs=0.15)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_four_stems_in_the_order_of_the_spec(tiny_spec: ModelSpec, tmp_path: Path, channels: int) -> None:
+    spec = replace(tiny_spec, stems=("drums", "bass", "vocals", "other"))
+    network = Share(0.7, 0.1, 0.1, 0.1)
+    scores = evaluate(Separator(spec, network, "cpu"), [song(tmp_path / "A - B", channels=channels, drums=0.5)], False)
+    assert list(scores.stems) == ["drums", "bass", "vocals", "other"]
+    assert scores.stems["drums"].csdr_db > 6 > 2 > scores.stems["bass"].csdr_db
+
+
+def test_an_excerpt_is_the_middle_of_the_song(separator: Separator, tmp_path: Path) -> None:
+    whole = song(tmp_path / "A - B", seconds=4)
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for stem in ("drums", "bass", "other", "vocals"):
+        audio, rate_hz = soundfile.read(tmp_path / "A - B" / f"{stem}.wav")
+        soundfile.write(cut / f"{stem}.wav", audio[rate_hz : 3 * rate_hz], rate_hz, subtype="FLOAT")
+    excerpt = evaluate(separator, [whole], progress=False, excerpt_s=2).stems["vocals"]
+    by_hand = evaluate(separator, [StemFolder("cut", cut)], progress=False).stems["vocals"]
+    assert astuple(excerpt) == pytest.approx(astuple(by_hand), abs=1e-6)
+    assert evaluate(separator, [whole], False, excerpt_s=9).stems == evaluate(separator, [whole], False).stems
+
+
+def test_middle() -> None:
+    assert middle(np.arange(7)[None], 3).tolist() == [[2, 3, 4]]
+    assert middle(np.arange(2)[None], 3).tolist() == [[0, 1]]
+
+
+def test_songs_that_cannot_be_scored_are_named(separator: Separator, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Short - Song is shorter than the second"):
+        evaluate(separator, [song(tmp_path / "Short - Song", seconds=0.9)], progress=False)
+    with pytest.raises(DataError, match="no songs"):
+        evaluate(separator, [], progress=False)
+
+
+def test_a_song_without_voice_has_no_csdr_and_does_not_count(separator: Separator, tmp_path: Path) -> None:
+    instrumental = song(tmp_path / "Ananas - Nan", vocals=0)
+    sung = song(tmp_path / "A - B", seed=1)
+    evaluation = evaluate(separator, [instrumental, sung], progress=False)
+    assert np.isnan(evaluation.songs[0].stems["vocals"].csdr_db)
+    assert evaluation.stems["vocals"].csdr_db == evaluation.songs[1].stems["vocals"].csdr_db
+    stored = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
+    assert stored["songs"][0]["song"] == "Ananas - Nan"
+    assert stored["songs"][0]["stems"]["vocals"]["csdr_db"] is None
+    row = next(line for line in evaluation.table().splitlines() if line.startswith("Ananas - Nan"))
+    assert row.split()[3:6:2] == ["vocals", f"{evaluation.songs[0].stems['vocals'].usdr_db:.2f}"]
+    assert row.split()[4] == "-"
+
+
+def three_songs() -> Evaluation:
+    scores = [(1.0, 2.0), (3.0, 4.0), (11.0, 9.0)]
+    return Evaluation(
+        tuple(
+            SongScores(f"S{k}", {"vocals": Score(c, u, -c, -u), "other": Score(2 * c, 2 * u, 0, 0)})
+            for k, (c, u) in enumerate(scores)
+        )
+    )
+
+
+def test_over_songs_csdr_is_a_median_and_usdr_a_mean() -> None:
+    evaluation = three_songs()
+    assert evaluation.stems["vocals"] == Score(3.0, 5.0, -3.0, -5.0)
+    assert evaluation.usdr == pytest.approx((5.0 + 10.0) / 2)
+    assert evaluation.stems["vocals"].recovered_percent == pytest.approx(100 * (1 - 10**-0.3))
+
+
+def test_table_and_json_hold_every_score() -> None:
+    evaluation = three_songs()
+    lines = evaluation.table().splitlines()
+    assert lines[2].split() == ["all", "3", "songs", "vocals", "3.00", "5.00", "49.88", "-3.00", "-5.00"]
+    assert lines[3].split() == ["other", "6.00", "10.00", "74.88", "0.00", "0.00"]
+    assert [line.split()[0] for line in lines if line.startswith("S")] == ["S0", "S1", "S2"]
+    assert len({line.rindex(line.split()[-1]) + len(line.split()[-1]) for line in lines if line}) == 1
+    facts = evaluation.to_json()
+    assert facts["stems"]["other"]["usdr_db"] == 10.0
+    assert [entry["stems"]["vocals"]["mixture_csdr_db"] for entry in facts["songs"]] == [-1.0, -3.0, -11.0]
+
+
+def test_progress_is_shown_only_when_asked_for(
+    separator: Separator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    songs = [song(tmp_path / "A - B", seconds=1)]
+    evaluate(separator, songs, progress=False)
+    assert capsys.readouterr().err == ""
+    evaluate(separator, songs, progress=True)
+    assert "1/1" in capsys.readouterr().err
