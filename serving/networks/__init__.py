@@ -13,7 +13,7 @@ from serving.spec import ModelSpec
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """The network of a spec with fresh weights, in channels-last order. Raises SpecError for an unknown architecture or dimension."""
+    """The network of a spec with fresh weights, in channels-last order. Raises SpecError for one that there is not."""
     architectures = {"classic": Classic}
     if spec.architecture not in architectures:
         raise SpecError(f"unknown architecture {spec.architecture!r}: there are {', '.join(architectures)}")

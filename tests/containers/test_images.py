@@ -23,7 +23,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 or not check, f"docker {' '.join(arguments)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0 or not check, (
+        f"docker {' '.join(arguments)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    )
     return done
 
 
@@ -56,7 +58,17 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
 
 def run_flags(s3: S3Server) -> list[str]:
     """As production runs them: nothing writable but what is said, no privileges, credentials from the environment."""
-    flags = ["--network", "host", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    flags = [
+        "--network",
+        "host",
+        "--read-only",
+        "--tmpfs",
+        "/tmp",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+    ]
     for name, value in s3.environment.items():
         flags += ["-e", f"{name}={value}"]
     return flags
@@ -73,7 +85,17 @@ def test_songs_in_a_bucket_become_stems_over_http(s3: S3Server, tmp_path: Path) 
     write_songs(tmp_path / "songs", train=3, test=1, seconds=8, seed=0)
     store_folder(tmp_path / "songs", "s3://stemwright/songs")
 
-    train = ["train", "--data", "s3://stemwright/songs", "--run-dir", "/runs/first", "--steps", "4", "--batch-size", "2"]
+    train = [
+        "train",
+        "--data",
+        "s3://stemwright/songs",
+        "--run-dir",
+        "/runs/first",
+        "--steps",
+        "4",
+        "--batch-size",
+        "2",
+    ]
     docker("run", "--rm", *run_flags(s3), train_image, *train, "--crop-s", "2", "--publish", "s3://stemwright/models/")
     assert exists("s3://stemwright/models/classic.mar")
 
@@ -89,7 +111,10 @@ def test_songs_in_a_bucket_become_stems_over_http(s3: S3Server, tmp_path: Path) 
         assert answer.status == 200
         mixture, rate_hz = soundfile.read(mixture_file, dtype="float32")
         with zipfile.ZipFile(BytesIO(answer.data)) as stems:
-            found = [soundfile.read(BytesIO(stems.read(f"{stem}.wav")), dtype="float32") for stem in ("vocals", "accompaniment")]
+            found = [
+                soundfile.read(BytesIO(stems.read(f"{stem}.wav")), dtype="float32")
+                for stem in ("vocals", "accompaniment")
+            ]
         assert all(rate == rate_hz and audio.shape == mixture.shape for audio, rate in found)
         np.testing.assert_allclose(found[0][0] + found[1][0], mixture, atol=1e-4)
 
@@ -108,7 +133,17 @@ def test_a_stopped_run_goes_on_where_it_was(s3: S3Server, tmp_path: Path) -> Non
     write_songs(tmp_path / "songs", train=3, test=1, seconds=8, seed=0)
     store_folder(tmp_path / "songs", "s3://stemwright/songs")
     flags = [*run_flags(s3), "-v", f"{volume}:/runs"]
-    train = ["train", "--data", "s3://stemwright/songs", "--run-dir", "/runs/first", "--batch-size", "2", "--crop-s", "2"]
+    train = [
+        "train",
+        "--data",
+        "s3://stemwright/songs",
+        "--run-dir",
+        "/runs/first",
+        "--batch-size",
+        "2",
+        "--crop-s",
+        "2",
+    ]
     container = docker("run", "-d", *flags, image, *train, "--steps", "10000").stdout.strip()
     try:
         wait_for_line(container, "step 10,")

@@ -40,7 +40,13 @@ def test_a_state_that_was_loaded_goes_on_bit_for_bit(config: TrainConfig, tmp_pa
     whole.save(tmp_path / "state")
     resumed = RunState(dataclasses.replace(config, seed=1), CPU)
     resumed.load(tmp_path / "state")
-    assert (resumed.step, resumed.trained_s, resumed.best_usdr, resumed.run_id, resumed.validations) == (1, 1.5, -3.25, "run", 2)
+    assert (resumed.step, resumed.trained_s, resumed.best_usdr, resumed.run_id, resumed.validations) == (
+        1,
+        1.5,
+        -3.25,
+        "run",
+        2,
+    )
     for state in (whole, resumed):
         advance(state)
         advance(state)
@@ -70,7 +76,9 @@ def test_the_averaged_weights_are_those_written_for_the_archive(config: TrainCon
     assert any(not torch.equal(tensor, moved[name]) for name, tensor in network.state_dict().items())
 
 
-def test_no_file_appears_before_it_is_complete(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_appears_before_it_is_complete(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = RunState(config, CPU)
     state.save(tmp_path / "state")
     before = (tmp_path / "state").read_bytes()

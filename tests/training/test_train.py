@@ -1,0 +1,124 @@
+"""Whole runs in miniature: real songs of a few seconds, a real MLflow store, a network of hardly any weights."""
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+import training.train
+from serving.archive import read_archive
+from serving.spec import ModelSpec
+from training.checkpoint import read_tensors
+from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.errors import ConfigError
+from training.songs import write_songs
+from training.train import Result, schedule, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Songs, and the store that all runs of this file are tracked in."""
+    folder = tmp_path_factory.mktemp("train")
+    write_songs(folder / "songs", train=3, test=1, seconds=3, seed=0)
+    return folder
+
+
+@pytest.fixture
+def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
+    return dataclasses.replace(
+        classic(str(folder / "songs"), Budget(steps=6)),
+        model=tiny_spec,
+        batches=Batches(batch_size=2, crop_s=0.5),
+        validation=Validation(validations=2),
+    )
+
+
+@pytest.fixture(autouse=True)
+def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.MlflowClient]:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(training.train, "LOG_INTERVAL_STEPS", 1)
+    yield mlflow.MlflowClient(uri)
+
+
+def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> Result:
+    return train(config, run_dir, run_dir.parent / "cache", CPU, resume, publish)
+
+
+def test_a_run_ends_with_an_archive_of_its_best_weights_and_everything_in_mlflow(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient
+) -> None:
+    result = start(config, tmp_path / "run", publish=str(tmp_path / "published" / "copy.mar"))
+    assert result.steps == 6 and result.stopped_by is None
+
+    archive = read_archive(tmp_path / "run" / "classic.mar")
+    best, facts = read_tensors(tmp_path / "run" / "best.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in archive.tensors.items())
+    assert archive.origin == facts and facts["run_id"] == result.run_id
+    assert read_archive(tmp_path / "published" / "copy.mar").weights_sha256 == archive.weights_sha256
+
+    run = tracked.get_run(result.run_id)
+    assert run.info.status == "FINISHED" and run.data.params["crop_s"] == "0.5"
+    assert [m.step for m in tracked.get_metric_history(result.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert [m.step for m in tracked.get_metric_history(result.run_id, "valid.vocals.usdr_db")] == [3, 6]
+    listed = {f.path for d in ("spectrogram", "audio", "archive") for f in tracked.list_artifacts(result.run_id, d)}
+    assert {"spectrogram/step_000003.png", "audio/step_000006", "archive/classic.mar"} <= listed
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(config, tmp_path / "whole")
+    whole, _ = read_tensors(tmp_path / "whole" / "checkpoint.safetensors")
+
+    real_step, steps = training.train.step, iter(range(4))
+
+    def step_and_be_told_to_stop(*arguments: object) -> torch.Tensor:
+        if next(steps, 0) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real_step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training.train, "step", step_and_be_told_to_stop)
+    stopped = start(config, tmp_path / "cut")
+    monkeypatch.setattr(training.train, "step", real_step)
+    assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 4 and stopped.archive is None
+
+    resumed = start(config, tmp_path / "cut", resume=True)
+    assert resumed.run_id == stopped.run_id and resumed.steps == 6
+    cut, _ = read_tensors(tmp_path / "cut" / "checkpoint.safetensors")
+    assert cut.keys() == whole.keys()
+    assert not [name for name, tensor in whole.items() if not torch.equal(tensor, cut[name])]
+    assert [m.step for m in tracked.get_metric_history(resumed.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_seed_gives_another_run(config: TrainConfig, tmp_path: Path) -> None:
+    start(config, tmp_path / "a")
+    start(dataclasses.replace(config, seed=1), tmp_path / "b")
+    weights = [read_archive(tmp_path / name / "classic.mar").weights_sha256 for name in "ab"]
+    assert weights[0] != weights[1]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="--resume"):
+        start(config, tmp_path)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == b"precious"
+
+
+def test_the_configuration_is_stored_before_the_first_step(config: TrainConfig, tmp_path: Path) -> None:
+    start(config, tmp_path / "run")
+    assert TrainConfig.from_json(json.loads((tmp_path / "run" / "config.json").read_text())) == config
+
+
+def test_the_schedule_rises_falls_and_ends_at_zero() -> None:
+    assert schedule(0.0, warmup=0.1) == 0.0 and schedule(0.05, warmup=0.1) == 0.5
+    assert schedule(0.1, warmup=0.1) == 1.0 and schedule(0.55, warmup=0.1) == pytest.approx(0.5)
+    assert schedule(1.0, warmup=0.1) == pytest.approx(0.0) and schedule(0.0, warmup=0.0) == 1.0
