@@ -41,8 +41,8 @@ class StftSpec:
     def __post_init__(self) -> None:
         require(self.n_fft > 0 and self.n_fft % 2 == 0, f"n_fft {self.n_fft} is not a positive even number")
         require(
-            0 < self.hop_samples <= self.n_fft // 2,
-            f"hop_samples {self.hop_samples} is not in 1..n_fft/2, where the transform can be inverted",
+            0 < self.hop_samples <= self.n_fft // 4,
+            f"hop_samples {self.hop_samples} is not in 1..n_fft/4, where the transform can be inverted to the last sample",
         )
 
     @property
