@@ -75,12 +75,12 @@ def report(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
     return "\n".join([*facts, *secrets])
 
 
-def worker_environment(settings: Settings, environ: Mapping[str, str] = os.environ, **extra: str) -> dict[str, str]:
-    """The environment of TorchServe and its workers: this one, the settings as they are used, and `extra`.
+def worker_environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of TorchServe and its workers: this one, with the settings as they are used.
 
     Left out: credentials, which only the parent needs, to fetch the archive; `TS_*`, which would override TorchServe's
     configuration; PYTHONPATH, before whose packages those in the archive must go.
     """
     kept = {name: value for name, value in environ.items() if not name.startswith(HIDDEN_FROM_WORKERS)}
     facts = {PREFIX + name.upper(): str(value) for name, value in vars(settings).items() if value is not None}
-    return kept | facts | extra
+    return kept | facts

@@ -1,10 +1,10 @@
 """Where a model archive comes from: a path, object storage, a run or a registry; the only file of serving that names mlflow.
 
-    song.mar, /models/x.mar        a file
-    s3://bucket/x.mar              object storage
-    runs:/<run id>/archive/x.mar   an artifact of an MLflow run, or the folder with it
-    models:/name@alias             a registered model whose version was made from such an artifact or folder;
-    models:/name/version           the store is the one that MLFLOW_TRACKING_URI names
+song.mar, /models/x.mar        a file
+s3://bucket/x.mar              object storage
+runs:/<run id>/archive/x.mar   an artifact of an MLflow run, or the folder with it
+models:/name@alias             a registered model whose version was made from such an artifact or folder;
+models:/name/version           the store is the one that MLFLOW_TRACKING_URI names
 """
 
 from pathlib import Path
@@ -36,14 +36,17 @@ def from_mlflow(uri: str, folder: Path) -> Path:
         import mlflow
         from mlflow.artifacts import download_artifacts
     except ImportError as error:
-        raise StorageError(f"{uri} needs MLflow: pip install mlflow-skinny, or give the archive as a path or s3://") from error
-    if not mlflow.is_tracking_uri_set():
+        raise StorageError(
+            f"{uri} needs MLflow: pip install mlflow-skinny, or give the archive as a path or s3://"
+        ) from error
+    if not mlflow.is_tracking_uri_set():  # type: ignore[no-untyped-call]
         raise StorageError(f"{uri} is in no known store: set MLFLOW_TRACKING_URI to the address of your MLflow")
     try:
         artifact = version_source(uri) if uri.startswith("models:/") else uri
         return Path(download_artifacts(artifact_uri=artifact, dst_path=str(folder)))
     except Exception as error:  # MLflow lets the exceptions of every store behind it through
-        raise StorageError(f"MLflow does not give {uri}: {str(error).rstrip('. ')}; check name and MLFLOW_TRACKING_URI") from error
+        reason = str(error).rstrip(". ")
+        raise StorageError(f"MLflow does not give {uri}: {reason}; check name and MLFLOW_TRACKING_URI") from error
 
 
 def version_source(uri: str) -> str:

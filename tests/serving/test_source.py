@@ -62,7 +62,9 @@ def test_an_artifact_of_a_run(registry: Registry, tmp_path: Path) -> None:
         assert fetched.is_relative_to(tmp_path / "fetched")
 
 
-@pytest.mark.parametrize("source", ["runs:/{run}/archive/song.mar", "runs:/{run}/archive", "{artifacts}/archive/song.mar"])
+@pytest.mark.parametrize(
+    "source", ["runs:/{run}/archive/song.mar", "runs:/{run}/archive", "{artifacts}/archive/song.mar"]
+)
 def test_a_registered_version_by_alias_and_number(registry: Registry, tmp_path: Path, source: str) -> None:
     version = registry.register(source.format(run=registry.run_id, artifacts=registry.artifacts))
     for address in ("models:/stemwright@champion", f"models:/stemwright/{version}"):
@@ -74,7 +76,9 @@ def test_a_folder_with_two_archives_is_no_answer(registry: Registry, tmp_path: P
         resolve(f"runs:/{registry.run_id}/pair", tmp_path / "fetched")
 
 
-@pytest.mark.parametrize("address", ["models:/stemwright@nobody", "models:/stemwright/7", "models:/stranger/1", "runs:/0/x.mar"])
+@pytest.mark.parametrize(
+    "address", ["models:/stemwright@nobody", "models:/stemwright/7", "models:/stranger/1", "runs:/0/x.mar"]
+)
 def test_what_the_store_does_not_have_is_named(registry: Registry, tmp_path: Path, address: str) -> None:
     assert registry.run_id
     with pytest.raises(StorageError, match=f"MLflow does not give {address}: .*not found"):

@@ -1,0 +1,324 @@
+"""The server as it runs: a real TorchServe on an archive with random weights, asked over HTTP."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+import torch
+import urllib3
+
+from serving.archive import write_archive
+from serving.networks import build
+from serving.request import Request
+from serving.separator import Separator
+from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+
+pytestmark = pytest.mark.slow
+
+MAX_DURATION_S = 30
+SPEC = ModelSpec(
+    architecture="classic",
+    dimensions={"channels": (4, 4, 8)},
+    stems=("vocals", "accompaniment"),
+    audio=AudioSpec(sample_rate_hz=8_000, channels=1),
+    stft=StftSpec(n_fft=256, hop_samples=64),
+    chunk=ChunkSpec(length_s=4, overlap_s=1),
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `python -m serving serve`, what it printed so far, and how to ask it."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def said(self, pattern: str) -> str:
+        match = re.search(pattern, self.log.read_text(), re.MULTILINE)
+        assert match, self.log.read_text()
+        return match[1]
+
+    @property
+    def endpoint(self) -> str:
+        return self.said(r"^ready: (\S+)")
+
+    @property
+    def management_port(self) -> str:
+        return self.said(r"^ready: .*management port (\d+)")
+
+    def post(self, body: bytes, **headers: str) -> urllib3.BaseHTTPResponse:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return urllib3.request("POST", self.endpoint, body=body, headers=named, timeout=60, retries=False)
+
+    def worker_pid(self) -> int:
+        address = f"http://127.0.0.1:{self.management_port}/models/stemwright"
+        (worker,) = urllib3.request("GET", address, timeout=10, retries=False).json()[0]["workers"]
+        assert worker["status"] == "READY"
+        return int(worker["pid"])
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "serving", *arguments]
+
+
+@contextmanager
+def serving(model: Path, log: Path, environment: dict[str, str]) -> Iterator[Server]:
+    """A server from its start to SIGTERM, without waiting for it to be ready."""
+    inherited = psutil.Process().environ()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command("serve", "--model", str(model), "--port", "0"),
+            stdout=output,
+            stderr=output,
+            env=inherited | environment,
+        )
+        try:
+            yield Server(process, log)
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def wait_until_ready(server: Server) -> None:
+    for _ in range(600):
+        if "\nready: " in server.log.read_text():
+            return
+        assert server.process.poll() is None, server.log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(server.log.read_text())
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("archive") / "tiny.mar"
+    torch.manual_seed(0)
+    write_archive(path, SPEC, build(SPEC), {"run": "r1"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    environment = {
+        "STEMWRIGHT_MAX_DURATION_S": str(MAX_DURATION_S),
+        "STEMWRIGHT_MAX_REQUEST_MB": "10",
+        "AWS_SECRET_ACCESS_KEY": "hush-hush",
+    }
+    with serving(archive, log, environment) as server:
+        wait_until_ready(server)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mixture() -> np.ndarray:
+    """Nine seconds of stereo noise (n, c), three windows and a bit, at another rate than the model's."""
+    return np.random.default_rng(0).uniform(-0.5, 0.5, (9 * 22_050 + 1, 2)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def song(mixture: np.ndarray) -> bytes:
+    return encoded(mixture)
+
+
+def encoded(audio: np.ndarray, rate_hz: int = 22_050, audio_format: str = "WAV", subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, audio, rate_hz, format=audio_format, subtype=subtype)
+    return file.getvalue()
+
+
+def stems_in(answer: bytes) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(io.BytesIO(answer)) as members:
+        return {
+            Path(name).stem: soundfile.read(io.BytesIO(members.read(name)), dtype="float32")[0]
+            for name in members.namelist()
+        }
+
+
+def test_a_song_becomes_stems_that_sum_to_it(server: Server, song: bytes, mixture: np.ndarray) -> None:
+    answer = server.post(song)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/zip")
+    stems = stems_in(answer.data)
+    assert list(stems) == ["vocals", "accompaniment"]
+    assert all(stem.shape == mixture.shape for stem in stems.values())
+    np.testing.assert_allclose(stems["vocals"] + stems["accompaniment"], mixture, atol=1e-4)
+
+
+def test_one_stem_is_a_file_of_its_own(server: Server, song: bytes, mixture: np.ndarray) -> None:
+    answer = server.post(song, accept="audio/flac", x_stems="vocals")
+    assert answer.headers["content-type"] == "audio/flac"
+    assert answer.headers["content-disposition"] == 'attachment; filename="vocals.flac"'
+    vocals, rate_hz = soundfile.read(io.BytesIO(answer.data))
+    assert (rate_hz, vocals.shape) == (22_050, mixture.shape)
+
+
+def test_a_form_is_as_good_as_a_body(server: Server, song: bytes) -> None:
+    form = urllib3.request("POST", server.endpoint, fields={"song": ("song.wav", song)}, timeout=60, retries=False)
+    assert form.status == 200
+    assert form.data == server.post(song).data
+
+
+@pytest.mark.parametrize("audio_format", ["FLAC", "OGG", "MP3"])
+def test_other_formats_go_in(server: Server, mixture: np.ndarray, audio_format: str) -> None:
+    stems = stems_in(server.post(encoded(mixture, audio_format=audio_format)).data)
+    assert stems["vocals"].shape == mixture.shape
+
+
+def test_the_answer_is_the_one_that_the_archive_gives_in_process(server: Server, archive: Path, song: bytes) -> None:
+    request = Request.from_headers({"accept": "application/zip, audio/flac"}, SPEC.stems)
+    here = b"".join(request.answer(Separator.open(archive, "cpu"), song))
+    assert server.post(song, accept="application/zip, audio/flac").data == here
+
+
+def test_requests_wait_for_each_other(server: Server, song: bytes) -> None:
+    with ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(server.post, [song] * 4))
+    assert [answer.status for answer in answers] == [200] * 4
+    assert len({answer.data for answer in answers}) == 1
+
+
+NOISE = np.random.default_rng(1).uniform(-0.5, 0.5, (8_000, 1))
+BAD_REQUESTS = {
+    "a stem that is not there": (encoded(NOISE), {"x_stems": "drums"}, 400, "RequestError"),
+    "a type that is not there": (encoded(NOISE), {"accept": "image/png"}, 400, "RequestError"),
+    "too long": (encoded(np.zeros((8_000 * MAX_DURATION_S + 1, 1)), 8_000, "FLAC"), {}, 413, "AudioTooLong"),
+    "nothing": (b"", {}, 415, "UnsupportedAudio"),
+    "text": (b"hello", {"content_type": "text/plain"}, 415, "UnsupportedAudio"),
+    "JSON": (b'{"instances": [1]}', {"content_type": "application/json"}, 415, "UnsupportedAudio"),
+    "bytes of no format": (bytes(range(256)) * 999, {}, 415, "UnsupportedAudio"),
+    "no samples": (encoded(NOISE[:0]), {}, 422, "AudioError"),
+    "samples that are no numbers": (encoded(NOISE * np.nan, subtype="FLOAT"), {}, 422, "AudioError"),
+    "half a file": (encoded(NOISE, audio_format="FLAC")[:4_000], {}, 422, "AudioError"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_REQUESTS)
+def test_bad_input_gets_a_sentence_and_costs_no_worker(server: Server, what: str) -> None:
+    body, headers, status, error = BAD_REQUESTS[what]
+    worker = server.worker_pid()
+    answer = server.post(body, **headers)
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/json")
+    told = answer.json()
+    assert told["error"] == error
+    assert len(told["message"].split()) > 4
+    assert server.worker_pid() == worker
+    assert server.post(encoded(NOISE)).status == 200
+
+
+def test_a_request_over_the_limit_is_refused(server: Server) -> None:
+    assert server.post(bytes(11_000_000)).status == 413
+    assert server.post(encoded(NOISE)).status == 200
+
+
+def test_the_server_says_what_it_serves(server: Server, archive: Path) -> None:
+    address = f"http://127.0.0.1:{server.management_port}/models/stemwright?customized=true"
+    facts = urllib3.request("GET", address, timeout=10, retries=False).json()[0]["customizedMetadata"]
+    inspected = subprocess.run(command("inspect", str(archive)), capture_output=True, check=True)
+    assert facts["weights_sha256"] == json.loads(inspected.stdout)["weights_sha256"]
+    assert facts["origin"] == {"run": "r1"}
+
+
+def test_metrics_count_requests(server: Server) -> None:
+    port = server.said(r"^ready: .*metrics port (\d+)")
+    metrics = urllib3.request("GET", f"http://127.0.0.1:{port}/metrics", timeout=10, retries=False).data.decode()
+    assert re.search(r'^ts_inference_requests_total{model_name="stemwright",.*} [1-9]', metrics, re.MULTILINE), metrics
+
+
+def test_no_credential_reaches_a_worker_or_the_log(server: Server) -> None:
+    assert "AWS_SECRET_ACCESS_KEY=***" in server.log.read_text()
+    assert "hush-hush" not in server.log.read_text()
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        assert "AWS_SECRET_ACCESS_KEY" not in process.environ()
+
+
+def test_the_command_line_gives_the_same_files_over_http_and_here(
+    server: Server, archive: Path, song: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "song.wav").write_bytes(song)
+    options = ["--stems", "accompaniment", "--format", "flac", "--out"]
+    for where in (["--server", server.endpoint, *options, "http"], ["--model", str(archive), *options, "here"]):
+        subprocess.run(command("separate", "song.wav", *where), cwd=tmp_path, check=True)
+    assert [path.name for path in (tmp_path / "http" / "song").iterdir()] == ["accompaniment.flac"]
+    here, there = (tmp_path / where / "song" / "accompaniment.flac" for where in ("here", "http"))
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_two_servers_run_side_by_side_and_sigterm_leaves_nothing(server: Server, archive: Path, tmp_path: Path) -> None:
+    with serving(archive, tmp_path / "log", {}) as second:
+        wait_until_ready(second)
+        ready = psutil.Process().environ() | {"STEMWRIGHT_MANAGEMENT_PORT": second.management_port}
+        assert subprocess.run(command("ready"), env=ready, check=False).returncode == 0
+        family = psutil.Process(second.process.pid).children(recursive=True)
+        folder = Path(second.said(r"Listening on port: (\S+)/temporary/"))
+        assert len(family) == 2, "Java and a worker"
+        assert folder.is_dir()
+
+        asked = time.monotonic()
+        second.process.terminate()
+        assert second.process.wait(timeout=20) == 0
+        assert time.monotonic() - asked < 3
+        assert_gone(family)
+        assert not folder.exists()
+        assert subprocess.run(command("ready"), env=ready, check=False).returncode == 1
+    assert server.post(encoded(NOISE)).status == 200, "the first runs on"
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """Ended within a second; a process that was killed may wait for its new parent to notice."""
+    for _ in range(20):
+        alive = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        if not alive:
+            return
+        time.sleep(0.05)
+    raise AssertionError(alive)
+
+
+def failure(model: Path, log: Path, **environment: str) -> str:
+    """The last line of a server that cannot start and must say so soon."""
+    started = time.monotonic()
+    with serving(model, log, environment) as failing:
+        assert failing.process.wait(timeout=40) == 1, log.read_text()
+    assert time.monotonic() - started < 40
+    return log.read_text().splitlines()[-1]
+
+
+def test_a_missing_archive_fails_at_once(tmp_path: Path) -> None:
+    line = failure(tmp_path / "missing.mar", tmp_path / "log")
+    assert re.fullmatch(r"ArchiveError: there is no model archive at .*/missing\.mar: check the path", line)
+
+
+def test_another_zip_is_no_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "other.mar", "w") as other:
+        other.writestr("README", "hello")
+    line = failure(tmp_path / "other.mar", tmp_path / "log")
+    assert line == "ArchiveError: other.mar is no model archive of Stemwright: it has no separator.json"
+
+
+def test_damaged_weights_fail_in_seconds_with_the_reason(archive: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.mar"
+    with zipfile.ZipFile(archive) as good, zipfile.ZipFile(damaged, "w") as bad:
+        for name in good.namelist():
+            data = bytearray(good.read(name))
+            if name == "weights.safetensors":
+                data[-1] ^= 1
+            bad.writestr(name, bytes(data))
+    line = failure(damaged, tmp_path / "log")
+    assert re.match(r"ServerError: the model cannot be loaded: the weights in .* have sha256", line), line
+
+
+def test_a_port_in_use_is_named(server: Server, archive: Path, tmp_path: Path) -> None:
+    taken = server.management_port
+    line = failure(archive, tmp_path / "log", STEMWRIGHT_MANAGEMENT_PORT=taken)
+    assert line.startswith(f"ServerError: cannot listen on 127.0.0.1:{taken}")

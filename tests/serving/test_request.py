@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from torch import nn
+
+from serving.errors import AudioError, RequestError
+from serving.request import Request
+from serving.separator import Separator
+from serving.spec import ModelSpec
+
+THERE = ("vocals", "drums", "other")
+
+
+@pytest.mark.parametrize(
+    ("stems", "accept", "answer"),
+    [
+        (None, None, Request(THERE, "wav", zipped=True)),
+        ("", "*/*", Request(THERE, "wav", zipped=True)),
+        ("vocals", None, Request(("vocals",), "wav", zipped=True)),
+        ("vocals", "audio/wav", Request(("vocals",), "wav", zipped=False)),
+        ("vocals", "audio/flac", Request(("vocals",), "flac", zipped=False)),
+        ("vocals", "application/zip, audio/flac", Request(("vocals",), "flac", zipped=True)),
+        ("vocals", "Audio/FLAC;q=0.9, */*;q=0.1", Request(("vocals",), "flac", zipped=False)),
+        (None, "audio/flac", Request(THERE, "flac", zipped=True)),
+        (" Other, vocals,other,", "application/zip", Request(("other", "vocals"), "wav", zipped=True)),
+        (None, "text/html, application/xml;q=0.9, */*;q=0.8", Request(THERE, "wav", zipped=True)),
+    ],
+)
+def test_headers_say_what_is_wanted(stems: str | None, accept: str | None, answer: Request) -> None:
+    headers = {name: value for name, value in (("x-stems", stems), ("accept", accept)) if value is not None}
+    assert Request.from_headers(headers, THERE) == answer
+
+
+@pytest.mark.parametrize(
+    ("request_", "content_type", "file_name"),
+    [
+        (Request(("vocals",), "flac", zipped=False), "audio/flac", "vocals.flac"),
+        (Request(("vocals",), "flac", zipped=True), "application/zip", "stems.zip"),
+    ],
+)
+def test_an_answer_has_a_type_and_a_name(request_: Request, content_type: str, file_name: str) -> None:
+    assert (request_.content_type, request_.file_name) == (content_type, file_name)
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"x-stems": "vocals,guitar,piano"}, "no stem guitar, piano: it gives vocals, drums, other"),
+        ({"accept": "image/png, audio/mpeg"}, "Accept cannot be image/png, audio/mpeg: ask for application/zip"),
+    ],
+)
+def test_what_there_is_not_is_named(headers: dict[str, str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request.from_headers(headers, THERE)
+
+
+def test_stems_come_by_name_not_by_place(tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path) -> None:
+    separator, song = Separator(tiny_spec, tiny_network), tmp_path / "song.wav"
+    soundfile.write(song, np.random.default_rng(0).uniform(-0.5, 0.5, (8_000, 2)), 8_000, "PCM_16")
+
+    def stem(name: str) -> np.ndarray:
+        path = tmp_path / f"{name}.wav"
+        path.write_bytes(b"".join(Request((name,), "wav", zipped=False).answer(separator, song)))
+        return np.asarray(soundfile.read(path, dtype="float32")[0])
+
+    mixture, rate_hz = soundfile.read(song, dtype="float32")
+    wanted = separator.separate(np.ascontiguousarray(mixture.T), rate_hz)
+    for name in tiny_spec.stems:
+        np.testing.assert_allclose(stem(name), wanted[name].T, atol=1e-4)
+    assert np.abs(wanted["vocals"] - wanted["accompaniment"]).max() > 0.1, "or the two could be mixed up"
+
+
+def test_bad_audio_is_refused_before_the_first_piece(
+    tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path
+) -> None:
+    song = tmp_path / "song.wav"
+    audio = np.zeros((8_000 * 40, 1))
+    audio[-1] = np.nan
+    soundfile.write(song, audio, 8_000, "FLOAT")
+    with pytest.raises(AudioError, match="not finite"):
+        next(Request(("vocals",), "wav", zipped=False).answer(Separator(tiny_spec, tiny_network), song))
