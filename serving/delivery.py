@@ -252,6 +252,6 @@ def wav_header(delivery: Delivery) -> bytes:
 
 
 def with_samples(flac: bytes, samples: int) -> bytes:
-    """The beginning of a FLAC with its number of samples: the last 36 bits of bytes 21..25 (RFC 9639, 8.2)."""
-    field = int.from_bytes(flac[21:26], "big") >> 36 << 36 | samples
+    """The beginning of a FLAC with its number of samples, so far 0: the last 36 bits of bytes 21..25 (RFC 9639, 8.2)."""
+    field = int.from_bytes(flac[21:26], "big") | samples
     return flac[:21] + field.to_bytes(5, "big") + flac[26:]

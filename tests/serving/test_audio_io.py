@@ -244,3 +244,13 @@ def test_write_clips_instead_of_wrapping_around(tmp_path: Path) -> None:
     write(tmp_path / "loud.wav", 4 * song(), 44_100)
     audio, _ = read(tmp_path / "loud.wav")
     np.testing.assert_allclose(audio, np.clip(4 * song(), -1, 1), atol=2**-14)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "song.flac"
+    write(path, song(), 44_100)
+    before = path.read_bytes()
+    with pytest.raises(soundfile.LibsndfileError):
+        write(path, song(channels=9), 44_100)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -171,7 +171,7 @@ def with_member(name: str) -> bytes:
         (chunked(with_member("../vocals.wav")), "it holds ../vocals.wav"),
         (chunked(stems_zip(audio_format="flac")), "it holds vocals.flac"),
         (chunked(stems_zip(["vocals"])), "sent the stems vocals"),
-        (plain(302, Location="/elsewhere"), "no complete answer|answered 302"),
+        (plain(307, Location="/predictions/other"), "too many redirects"),
     ],
 )
 def test_an_answer_that_is_not_whole_leaves_nothing(answer: Answer, message: str, tmp_path: Path) -> None:

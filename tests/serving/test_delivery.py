@@ -156,6 +156,16 @@ def test_a_wav_beyond_4_gib_is_an_rf64(tmp_path: Path) -> None:
     assert wav_header(replace(delivery, samples=just_small_enough.samples + 1))[:4] == b"RF64"
 
 
+def test_a_zip_of_stems_beyond_2_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        zipfile, "ZIP64_LIMIT", 50_000
+    )  # stands for 2 GiB: zipfile refuses larger members without zip64
+    delivery = Delivery("wav", "PCM_16", 44_100, 2, 20_000, zipped=True)
+    with zipfile.ZipFile(io.BytesIO(streamed(noise(2, 2, 20_000), STEMS[:2], delivery))) as archive:
+        assert archive.testzip() is None
+        assert len(archive.namelist()) == 2
+
+
 @pytest.mark.parametrize(
     ("of_the_song", "wav", "flac"),
     [
