@@ -1,4 +1,4 @@
-"""Fixtures around a real S3 server."""
+"""Fixtures around a real S3 server; a test module imports both and names them as `s3_server` and `bucket`."""
 
 import secrets
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ import pytest
 from training.local_s3 import S3Server, serve_s3
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+@pytest.fixture(scope="session", name="s3_server")
+def s3_server_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with serve_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
-@pytest.fixture
-def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(name="bucket")
+def bucket_fixture(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a fresh bucket of the server that the environment points to; its name is the bucket's."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)

@@ -46,10 +46,9 @@ def fetched(url: str, work_dir: Path, progress: Progress) -> Path:
     zips = [file.url for name, file in stored.items() if name.endswith(".zip")]
     if len(zips) == 1 and not any(SONG_FILE.fullmatch(name) for name in stored):
         return fetched_zip(zips[0], work_dir, progress)
-    wanted = song_files(url, stored)
-    files = [stored[name] for name in wanted]
+    root, names = song_files(url, stored)
+    files = [stored[root + name] for name in names]
     folder = work_dir / key(f"{file.url} {file.size_bytes} {file.etag}" for file in files)
-    root = next(iter(wanted)).removesuffix(next(iter(wanted.values())))
     fetch_files(files, folder, progress)
     return folder / root
 
@@ -68,17 +67,14 @@ def unpacked(path: Path, work_dir: Path, progress: Progress) -> Path:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
-            wanted = song_files(str(path), members)
-            folder = work_dir / key(f"{name} {members[name].file_size} {members[name].CRC}" for name in wanted)
-            total, done = sum(members[name].file_size for name in wanted), 0
-            for name, target in ((name, folder / inner) for name, inner in wanted.items()):
-                if not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    part = target.with_name(f".{target.name}.part")
-                    with archive.open(name) as source, part.open("wb") as sink:
-                        shutil.copyfileobj(source, sink, 1 << 20)
-                    part.replace(target)
-                done += members[name].file_size
+            root, names = song_files(str(path), members)
+            wanted = {name: members[root + name] for name in names}
+            folder = work_dir / key(f"{name} {member.file_size} {member.CRC}" for name, member in wanted.items())
+            total, done = sum(member.file_size for member in wanted.values()), 0
+            for name, member in wanted.items():
+                if not (folder / name).exists():
+                    unpack(archive, member, folder / name)
+                done += member.file_size
                 progress("unpack", done, total)
     except FileNotFoundError as error:
         raise DataError(f"there is no zip {path}: check the path") from error
@@ -87,18 +83,26 @@ def unpacked(path: Path, work_dir: Path, progress: Progress) -> Path:
     return folder
 
 
-def song_files(data: str, names: Iterable[str]) -> dict[str, str]:
-    """The files that belong to songs, each with its name from train/ or test/ on. They must lie in one data set."""
+def unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with archive.open(member) as source, part.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+    part.replace(path)
+
+
+def song_files(data: str, names: Iterable[str]) -> tuple[str, list[str]]:
+    """The folder that holds train/ and test/, "" or with a slash at its end, and the names of the songs' files in it."""
     found = [match for match in map(SONG_FILE.fullmatch, sorted(names)) if match]
     found = [match for match in found if not match["root"].startswith(("__MACOSX/", "/"))]
     roots = sorted({match["root"] for match in found})
-    if not found:
+    if not roots:
         raise DataError(f"{data} holds no songs: {EXPECTED}")
     if len(roots) > 1:
         raise DataError(
             f"{data} holds several data sets ({', '.join(root or './' for root in roots)}): name one of them"
         )
-    return {match.string: match["name"] for match in found}
+    return roots[0], [match["name"] for match in found]
 
 
 def key(facts: Iterable[str]) -> str:
