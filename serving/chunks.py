@@ -28,7 +28,7 @@ def windows(blocks: Iterable[Audio], length_samples: int, overlap_samples: int) 
         held_samples += block.shape[-1]
         # More than a window is awaited, so that none but overlap follows a window that ends with the song.
         while held_samples > length_samples:
-            song = np.concatenate(held, axis=-1)
+            song = held[0] if len(held) == 1 else np.concatenate(held, axis=-1)
             yield song[..., :length_samples]
             held, held_samples = [song[..., hop_samples:]], held_samples - hop_samples
     if held_samples:
