@@ -15,6 +15,7 @@ import json
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from serving.networks import build
 from serving.spec import ModelSpec
 
 FORMAT_VERSION = 1
+
+# What zipfile raises where a file is damaged or lacks a member.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, OSError)
 
 # The keys that TorchServe reads only from here, not from its own properties, once an archive carries this file.
 MODEL_CONFIG = """\
@@ -110,7 +114,7 @@ def read_archive(path: Path) -> Archive:
                 f"{path} has format version {version}, this package reads {FORMAT_VERSION}: export it again"
             )
         spec, origin = ModelSpec.from_json(facts["model"]), facts["origin"]
-    except (json.JSONDecodeError, KeyError, TypeError, SpecError) as error:
+    except (ValueError, KeyError, TypeError, SpecError) as error:
         raise ArchiveError(f"separator.json in {path} is damaged ({error}): export the archive again") from error
     found = hashlib.sha256(weights).hexdigest()
     if found != promised:
@@ -134,5 +138,5 @@ def read_member(path: Path, name: str) -> bytes:
             return archive.read(name)
     except FileNotFoundError as error:
         raise ArchiveError(f"there is no model archive at {path}") from error
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
+    except ZIP_ERRORS as error:
         raise ArchiveError(f"{path} is no model archive of Stemwright ({error})") from error

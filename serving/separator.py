@@ -65,6 +65,8 @@ class Separator:
             raise AudioError("the audio has samples that are not finite (NaN or infinity): export it again")
         channels, samples = window.shape
         at_model_rate = resample(window, rate_hz, self.spec.audio.sample_rate_hz)
+        if at_model_rate.shape[1] == 0:  # shorter than one sample at the model's rate
+            at_model_rate = fit(at_model_rate, 1)
         rows = torch.from_numpy(to_rows(at_model_rate, self.spec.audio.channels)).to(self.device)
         estimates = self.estimate(rows).cpu().numpy()
         stems = np.empty((len(self.spec.stems), channels, samples), np.float32)

@@ -1,0 +1,172 @@
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from serving.chunks import Audio
+from serving.errors import AudioError
+from serving.separator import Separator
+from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from tests.stubs import Share
+
+RATES_HZ = [8_000, 22_050, 44_100, 48_000, 96_000, 384_000]
+
+
+@pytest.fixture
+def spec(tiny_spec: ModelSpec) -> ModelSpec:
+    """Windows short enough for songs of a few seconds to have several."""
+    return replace(tiny_spec, chunk=ChunkSpec(length_s=2, overlap_s=1))
+
+
+def noise(channels: int, samples: int, seed: int = 0) -> Audio:
+    audio = np.random.default_rng(seed).standard_normal((channels, samples))
+    return (audio / np.abs(audio).max()).astype(np.float32)
+
+
+def band_limited(channels: int, samples: int, rate_hz: int, below_hz: float) -> Audio:
+    """Noise of full scale without anything above a frequency, so that a resampler has nothing to take away."""
+    spectrum = np.fft.rfft(noise(channels, samples))
+    spectrum[:, np.fft.rfftfreq(samples, 1 / rate_hz) > below_hz] = 0
+    audio = np.fft.irfft(spectrum, samples)
+    return (audio / np.abs(audio).max()).astype(np.float32)
+
+
+def test_an_identity_network_gives_the_song_back(spec: ModelSpec) -> None:
+    song = noise(2, 5 * 44_100 + 17)
+    model = replace(spec, audio=AudioSpec(44_100, 1))
+    stems = Separator(model, Share(1, 0), "cpu").separate(song, 44_100)
+    np.testing.assert_allclose(stems["vocals"], song, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(stems["accompaniment"], 0, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate_hz", [44_100, 48_000])
+def test_cutting_makes_no_difference_through_the_resampler(spec: ModelSpec, rate_hz: int) -> None:
+    song = band_limited(1, 7 * rate_hz + 1234, rate_hz, below_hz=9_000)
+    whole = replace(spec, chunk=ChunkSpec(length_s=20, overlap_s=1))
+    cut_stems, whole_stems = (Separator(s, Share(1, 0), "cpu").separate(song, rate_hz) for s in (spec, whole))
+    np.testing.assert_allclose(cut_stems["vocals"], whole_stems["vocals"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("rate_hz", RATES_HZ)
+def test_what_comes_in_goes_out(spec: ModelSpec, tiny_network: nn.Module, rate_hz: int, channels: int) -> None:
+    song = noise(channels, rate_hz * 9 // 4 + 1)  # two windows
+    stems = Separator(spec, tiny_network, "cpu").separate(song, rate_hz)
+    assert list(stems) == ["vocals", "accompaniment"]
+    assert {stem.shape for stem in stems.values()} == {song.shape}
+    assert {stem.dtype for stem in stems.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(stems["vocals"] + stems["accompaniment"], song, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 17, 18, 1_000])
+@pytest.mark.parametrize("rate_hz", RATES_HZ)
+def test_the_shortest_songs_keep_their_length(
+    spec: ModelSpec, tiny_network: nn.Module, rate_hz: int, samples: int
+) -> None:
+    song = noise(2, samples)
+    stems = Separator(spec, tiny_network, "cpu").separate(song, rate_hz)
+    np.testing.assert_allclose(stems["vocals"] + stems["accompaniment"], song, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [1, 2, 3, 4])
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_lengths_around_the_edges_of_windows(spec: ModelSpec, seconds: int, extra: int) -> None:
+    model = replace(spec, audio=AudioSpec(8_000, 1))
+    song = noise(1, seconds * 8_000 + extra)
+    stems = Separator(model, Share(0.5, 0.5), "cpu").separate(song, 8_000)
+    np.testing.assert_allclose(stems["vocals"], 0.5 * song, rtol=0, atol=1e-6)
+
+
+def test_silence_gives_silence(spec: ModelSpec, tiny_network: nn.Module) -> None:
+    stems = Separator(spec, tiny_network, "cpu").separate(np.zeros((2, 100_000), np.float32), 44_100)
+    assert all(np.all(stem == 0) for stem in stems.values())
+
+
+def test_a_song_far_above_full_scale_is_not_clipped(spec: ModelSpec) -> None:
+    song = 100 * noise(1, 30_000)
+    model = replace(spec, audio=AudioSpec(44_100, 1))
+    stems = Separator(model, Share(0.25, 0.75), "cpu").separate(song, 44_100)
+    np.testing.assert_allclose(stems["vocals"], 0.25 * song, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_not_finite_are_refused(spec: ModelSpec, value: float) -> None:
+    song = noise(1, 50_000)
+    song[0, -1] = value
+    with pytest.raises(AudioError, match="not finite"):
+        Separator(spec, Share(1, 0), "cpu").separate(song, 8_000)
+
+
+def test_no_samples_are_refused(spec: ModelSpec) -> None:
+    separator = Separator(spec, Share(1, 0), "cpu")
+    with pytest.raises(AudioError, match="no samples"):
+        separator.separate(np.empty((2, 0), np.float32), 44_100)
+    with pytest.raises(AudioError, match="no samples"):
+        list(separator.stream([], 44_100))
+
+
+def test_the_remainder_goes_to_the_last_stem(spec: ModelSpec) -> None:
+    model = replace(spec, stems=("drums", "vocals", "bass", "other"), audio=AudioSpec(44_100, 2))
+    song = noise(2, 30_000)
+    stems = Separator(model, Share(0.1, 0.2, 0.3, 0.9), "cpu").separate(song, 44_100)
+    for stem, share in (("drums", 0.1), ("vocals", 0.2), ("bass", 0.3), ("other", 0.4)):
+        np.testing.assert_allclose(stems[stem], share * song, rtol=0, atol=1e-5)
+
+
+class Sides(nn.Module):
+    """A stereo network that gives the vocals the left channel of the mixture, on both sides."""
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        assert mixture.shape[1] == 2
+        vocals = mixture[:, :1].expand_as(mixture)
+        return torch.stack([vocals, mixture - vocals], dim=1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_a_stereo_model_sees_pairs(spec: ModelSpec, channels: int) -> None:
+    song = noise(channels, 30_000)
+    model = replace(spec, audio=AudioSpec(44_100, 2))
+    stems = Separator(model, Sides(), "cpu").separate(song, 44_100)
+    # Only a stereo song is a pair; every other channel stands alone, on both sides.
+    np.testing.assert_allclose(stems["vocals"], song[:1].repeat(2, axis=0) if channels == 2 else song, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_samples", [1_000, 44_100, 10**9])
+def test_blocks_make_no_difference(spec: ModelSpec, tiny_network: nn.Module, block_samples: int) -> None:
+    song = noise(2, 150_000)
+    separator = Separator(spec, tiny_network, "cpu")
+    whole = separator.separate(song, 44_100)
+    blocks = (song[:, k : k + block_samples] for k in range(0, song.shape[1], block_samples))
+    streamed = np.concatenate(list(separator.stream(blocks, 44_100)), axis=-1)
+    np.testing.assert_array_equal(streamed, np.stack(list(whole.values())))
+
+
+def test_a_long_song_costs_no_more_memory_than_a_short_one() -> None:
+    model = ModelSpec(
+        "classic", {}, ("vocals", "accompaniment"), AudioSpec(8_000, 1), StftSpec(512, 128), ChunkSpec(2, 1)
+    )
+    separator = Separator(model, Share(1, 0), "cpu")
+
+    def blocks(seconds: int) -> Iterator[Audio]:
+        return (np.ones((2, 8_000), np.float32) for _ in range(seconds))
+
+    def peak_bytes(seconds: int) -> int:
+        tracemalloc.start()
+        samples = sum(stems.shape[-1] for stems in separator.stream(blocks(seconds), 8_000))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert samples == seconds * 8_000
+        return peak
+
+    peak_bytes(5)  # what is made once
+    assert peak_bytes(40) < 1.1 * peak_bytes(10)
+
+
+def test_the_network_is_left_in_evaluation_and_makes_no_gradients(spec: ModelSpec, tiny_network: nn.Module) -> None:
+    separator = Separator(spec, tiny_network.train(), "cpu")
+    assert not separator.network.training
+    assert not separator.estimate(torch.zeros(1, 1, 5_000)).requires_grad
