@@ -80,9 +80,9 @@ def serve(model: str, settings: Settings) -> int:
         with tempfile.TemporaryDirectory(prefix="stemwright-") as name:
             folder = Path(name)
             print(f"serving {model} with\n{report(settings)}", flush=True)
-            settings, grpc_ports = take_ports(settings)
+            settings, inner_ports = take_ports(settings)
             archive = resolve(model, folder)
-            lay_out(folder, archive, settings, grpc_ports)
+            lay_out(folder, archive, settings, inner_ports)
             with torchserve(folder, settings) as process:
                 wait_until_ready(process, settings, folder)
                 watch(process, settings)
@@ -96,8 +96,9 @@ def ready(settings: Settings) -> bool:
     return any(worker["status"] == "READY" for worker in describe(settings).get("workers", []))
 
 
-def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int]]:
-    """The settings with a free port where they say 0, and two for gRPC, which cannot be switched off.
+def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
+    """The settings with a free port where they say 0, two ports for gRPC, which cannot be switched off, and one for the first
+    worker, who listens on it where /tmp is mounted noexec and TorchServe cannot load what Unix sockets need.
 
     Raises ServerError for a port in use.
     """
@@ -118,10 +119,10 @@ def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int]]:
             management_port=take(LOOPBACK, settings.management_port),
             metrics_port=take(LOOPBACK, settings.metrics_port),
         )
-        return settings, (take(LOOPBACK, 0), take(LOOPBACK, 0))
+        return settings, (take(LOOPBACK, 0), take(LOOPBACK, 0), take(LOOPBACK, 0))
 
 
-def lay_out(folder: Path, archive: Path, settings: Settings, grpc_ports: tuple[int, int]) -> None:
+def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[int, int, int]) -> None:
     """Write all that TorchServe reads: the unpacked archive and its configuration. Raises ArchiveError for another file."""
     unpacked = folder / "store" / MODEL_NAME
     try:
@@ -148,8 +149,9 @@ def lay_out(folder: Path, archive: Path, settings: Settings, grpc_ports: tuple[i
         f"metrics_address=http://{LOOPBACK}:{settings.metrics_port}\n"
         f"grpc_inference_address={LOOPBACK}\n"
         f"grpc_management_address={LOOPBACK}\n"
-        f"grpc_inference_port={grpc_ports[0]}\n"
-        f"grpc_management_port={grpc_ports[1]}\n"
+        f"grpc_inference_port={inner_ports[0]}\n"
+        f"grpc_management_port={inner_ports[1]}\n"
+        f"initial_worker_port={inner_ports[2]}\n"
         # Tokens are made anew at every start and expire, which no load balancer can work with; access belongs to the proxy.
         "disable_token_authorization=true\n"
         "enable_model_api=false\n"
