@@ -11,7 +11,7 @@ from training.local_s3 import S3Server, serve_s3
 
 @pytest.fixture(scope="session", name="s3_server")
 def s3_server_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
+    with serve_s3(tmp_path_factory.mktemp("s3"), sees_changes=True) as server:
         yield server
 
 

@@ -4,6 +4,8 @@ A network maps a complex mixture spectrogram (b, c, f, t) to complex stem spectr
 its spec, any number of frames. Transforms stay outside.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -14,7 +16,7 @@ from serving.spec import ModelSpec
 
 def build(spec: ModelSpec) -> nn.Module:
     """The network of a spec with fresh weights, in channels-last order. Raises SpecError for one that there is not."""
-    architectures = {"classic": Classic}
+    architectures: dict[str, Callable[..., nn.Module]] = {"classic": Classic}
     if spec.architecture not in architectures:
         raise SpecError(f"unknown architecture {spec.architecture!r}: there are {', '.join(architectures)}")
     try:
