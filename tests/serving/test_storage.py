@@ -11,7 +11,7 @@ import pytest
 
 from serving.errors import StorageError
 from serving.storage import exists, fetch_file, fetch_files, is_remote, list_files, store_file, store_folder
-from tests.s3 import bucket_fixture, s3_server_fixture  # noqa: F401
+from tests.s3 import bucket_fixture  # noqa: F401
 
 BIG = bytes(range(256)) * 40_000  # 10 MB: more than one part
 

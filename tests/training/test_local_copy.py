@@ -6,7 +6,7 @@ import pytest
 from serving.errors import StorageError
 from serving.storage import store_file, store_folder
 from tests.data_sets import write_data_set
-from tests.s3 import bucket_fixture, s3_server_fixture  # noqa: F401
+from tests.s3 import bucket_fixture  # noqa: F401
 from training.errors import DataError
 from training.local_copy import local_copy
 from training.musdb18 import open_dataset
