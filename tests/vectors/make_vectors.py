@@ -1,0 +1,48 @@
+"""Write what a tiny network makes of a short song, as a vector that later versions are held to.
+
+    python -m tests.vectors.make_vectors
+
+Run it only when a change of the numbers is meant, and say why in the commit. Weights and song are stored beside the
+vocals, so that the vector depends on no random generator.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from serving.networks import build
+from serving.separator import Separator
+from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+
+VECTORS = Path(__file__).parent
+RATE_HZ = 44_100
+
+CLASSIC = ModelSpec(
+    architecture="classic",
+    dimensions={"channels": (2, 4, 6)},
+    stems=("vocals", "accompaniment"),
+    audio=AudioSpec(sample_rate_hz=22_050, channels=1),
+    stft=StftSpec(n_fft=2048, hop_samples=512),
+    chunk=ChunkSpec(length_s=15, overlap_s=1),
+)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    network = build(CLASSIC)
+    for tensor in network.state_dict().values():  # away from the zeros and ones of fresh normalisation
+        if tensor.is_floating_point():
+            tensor.add_(0.1 * torch.rand_like(tensor))
+    time_s = np.arange(RATE_HZ // 10) / RATE_HZ
+    song = np.stack([0.5 * np.sin(2 * np.pi * 220 * time_s), 0.3 * np.sin(2 * np.pi * 3_000 * time_s**2)])
+    vocals = Separator(CLASSIC, network, "cpu").separate(song.astype(np.float32), RATE_HZ)["vocals"]
+    tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
+    tensors["song"] = torch.from_numpy(song.astype(np.float32))
+    tensors["vocals"] = torch.from_numpy(vocals)
+    safetensors.torch.save_file(tensors, VECTORS / "classic.safetensors")
+
+
+if __name__ == "__main__":
+    main()
