@@ -20,6 +20,7 @@ def zipped(root: Path, path: Path, inside: str = "") -> Path:
         for file in sorted(root.rglob("*.wav")):
             archive.write(file, f"{inside}{file.relative_to(root).as_posix()}")
         archive.writestr("__MACOSX/train/A - 0/._drums.wav", b"resource fork")
+        archive.writestr(f"{inside}train/._A - 9.stem.mp4", b"resource fork")
         archive.writestr(f"{inside}README.md", b"read me")
     return path
 

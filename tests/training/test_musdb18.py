@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def test_other_songs_are_split_by_their_names_alone(tmp_path: Path) -> None:
         write_folder(tmp_path / "train" / f"A - {number}", samples=10)
     data = open_folder(tmp_path, valid_share=0.3)
     assert len(data.valid) == 3 and len(data.train) == 7 and not set(names(data.valid)) & set(names(data.train))
+    by_hash = sorted(names(data.train + data.valid), key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert set(names(data.valid)) == set(by_hash[:3])
     unused = data.train[0].path
     shutil.rmtree(unused)
     assert set(names(open_folder(tmp_path, valid_share=0.3).valid)) == set(names(data.valid))
