@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 MAX_DURATION_S = 30
 SPEC = ModelSpec(
     architecture="classic",
-    dimensions={"channels": (4, 4, 8)},
+    dimensions={"channels": (4, 4, 8), "fold": 8, "memory_inputs": 8, "memory_units": 4},
     stems=("vocals", "accompaniment"),
     audio=AudioSpec(sample_rate_hz=8_000, channels=1),
     stft=StftSpec(n_fft=256, hop_samples=64),
