@@ -28,7 +28,7 @@ def tiny_spec() -> ModelSpec:
     """The classic preset with hardly any weights."""
     return ModelSpec(
         architecture="classic",
-        dimensions={"channels": (4, 4, 8)},
+        dimensions={"channels": (4, 4, 8), "fold": 8, "memory_inputs": 8, "memory_units": 4},
         stems=("vocals", "accompaniment"),
         audio=AudioSpec(sample_rate_hz=22_050, channels=1),
         stft=StftSpec(n_fft=2048, hop_samples=512),

@@ -68,5 +68,7 @@ def test_a_call_has_its_room(pattern: str, homes: set[str]) -> None:
 
 def test_the_top_level_is_the_designs() -> None:
     ignored = {".git", ".venv", ".gitattributes", "demo", "runs", "build"}
-    found = {p.name for p in ROOT.iterdir() if p.name not in ignored and not re.search(r"_cache$|\.egg-info$|^__", p.name)}
+    found = {
+        p.name for p in ROOT.iterdir() if p.name not in ignored and not re.search(r"_cache$|\.egg-info$|^__", p.name)
+    }
     assert found == TOP_LEVEL

@@ -32,7 +32,7 @@ class RunState:
         self.network: nn.Module = build(config.model).to(device)
         average = get_ema_multi_avg_fn(config.optimization.ema_decay)
         self.averaged = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), weight_decay=config.optimization.weight_decay)
+        self.optimizer = optimizer_of(self.network, config.optimization.weight_decay)
         self.scaler = Precision.of(device).scaler(device)
         self.step = 0
         self.trained_s = 0.0
@@ -70,6 +70,14 @@ class RunState:
     def save_averaged(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Write the averaged weights alone, with the facts of their origin."""
         write_tensors(path, self.averaged.module.state_dict(), facts)
+
+
+def optimizer_of(network: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels, not biases and norms."""
+    parameters = list(network.parameters())
+    decayed = {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay}
+    others = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+    return torch.optim.AdamW([decayed, others], betas=(0.9, 0.99), fused=True)
 
 
 def load_network(path: Path, config: TrainConfig) -> tuple[nn.Module, dict[str, Any]]:

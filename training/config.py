@@ -41,8 +41,8 @@ class Budget:
 class Batches:
     """What one step sees."""
 
-    batch_size: int = flag(8, "excerpts in a step")
-    crop_s: float = flag(6.0, "length of an excerpt in seconds")
+    batch_size: int = flag(4, "excerpts in a step")
+    crop_s: float = flag(3.0, "length of an excerpt in seconds")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def classic(data: str, budget: Budget) -> TrainConfig:
         data=data,
         model=ModelSpec(
             architecture="classic",
-            dimensions={"channels": (16, 32, 48, 64, 96, 128)},
+            dimensions={"channels": (48, 96, 128), "fold": 8, "memory_inputs": 384, "memory_units": 256},
             stems=("vocals", "accompaniment"),
             audio=AudioSpec(sample_rate_hz=22_050, channels=1),
             stft=StftSpec(n_fft=2048, hop_samples=512),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.decoded import DecodedSong
+from training.decoded import DecodedSong, Samples
 
 THREADS = 2
 AHEAD = 4
@@ -30,17 +30,35 @@ class Crops:
         self.share = lengths / lengths.sum()
 
     def batch(self, step: int) -> Tensor:
-        """Stereo excerpts, int16 (b, s, 2, n), each song drawn as often as it is long."""
+        """Stereo excerpts, int16 (b, s, 2, n)."""
         rng = np.random.default_rng([self.seed, step])
-        chosen = rng.choice(len(self.songs), self.batch_size, p=self.share)
-        return torch.from_numpy(np.stack([self.crop(self.songs[index], rng) for index in chosen]))
+        return torch.from_numpy(np.stack([self.example(rng) for _ in range(self.batch_size)]))
 
-    def crop(self, song: DecodedSong, rng: np.random.Generator) -> "np.ndarray[tuple[int, ...], np.dtype[np.int16]]":
-        samples = song.samples
-        start = int(rng.integers(max(1, samples.shape[-1] - self.crop_samples + 1)))
-        part = samples[:, :, start : start + self.crop_samples]
-        excerpt = np.zeros((len(samples), 2, self.crop_samples), np.int16)
-        excerpt[:, :, : part.shape[-1]] = part  # a mono song fills both channels
+    def example(self, rng: np.random.Generator) -> Samples:
+        """Stems (s, 2, n), vocals first: a quarter of the examples are a song as it is, a quarter the vocals of one song
+        over the accompaniment of another, the rest stems of as many songs."""
+        stems = len(self.songs[0].samples)
+        first, second, *others = (self.place(rng) for _ in range(stems))
+        kind = rng.integers(4)
+        places = (
+            [first] * stems
+            if kind == 0
+            else [first] + [second] * (stems - 1)
+            if kind == 1
+            else [first, second, *others]
+        )
+        return np.stack([self.excerpt(*place, stem) for stem, place in enumerate(places)])
+
+    def place(self, rng: np.random.Generator) -> tuple[DecodedSong, int]:
+        """A song, each as often as it is long, and a sample to start at."""
+        song = self.songs[rng.choice(len(self.songs), p=self.share)]
+        return song, int(rng.integers(max(1, song.n_samples - self.crop_samples + 1)))
+
+    def excerpt(self, song: DecodedSong, start: int, stem: int) -> Samples:
+        """One stem (2, n). What a song lacks in length is silence; a mono song fills both channels."""
+        part = song.samples[stem, :, start : start + self.crop_samples]
+        excerpt = np.zeros((2, self.crop_samples), np.int16)
+        excerpt[:, : part.shape[-1]] = part
         return excerpt
 
 

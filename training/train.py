@@ -26,7 +26,7 @@ from training.errors import ConfigError, TrainingError
 from training.evaluate import Evaluation, evaluate, middle
 from training.export import export
 from training.interrupt import StopRequest, stop_requests
-from training.losses import spectral_l1
+from training.losses import relative_error_db
 from training.musdb18 import DataSet, Song, open_dataset
 from training.plots import spectrogram_figure
 from training.precision import Precision
@@ -154,7 +154,7 @@ def step(
     mixture = references.sum(dim=1)
     with precision.autocast(device):
         estimates = state.network.train()(mixture)
-    loss = spectral_l1(estimates, references)
+    loss = relative_error_db(estimates, references)
 
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate

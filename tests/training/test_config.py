@@ -17,7 +17,12 @@ def parse(*arguments: str) -> dict[str, object]:
 
 def test_the_classic_preset_keeps_the_numbers_of_the_plan() -> None:
     model = classic("songs", Budget(steps=1)).model
-    assert (model.audio.sample_rate_hz, model.stft.n_fft, model.stft.hop_samples, model.stft.bins) == (22_050, 2048, 512, 1025)
+    assert (model.audio.sample_rate_hz, model.stft.n_fft, model.stft.hop_samples, model.stft.bins) == (
+        22_050,
+        2048,
+        512,
+        1025,
+    )
     assert 30 * model.audio.sample_rate_hz == 661_500
     assert model.stft.frames(model.chunk.length_s * model.audio.sample_rate_hz) == 646
 
@@ -36,7 +41,12 @@ def test_a_stored_configuration_of_another_version_is_refused() -> None:
 def test_flags_take_the_place_of_the_presets_values_and_of_no_others() -> None:
     config = classic("songs", Budget(steps=1))
     changed = with_flags(config, parse("--steps", "7", "--batch-size", "3", "--learning-rate", "0.5", "--seed", "9"))
-    assert (changed.budget.steps, changed.batches.batch_size, changed.optimization.learning_rate, changed.seed) == (7, 3, 0.5, 9)
+    assert (changed.budget.steps, changed.batches.batch_size, changed.optimization.learning_rate, changed.seed) == (
+        7,
+        3,
+        0.5,
+        9,
+    )
     assert dataclasses.replace(changed.batches, batch_size=config.batches.batch_size) == config.batches
     assert changed.model == config.model
 

@@ -23,14 +23,26 @@ def ramp(samples: int, channels: int = 2, first: int = 0) -> Ramp:
     return Ramp((first + 4000 * stem + 2000 * channel + sample).astype(np.int16))
 
 
-def test_an_excerpt_is_the_same_stretch_of_every_stem_and_channel() -> None:
-    batch = Crops([ramp(1000)], batch_size=5, crop_samples=10, seed=0).batch(0)
-    assert batch.shape == (5, 4, 2, 10) and batch.dtype == torch.int16
-    start = batch[:, :1, :1, :1]
-    stem, channel, sample = np.ogrid[:4, :2, :10]
-    assert torch.equal(
-        batch - start, torch.from_numpy(4000 * stem + 2000 * channel + sample).short().expand(5, 4, 2, 10)
-    )
+def stretch(first: int = 0) -> "np.ndarray[tuple[int, ...], np.dtype[np.int16]]":
+    """What an excerpt of ten samples holds that starts at the first sample of a ramp."""
+    return ramp(10, first=first).samples
+
+
+def test_an_excerpt_is_one_stretch_of_both_channels() -> None:
+    batch = Crops([ramp(1000)], batch_size=50, crop_samples=10, seed=0).batch(0)
+    assert batch.shape == (50, 4, 2, 10) and batch.dtype == torch.int16
+    starts = batch[:, :, :1, :1] - torch.from_numpy(stretch())[:, :1, :1]
+    assert torch.equal(batch - starts, torch.from_numpy(stretch()).expand(50, 4, 2, 10))
+
+
+def test_stems_come_from_one_song_or_two_or_as_many_as_there_are() -> None:
+    """Each stem of a song starts at a number of its own, so equal differences tell excerpts that belong together."""
+    batch = Crops([ramp(1000)], batch_size=4000, crop_samples=10, seed=0).batch(0)
+    vocals, *others = (batch[:, :, 0, 0] - torch.arange(0, 16_000, 4000).short()).unbind(dim=1)
+    coherent = torch.stack([stem == others[0] for stem in others[1:]]).all(dim=0)
+    whole = coherent & (vocals == others[0])
+    assert abs(whole.float().mean().item() - 0.25) < 0.03
+    assert abs((coherent & ~whole).float().mean().item() - 0.25) < 0.03
 
 
 def test_a_batch_follows_from_seed_and_step() -> None:
@@ -46,10 +58,8 @@ def test_every_place_of_a_song_is_reached() -> None:
 
 
 def test_songs_are_drawn_as_often_as_they_are_long() -> None:
-    drawn = (
-        Crops([ramp(100), ramp(300, first=10_000)], batch_size=4000, crop_samples=10, seed=0).batch(0)[:, 0, 0, 0]
-        >= 10_000
-    )
+    crops = Crops([ramp(100), ramp(300, first=10_000)], batch_size=4000, crop_samples=10, seed=0)
+    drawn = crops.batch(0)[:, 0, 0, 0] >= 10_000
     assert abs(drawn.float().mean().item() - 0.75) < 0.03
 
 

@@ -42,7 +42,11 @@ def test_a_run_holds_what_was_logged(runs: Path, uri: str) -> None:
     assert run.data.tags["archive.sha256"] == hashlib.sha256(b"archive").hexdigest()
     assert run.inputs.dataset_inputs[0].dataset.digest == "0123"
     assert [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "loss")] == [(3, 0.5)]
-    for folder, file in (("spectrogram", "step_000003.png"), ("audio/step_000003", "vocals.flac"), ("archive", "classic.mar")):
+    for folder, file in (
+        ("spectrogram", "step_000003.png"),
+        ("audio/step_000003", "vocals.flac"),
+        ("archive", "classic.mar"),
+    ):
         assert [f.path for f in client.list_artifacts(tracker.run_id, folder)] == [f"{folder}/{file}"]
     assert str(runs / "mlartifacts") in run.info.artifact_uri
 
@@ -57,7 +61,9 @@ def test_a_run_is_continued_and_not_doubled(runs: Path, uri: str) -> None:
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 2.0)]
 
 
-@pytest.mark.parametrize(("end", "status"), [(SystemExit, "KILLED"), (KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
+@pytest.mark.parametrize(
+    ("end", "status"), [(SystemExit, "KILLED"), (KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")]
+)
 def test_a_run_ends_as_its_block_does(runs: Path, uri: str, end: type[BaseException], status: str) -> None:
     with pytest.raises(end), Tracker.open(uri, runs / "ended", None) as tracker:
         raise end

@@ -1,0 +1,44 @@
+"""The main job with real parts, in miniature: S3, training, MLflow, TorchServe, HTTP; and nothing left running after it."""
+
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+import training.demo
+from serving.audio_io import read
+from training.demo import demo
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(training.demo, "SONGS", 3)
+    monkeypatch.setattr(training.demo, "TEST_SONGS", 1)
+    monkeypatch.setattr(training.demo, "SONG_S", 3)
+    for run in ("classic-1", "classic-2"):  # the second time over what the first left
+        demo(tmp_path, minutes=0.02)
+        report = capfd.readouterr().out
+        assert "vocals" in report and f"{run}/classic.mar" in report.replace("\\", "/")
+
+        (song,) = (tmp_path / "songs" / "test").iterdir()
+        mixture, rate_hz = read(song / "mixture.wav")
+        vocals, accompaniment = (
+            read(tmp_path / "stems" / song.name / "mixture" / f"{s}.wav")[0] for s in training.demo.STEMS
+        )
+        assert vocals.shape == mixture.shape and rate_hz == 44_100
+        assert abs(vocals + accompaniment - mixture).max() < 1e-4
+
+    runs = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}").search_runs(["1"])
+    assert sorted((run.info.run_name, run.info.status) for run in runs) == [
+        ("classic-1", "FINISHED"),
+        ("classic-2", "FINISHED"),
+    ]
+    left = [
+        p.info["cmdline"]
+        for p in psutil.process_iter(["cmdline"])
+        if str(tmp_path) in " ".join(p.info["cmdline"] or [])
+    ]
+    assert not left
+    assert not [p for p in psutil.Process().children(recursive=True) if p.is_running()]

@@ -1,0 +1,44 @@
+import torch
+
+from training.losses import FLOOR, relative_error_db
+
+
+def spectrograms(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(3, 2, 1, 65, 20, dtype=torch.complex64, generator=generator)
+
+
+def test_silence_as_the_estimate_costs_the_energy_of_the_stem() -> None:
+    references = torch.zeros(1, 2, 1, 4, 4, dtype=torch.complex64)
+    references[:, 0] = 3.0  # energy 144
+    references[:, 1] = 1.0  # energy 16, mixture 256
+    found = relative_error_db(torch.zeros_like(references), references)
+    expected = (10 * torch.tensor([144 / 256 + FLOOR, 16 / 256 + FLOOR]).log10()).mean()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_perfect_estimate_costs_the_floor() -> None:
+    references = spectrograms(0)
+    torch.testing.assert_close(relative_error_db(references, references), torch.tensor(-30.0))
+
+
+def test_ten_decibels_less_error_are_ten_less() -> None:
+    references, error = spectrograms(0), spectrograms(1)
+    worse, better = (relative_error_db(references + scale * error, references) for scale in (1.0, 10**-0.5))
+    assert abs((worse - better).item() - 10) < 0.1  # the floor takes a little
+
+
+def test_the_level_of_an_example_does_not_matter() -> None:
+    references, estimates = spectrograms(0), spectrograms(1)
+    torch.testing.assert_close(
+        relative_error_db(estimates, references),
+        relative_error_db(100 * estimates, 100 * references),
+        rtol=0,
+        atol=1e-3,
+    )
+
+
+def test_silence_has_a_finite_gradient() -> None:
+    estimates = torch.zeros(1, 2, 1, 4, 4, dtype=torch.complex64, requires_grad=True)
+    relative_error_db(estimates, torch.zeros(1, 2, 1, 4, 4, dtype=torch.complex64)).backward()
+    assert estimates.grad is not None and torch.isfinite(torch.view_as_real(estimates.grad)).all()
