@@ -20,7 +20,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m pytest tests/benchmarks -m benchmark
+	$(BIN)/python -m pytest -q -s tests/benchmarks/bench_*.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Stemwright needs Python 3.11 or later: make PYTHON=python3.11 ..."'

@@ -34,16 +34,16 @@ class S3Server:
 
 
 @contextmanager
-def serve_s3(folder: Path, sees_changes: bool = False) -> Iterator[S3Server]:
+def serve_s3(folder: Path) -> Iterator[S3Server]:
     """rclone's S3 server over a folder, on a free port of this machine, stopped at the end.
 
-    With `sees_changes` it notices what others do to the folder while it runs; uploads side by side then lock it up.
+    It does not notice what others do to the folder meanwhile: told to look again, it locks up under uploads side by side.
     """
     port = free_port()
     server = S3Server(f"http://127.0.0.1:{port}", secrets.token_hex(10), secrets.token_hex(20), folder)
     command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"127.0.0.1:{port}"]
     command += ["--auth-key", f"{server.access_key},{server.secret_key}", "--vfs-cache-mode", "off"]
-    command += ["--dir-cache-time", "0s" if sees_changes else "1h", "--config", "", str(folder)]
+    command += ["--dir-cache-time", "1h", "--config", "", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(port, process)

@@ -21,7 +21,7 @@ RATE_HZ = 44_100
 
 CLASSIC = ModelSpec(
     architecture="classic",
-    dimensions={"channels": (2, 4, 6)},
+    dimensions={"channels": (2, 4, 6), "fold": 16, "memory_inputs": 8, "memory_units": 4},
     stems=("vocals", "accompaniment"),
     audio=AudioSpec(sample_rate_hz=22_050, channels=1),
     stft=StftSpec(n_fft=2048, hop_samples=512),
