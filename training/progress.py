@@ -1,8 +1,15 @@
 """Progress of long work on the terminal."""
 
+import sys
 from typing import Any
 
 from tqdm import tqdm
+
+
+def run_bar(name: str) -> "tqdm[Any]":
+    """A bar over the budget of a run, 0..1; where no one watches, as in the log of a container, a line every ten seconds."""
+    form = "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}"
+    return tqdm(total=1.0, desc=name, bar_format=form, mininterval=0.5 if sys.stderr.isatty() else 10)
 
 
 class ProgressBar:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from serving.separator import Separator
 from serving.spectrogram import Stft
@@ -30,7 +29,7 @@ from training.losses import relative_error_db
 from training.musdb18 import DataSet, Song, open_dataset
 from training.plots import spectrogram_figure
 from training.precision import Precision
-from training.progress import ProgressBar
+from training.progress import ProgressBar, run_bar
 from training.stems import DECODED_STEMS, model_stems
 from training.tracking import Tracker
 
@@ -104,9 +103,7 @@ def run_steps(
     upcoming = batches(crops, state.step, pin_memory=device.type == "cuda")
     audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
     last_save = time.monotonic()
-    bar = tqdm(
-        total=1.0, desc=config.preset, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}"
-    )
+    bar = run_bar(config.preset)
     while True:
         progress = config.budget.progress(state.step, state.trained_s)
         due = progress * config.validation.validations >= state.validations + 1
@@ -120,6 +117,7 @@ def run_steps(
             state.save(run_dir / "checkpoint.safetensors")
             last_save = time.monotonic()
         if progress >= 1 or stop.signal is not None:
+            bar.update(progress - bar.n)
             bar.close()
             return
 
@@ -135,11 +133,9 @@ def run_steps(
                     f"and a --learning-rate below {config.optimization.learning_rate:g}"
                 )
             tracker.numbers(numbers, state.step)
-            bar.n = progress
-            speed = f"{numbers['audio_s_per_s']:.0f} audio s/s"
-            bar.set_postfix_str(
-                f"step {state.step}, loss {numbers['loss']:.4f}, {speed}, best {state.best_usdr:.2f} dB"
-            )
+            news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
+            bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
+            bar.update(progress - bar.n)
         state.trained_s += time.monotonic() - started
 
 
