@@ -1,6 +1,7 @@
 """Both images, built from their Dockerfiles, and the whole path through them. Runs wherever a Docker engine answers."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -12,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import urllib3
 
 from serving.storage import exists, store_folder
+from tests.readme import commands
 from training.local_s3 import S3Server, free_port, serve_s3
 from training.songs import write_songs
 
@@ -32,6 +33,20 @@ def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[s
 def engine_answers() -> bool:
     return shutil.which("docker") is not None and docker("info", check=False).returncode == 0
 
+
+# As production runs them: nothing writable but what is said, no privileges.
+HARDENED = [
+    "--network",
+    "host",
+    "--read-only",
+    "--tmpfs",
+    "/tmp",
+    "--cap-drop",
+    "ALL",
+    "--security-opt",
+    "no-new-privileges",
+]
+SHORT = "--steps 4 --batch-size 2 --crop-s 2"
 
 pytestmark = [pytest.mark.docker, pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers")]
 
@@ -56,83 +71,68 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         yield server
 
 
-def run_flags(s3: S3Server) -> list[str]:
-    """As production runs them: nothing writable but what is said, no privileges, credentials from the environment."""
-    flags = [
-        "--network",
-        "host",
-        "--read-only",
-        "--tmpfs",
-        "/tmp",
-        "--cap-drop",
-        "ALL",
-        "--security-opt",
-        "no-new-privileges",
-    ]
-    for name, value in s3.environment.items():
-        flags += ["-e", f"{name}={value}"]
-    return flags
-
-
 def test_an_image_runs_as_nobody_and_holds_no_credentials(image: str) -> None:
     facts = json.loads(docker("image", "inspect", image).stdout)[0]["Config"]
     assert facts["User"] == "10001:10001"
     assert not [line for line in facts["Env"] if line.startswith(("AWS_", "MLFLOW_TRACKING"))]
 
 
+def as_readme_says(line: str, s3: S3Server, folder: Path, *flags: str) -> list[str]:
+    """A `docker run` line of README for this machine: hardened, no GPU, its own network, a short run, a volume of its own."""
+    (folder / "aws.env").write_text("".join(f"{name}={value}\n" for name, value in s3.environment.items()))
+    line = (
+        line.replace("--gpus all ", "")
+        .replace("-p 8080:8080 ", "")
+        .replace("--env-file aws.env", f"--env-file {folder}/aws.env")
+    )
+    line = line.replace("-v runs:/runs", f"-v {folder.name}:/runs").replace("--minutes 30", SHORT)
+    _, run, *rest = shlex.split(line)
+    return [run, *HARDENED, *flags, *rest]
+
+
 def test_songs_in_a_bucket_become_stems_over_http(s3: S3Server, tmp_path: Path) -> None:
-    train_image, serve_image = build("train"), build("serve")
+    build_train, train, build_serve, serve = commands("sh docker")
+    for line in (build_train, build_serve):
+        _, build_command, *rest = shlex.split(line)
+        docker(build_command, "--network", "host", *rest[:-1], str(ROOT))
     write_songs(tmp_path / "songs", train=3, test=1, seconds=8, seed=0)
     store_folder(tmp_path / "songs", "s3://stemwright/songs")
+    mixture_file = next((tmp_path / "songs" / "test").rglob("mixture.wav"))
 
-    train = [
-        "train",
-        "--data",
-        "s3://stemwright/songs",
-        "--run-dir",
-        "/runs/first",
-        "--steps",
-        "4",
-        "--batch-size",
-        "2",
-    ]
-    docker("run", "--rm", *run_flags(s3), train_image, *train, "--crop-s", "2", "--publish", "s3://stemwright/models/")
+    docker(*as_readme_says(train, s3, tmp_path))
     assert exists("s3://stemwright/models/classic.mar")
 
-    port = free_port()
-    serve = ["-e", "STEMWRIGHT_MODEL=s3://stemwright/models/classic.mar", "-e", f"STEMWRIGHT_HTTP_PORT={port}"]
-    container = docker("run", "-d", *run_flags(s3), *serve, serve_image).stdout.strip()
+    port, container = free_port(), f"serve-{tmp_path.name}"
+    docker(*as_readme_says(serve, s3, tmp_path, "-d", "--name", container, "-e", f"STEMWRIGHT_HTTP_PORT={port}"))
     try:
         wait_until_healthy(container)
-        song = tmp_path / "songs" / "test"
-        mixture_file = next(song.rglob("mixture.wav"))
-        url = f"http://127.0.0.1:{port}/predictions/stemwright"
-        answer = urllib3.request("POST", url, body=mixture_file.read_bytes(), timeout=120, retries=False)
-        assert answer.status == 200
+        url, answer = f"http://127.0.0.1:{port}/predictions/stemwright", tmp_path / "stems.zip"
+        subprocess.run(["curl", "-fsS", "-T", str(mixture_file), url, "-o", str(answer)], check=True)
         mixture, rate_hz = soundfile.read(mixture_file, dtype="float32")
-        with zipfile.ZipFile(BytesIO(answer.data)) as stems:
-            found = [
-                soundfile.read(BytesIO(stems.read(f"{stem}.wav")), dtype="float32")
-                for stem in ("vocals", "accompaniment")
-            ]
+        with zipfile.ZipFile(answer) as stems:
+            files = [BytesIO(stems.read(name)) for name in ("vocals.wav", "accompaniment.wav")]
+        found = [soundfile.read(file, dtype="float32") for file in files]
         assert all(rate == rate_hz and audio.shape == mixture.shape for audio, rate in found)
         np.testing.assert_allclose(found[0][0] + found[1][0], mixture, atol=1e-4)
 
         started = time.monotonic()
+        exit_code = subprocess.Popen(["docker", "wait", container], stdout=subprocess.PIPE, text=True)
         docker("stop", "--time", "20", container)
         assert time.monotonic() - started < 10
-        state = json.loads(docker("inspect", container).stdout)[0]["State"]
-        assert state["ExitCode"] == 0 and not state["OOMKilled"]
+        assert exit_code.communicate()[0].strip() == "0"
     finally:
         print(docker("logs", container, check=False).stdout[-4000:])
-        docker("rm", "-f", container)
+        docker("rm", "-f", container, check=False)
+        docker("volume", "rm", "-f", tmp_path.name)
 
 
 def test_a_stopped_run_goes_on_where_it_was(s3: S3Server, tmp_path: Path) -> None:
     image, volume = build("train"), f"stemwright-test-{tmp_path.name}"
     write_songs(tmp_path / "songs", train=3, test=1, seconds=8, seed=0)
     store_folder(tmp_path / "songs", "s3://stemwright/songs")
-    flags = [*run_flags(s3), "-v", f"{volume}:/runs"]
+    flags = [*HARDENED, "-v", f"{volume}:/runs"]
+    for name, value in s3.environment.items():
+        flags += ["-e", f"{name}={value}"]
     train = [
         "train",
         "--data",
