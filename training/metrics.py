@@ -1,4 +1,4 @@
-"""The scores of a separation, as DESIGN.md defines them; numpy alone.
+"""The scores of a separation: cSDR, uSDR and the recovered share; numpy alone.
 
 Axes: s stem, c channel, n sample, k frame of one second.
 """
