@@ -95,13 +95,13 @@ def fit(audio: Audio, samples: int) -> Audio:
 
 
 def to_rows(audio: Audio, model_channels: int) -> Audio:
-    """Rows (r, c, n) of a song's channels (c, n): each channel on its own, but a stereo pair as one row of a stereo model."""
-    paired = model_channels == audio.shape[0]
-    return audio[None] if paired else np.repeat(audio[:, None], model_channels, axis=1)
+    """Rows (r, c, n) of a song's channels (c, n), as `AudioSpec` says: all of them in one, or each as a pair of its own."""
+    together = model_channels in (1, audio.shape[0])
+    return audio[None] if together else np.repeat(audio[:, None], model_channels, axis=1)
 
 
 def from_rows(rows: Audio, channels: int) -> Audio:
     """The song's channels (c, n) of estimated rows (r, c, n), the inverse of `to_rows`."""
-    paired = rows.shape[:2] == (1, channels)
-    audio: Audio = rows[0] if paired else rows.mean(axis=1)
+    together = rows.shape[:2] == (1, channels)
+    audio: Audio = rows[0] if together else rows.mean(axis=1)
     return audio

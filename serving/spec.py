@@ -19,7 +19,11 @@ STEMS = ("vocals", "drums", "bass", "other", "accompaniment")
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """The audio a network works on; songs of other rates and channel counts are converted at the edge."""
+    """The audio a network is trained on; songs of another rate are converted at the edge.
+
+    A network of one channel takes the channels of a song together, however many they are. A network of two takes a stereo
+    song as it is, and each channel of any other song as a pair of the same.
+    """
 
     sample_rate_hz: int
     channels: int

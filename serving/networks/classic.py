@@ -24,7 +24,7 @@ FLOOR = 1e-3
 
 
 class Classic(nn.Module):
-    """One network for one channel; the songs' channels are rows of the batch.
+    """Trained on one channel, run on any number of them.
 
     `channels` are those of the levels from the top to the bottleneck. The bottleneck's LSTM has `memory_units` in each
     direction and reads `memory_inputs` numbers a frame.
@@ -35,7 +35,7 @@ class Classic(nn.Module):
     ) -> None:
         super().__init__()
         require(spec.stems == ("vocals", "accompaniment"), f"classic gives vocals and accompaniment, not {spec.stems}")
-        require(spec.audio.channels == 1, f"classic works on single channels, not on {spec.audio.channels}")
+        require(spec.audio.channels == 1, f"classic is trained on one channel, not on {spec.audio.channels}")
         depth = len(channels) - 1
         self.bins = spec.stft.bins - 1  # the topmost bin takes the mask of its neighbour
         require(
@@ -60,8 +60,11 @@ class Classic(nn.Module):
         self.mask = nn.Conv2d(channels[0], fold, kernel_size=1)
 
     def forward(self, mixture: Tensor) -> Tensor:
-        """Stem spectrograms (b, 2, c, f, t), vocals and accompaniment, of a mixture spectrogram (b, c, f, t)."""
-        vocals = self.vocal_mask(mixture.abs()) * mixture
+        """Stem spectrograms (b, 2, c, f, t), vocals and accompaniment, of a mixture spectrogram (b, c, f, t).
+
+        All channels of a song get the same mask, that of their root mean square: half the work for a stereo song.
+        """
+        vocals = self.vocal_mask(mixture.abs().square().mean(dim=1, keepdim=True).sqrt()) * mixture
         return torch.stack([vocals, mixture - vocals], dim=1)
 
     def vocal_mask(self, magnitude: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def test_separation_of_a_stereo_song_beside_the_network_alone() -> None:
     separator = Separator(spec, build(spec))
     song = np.random.default_rng(0).uniform(-0.5, 0.5, (2, SONG_S * RATE_HZ)).astype(np.float32)
     hop_s = spec.chunk.length_s - spec.chunk.overlap_s
-    magnitudes = torch.rand(2, 1, spec.stft.bins, spec.stft.frames(spec.chunk.length_s * spec.audio.sample_rate_hz))
+    magnitudes = torch.rand(1, 1, spec.stft.bins, spec.stft.frames(spec.chunk.length_s * spec.audio.sample_rate_hz))
 
     with torch.inference_mode():
         network_s = best_of(3, lambda: separator.network.vocal_mask(magnitudes)) * SONG_S / hop_s

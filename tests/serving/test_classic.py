@@ -49,13 +49,15 @@ def test_any_number_of_frames(network: Classic, frames: int) -> None:
     assert mask.shape == (1, 1, 1025, frames) and mask.min() >= 0 and mask.max() <= 1
 
 
-def test_vocals_and_accompaniment_are_the_mixture(network: Classic) -> None:
-    mixture = torch.randn(2, 1, 1025, 20, dtype=torch.complex64)
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_vocals_and_accompaniment_are_the_mixture(network: Classic, channels: int) -> None:
+    """All channels get one mask, that of their root mean square."""
+    mixture = torch.randn(2, channels, 1025, 20, dtype=torch.complex64)
     with torch.inference_mode():
         stems = network(mixture)
-        expected = network.vocal_mask(mixture.abs()) * mixture
-    assert stems.shape == (2, 2, 1, 1025, 20)
-    assert torch.equal(stems[:, 0], expected)
+        expected = network.vocal_mask(torch.linalg.vector_norm(mixture, dim=1, keepdim=True) / channels**0.5) * mixture
+    assert stems.shape == (2, 2, channels, 1025, 20)
+    torch.testing.assert_close(stems[:, 0], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(stems.sum(dim=1), mixture)
 
 
