@@ -1,18 +1,21 @@
-# make demo   the whole path on this machine, in under ten minutes
-# make test   the whole suite
-# make lint   what CI checks before the tests
-# make bench  the benchmarks
+# make demo    the whole path on this machine, in under ten minutes
+# make test    linters, types and all tests that need no Docker engine
+# make images  both images, built and run; needs a Docker engine
+# make bench   the benchmarks
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint images bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m training demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/containers
+
+images: .venv/installed
+	$(BIN)/python -m pytest tests/containers
 
 lint: .venv/installed
 	$(BIN)/ruff check .
