@@ -90,7 +90,8 @@ def next_run_dir(runs: Path) -> Path:
 def report(out: Path, run_dir: Path) -> str:
     """What came back over HTTP, scored against the true stems, and what to do next."""
     songs = sorted((out / "songs" / "test").iterdir())
-    lines = ["", f"{'song':28} {'stem':14} {'SDR, dB':>8} {'recovered':>10} {'the mixture':>12}"]
+    width = max(len(song.name) for song in songs)
+    lines = ["", f"{'song':{width}} {'stem':14} {'SDR, dB':>8} {'recovered':>10} {'the mixture':>12}"]
     for song in songs:
         vocals, rate_hz = read(song / "vocals.wav")
         mixture, _ = read(song / "mixture.wav")
@@ -99,15 +100,15 @@ def report(out: Path, run_dir: Path) -> str:
         scores = csdr(references, estimates, rate_hz)
         floors = csdr(references, np.broadcast_to(mixture, references.shape), rate_hz)
         for stem, score, floor in zip(STEMS, scores, floors, strict=True):
-            lines.append(f"{song.name:28} {stem:14} {score:8.2f} {recovered_percent(score):9.0f}% {floor:12.2f}")
-    example = songs[0] / "mixture.wav"
+            lines.append(f"{song.name:{width}} {stem:14} {score:8.2f} {recovered_percent(score):9.0f}% {floor:12.2f}")
+    example, programs = songs[0] / "mixture.wav", Path(sys.executable).parent
     return "\n".join(
         [
             *lines,
             "",
             f"listen:         {out / 'stems'}",
-            f"compare runs:   mlflow ui --backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}",
-            f"serve it again: python -m serving serve --model {run_dir / 'classic.mar'}",
+            f"compare runs:   {programs}/mlflow ui --backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}",
+            f"serve it again: {programs}/python -m serving serve --model {run_dir / 'classic.mar'}",
             f"and ask it:     curl -T '{example}' http://127.0.0.1:8080/predictions/stemwright -o stems.zip",
         ]
     )

@@ -1,4 +1,4 @@
-"""Progress of long work on the terminal."""
+"""Progress of long work: a bar on a terminal; elsewhere, as in the log of a container, a line every ten seconds."""
 
 import sys
 from typing import Any
@@ -6,10 +6,16 @@ from typing import Any
 from tqdm import tqdm
 
 
+def bar(form: str, **options: Any) -> "tqdm[Any]":
+    """A bar of a form, in tqdm's words."""
+    if sys.stderr.isatty():
+        return tqdm(bar_format=form, **options)
+    return tqdm(bar_format=f"{form}\n", mininterval=10, ncols=100, ascii=" =", **options)
+
+
 def run_bar(name: str) -> "tqdm[Any]":
-    """A bar over the budget of a run, 0..1; where no one watches, as in the log of a container, a line every ten seconds."""
-    form = "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}"
-    return tqdm(total=1.0, desc=name, bar_format=form, mininterval=0.5 if sys.stderr.isatty() else 10)
+    """A bar over the budget of a run, 0..1."""
+    return bar("{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}", total=1.0, desc=name)
 
 
 class ProgressBar:
@@ -20,9 +26,9 @@ class ProgressBar:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self.bars:
-            self.bars[what] = tqdm(total=total, desc=what, unit_scale=True)
-        bar = self.bars[what]
-        bar.update(done - bar.n)
+            self.bars[what] = bar("{l_bar}{bar}{r_bar}", total=total, desc=what, unit_scale=True)
+        current = self.bars[what]
+        current.update(done - current.n)
         if done >= total:
-            bar.close()
+            current.close()
             del self.bars[what]
