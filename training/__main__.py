@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="the whole path on this machine: songs, S3, training, TorchServe, stems")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder of everything it makes (default demo)")
-    demo.add_argument("--minutes", type=float, default=4.0, help="minutes of training (default 4)")
+    demo.add_argument("--minutes", type=float, default=3.0, help="minutes of training (default 3)")
     demo.set_defaults(run=run_demo)
     return root
 

@@ -52,8 +52,11 @@ def serving(*answers: Answer, reads_body: bool = True) -> Iterator[Server]:
             body = self.rfile.read(int(self.headers["Content-Length"])) if reads_body else b""
             headers = {name.lower(): value for name, value in self.headers.items()}
             server.requests.append(Request(self.path, headers, body))
-            self.close_connection = True
             answers[min(len(server.requests), len(answers)) - 1](self)
+
+        def end_headers(self) -> None:
+            self.send_header("Connection", "close")  # said, so that a retry does not meet a connection that just ended
+            super().end_headers()
 
         def log_message(self, *_: object) -> None:
             """Nothing on stderr."""
