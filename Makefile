@@ -2,11 +2,12 @@
 # make test    linters, types and all tests that need no Docker engine
 # make images  both images, built and run; needs a Docker engine
 # make bench   the benchmarks
+# make soak    the tests that kill and mutilate at random, many times over
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint images bench clean
+.PHONY: demo test lint images bench soak clean
 
 demo: .venv/installed
 	$(BIN)/python -m training demo
@@ -24,6 +25,9 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m pytest -q -s tests/benchmarks/bench_*.py
+
+soak: .venv/installed
+	$(BIN)/python -m pytest --soak -k random --ignore=tests/containers
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Stemwright needs Python 3.11 or later: make PYTHON=python3.11 ..."'

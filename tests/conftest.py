@@ -1,6 +1,7 @@
 """What every test may use: a tiny model, and an environment without a deployment's or a user's settings."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,16 @@ from torch import nn
 
 from serving.networks import build
 from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="repeat what is random as often as a night allows")
+
+
+@pytest.fixture
+def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """How often to repeat what is random: `times(3, 50)` is 3, and 50 with --soak."""
+    return lambda usual, soaked: soaked if request.config.getoption("--soak") else usual
 
 
 @pytest.fixture(autouse=True)
