@@ -50,6 +50,8 @@ VALIDATION_NAMES = frozenset(
     }
 )
 
+BLOCK_SAMPLES = 1 << 18
+
 Audio = NDArray[np.float32]
 
 
@@ -115,9 +117,15 @@ class Song(ABC):
         if max(audio.shape[-1] for audio in sources) > samples + self.tolerance_samples:
             raise DataError(f"{self.path} is damaged, its stems differ in length: get the song again")
         audio = np.stack([source[:, :samples] for source in sources])
-        if not np.isfinite(audio).all():
-            raise DataError(f"{self.path} holds samples that are not numbers: export it again")
         return np.stack([audio[[names.index(name) for name in part]].sum(axis=0) for part in parts]), rate_hz
+
+    def stream(self, sources: Sequence[str]) -> tuple[Header, list[Iterator[Audio]]]:
+        """What some of SOURCES have in common, and the samples (c, n) of each in blocks, to be read one after the other.
+
+        Raises DataError like `read`, some of it only from the blocks.
+        """
+        audio, rate_hz = self.read(sources)
+        return Header(rate_hz, *audio.shape[1:]), [iter([source]) for source in audio]
 
 
 @dataclass(frozen=True)
@@ -142,12 +150,28 @@ class StemFolder(Song):
         return headers
 
     def load(self, sources: Sequence[str]) -> tuple[list[Audio], int]:
-        audio = []
-        for stem in sources:
-            with readable(self.file(stem)) as file:
-                audio.append(file.read(dtype="float32", always_2d=True).T)
-                rate_hz = file.samplerate
-        return audio, rate_hz
+        rate_hz = self.headers()[sources[0]].sample_rate_hz
+        return [np.concatenate(list(self.blocks(source)), axis=1) for source in sources], rate_hz
+
+    def stream(self, sources: Sequence[str]) -> tuple[Header, list[Iterator[Audio]]]:
+        self.check()
+        return self.headers()[sources[0]], [self.blocks(source) for source in sources]
+
+    def blocks(self, source: str) -> Iterator[Audio]:
+        path = self.file(source)
+        with readable(path) as file:
+            left = file.frames
+            while left > 0:
+                try:
+                    block = file.read(min(BLOCK_SAMPLES, left), dtype="float32", always_2d=True).T
+                except soundfile.LibsndfileError as error:
+                    raise DataError(f"{path} is damaged ({error.error_string}): get the song again") from error
+                if block.size == 0:
+                    raise DataError(f"{path} is damaged, it ends before its header says: get the song again")
+                if not np.isfinite(block).all():
+                    raise DataError(f"{path} holds samples that are not numbers: export it again")
+                left -= block.shape[-1]
+                yield block
 
 
 @dataclass(frozen=True)
@@ -188,6 +212,10 @@ class StemFile(Song):
             samples = track.load_audio(str(self.path), 1 + SOURCES.index(stem))
             if len(samples) < track.samples - self.tolerance_samples:
                 raise DataError(f"{self.path} is damaged, {stem} ends before its header says: get the song again")
+            if not np.isfinite(samples).all():
+                raise DataError(
+                    f"{self.path} is damaged, {stem} holds samples that are not numbers: get the song again"
+                )
             audio.append(samples.reshape(len(samples), -1).T.astype(np.float32))
         return audio, track.rate
 

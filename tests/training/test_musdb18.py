@@ -8,7 +8,7 @@ import soundfile
 
 from tests.data_sets import STEMS, needs_ffmpeg, stem_audio, write_data_set, write_folder, write_stem_file
 from training.errors import DataError
-from training.musdb18 import VALIDATION_NAMES, DataSet, open_dataset
+from training.musdb18 import BLOCK_SAMPLES, VALIDATION_NAMES, DataSet, Header, StemFolder, open_dataset
 
 
 def open_folder(folder: Path, valid_share: float = 0.15) -> DataSet:
@@ -155,7 +155,16 @@ class TestFaults:
     def test_samples_that_are_not_numbers(self, root: Path) -> None:
         soundfile.write(root / "test/B - 0/bass.wav", np.full((4_410, 2), np.nan), 44_100, subtype="FLOAT")
         song = open_folder(root).test[0]
-        with pytest.raises(DataError, match="B - 0 holds samples that are not numbers"):
+        with pytest.raises(DataError, match=r"B - 0/bass\.wav holds samples that are not numbers"):
+            song.read(["mixture"])
+
+    def test_a_file_that_breaks_off(self, root: Path) -> None:
+        path = root / "test" / "B - 0" / "bass.flac"
+        soundfile.write(path, stem_audio("B - 0", "bass", 4_410), 44_100)
+        path.write_bytes(path.read_bytes()[:9_000])
+        (root / "test" / "B - 0" / "bass.wav").unlink()
+        song = open_folder(root).test[0]
+        with pytest.raises(DataError, match=r"B - 0/bass\.flac is damaged .*: get the song again"):
             song.read(["mixture"])
 
     def test_a_test_song_to_train_on(self, root: Path) -> None:
@@ -190,6 +199,17 @@ class TestFaults:
             path.write_bytes(content)
         with pytest.raises(DataError, match=rf"A - 0\.stem\.mp4 (is|has) {what}.*: get it again"):
             open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("samples", [4_410, BLOCK_SAMPLES, BLOCK_SAMPLES + 1])
+def test_a_stream_is_the_song_in_blocks(tmp_path: Path, samples: int) -> None:
+    song = StemFolder("A - 0", write_folder(tmp_path / "A - 0", samples=samples, channels=1))
+    header, streams = song.stream(["vocals", "bass"])
+    assert header == Header(44_100, 1, samples)
+    streamed = [list(blocks) for blocks in streams]
+    assert max(block.shape[-1] for blocks in streamed for block in blocks) <= BLOCK_SAMPLES
+    audio, _ = song.read(["vocals", "bass"])
+    assert np.array_equal(np.stack([np.concatenate(blocks, axis=1) for blocks in streamed]), audio)
 
 
 @needs_ffmpeg
