@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import StorageError
-from serving.storage import exists, fetch_file, fetch_files, is_remote, list_files, store_file, store_folder
+from serving.storage import delete, exists, fetch_file, fetch_files, is_remote, list_files, store_file, store_folder
 from tests.s3 import bucket_fixture  # noqa: F401
 
 BIG = bytes(range(256)) * 40_000  # 10 MB: more than one part
@@ -219,3 +219,12 @@ def test_checksums_are_left_out_unless_the_user_wants_them(
 def test_what_is_remote() -> None:
     assert is_remote("s3://bucket/key")
     assert not is_remote("/data/s3") and not is_remote("runs:/1/model.mar")
+
+
+@both
+def test_what_is_deleted_is_gone_and_may_be_gone_already(tmp_path: Path, bucket: Path, place: Place) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    store_file(tmp_path / "file", f"{place(bucket)}/file")
+    for _ in range(2):
+        delete(f"{place(bucket)}/file")
+        assert not exists(f"{place(bucket)}/file")
