@@ -32,3 +32,8 @@ class ProgressBar:
         if done >= total:
             current.close()
             del self.bars[what]
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, above a bar where one is being drawn."""
+    tqdm.write(line, file=sys.stderr)
