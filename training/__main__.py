@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.errors import StemwrightError
-from training.config import PRESETS, Budget, TrainConfig, add_flags, read_config, with_flags
+from training.config import PRESETS, Budget, TrainConfig, add_flags, launched, with_flags
 from training.errors import ConfigError, TrainingError
 from training.interrupt import exit_on_signal
 
@@ -54,7 +54,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--data", help="folder, zip or s3:// prefix of songs")
     train.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
     train.add_argument("--preset", choices=PRESETS, default="classic")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    train.add_argument("--resume", action="store_true", help="go on with the run where there is one, else start it")
+    train.add_argument(
+        "--checkpoint-uri", metavar="URL", help="keep a copy of what --resume needs there: s3://… or a folder"
+    )
     train.add_argument("--publish", metavar="URL", help="put the archive there too: s3://…, a folder or a .mar file")
     add_cache(train)
     add_device(train)
@@ -120,21 +123,28 @@ def run_push(given: argparse.Namespace) -> int:
 
 
 def run_train(given: argparse.Namespace) -> int:
-    from training.train import train
+    from training.progress import say
+    from training.ranks import Ranks
+    from training.train import Places, train
 
-    result = train(configuration(given), given.run_dir, given.cache, device_of(given), given.resume, given.publish)
+    ranks = Ranks(*launched())
+    places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish)
+    result = train(configuration(given), places, device_of(given, ranks.local_rank), ranks, given.resume)
     if result.stopped_by is not None:
-        print(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}", file=sys.stderr)
+        say(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}")
         return 128 + result.stopped_by
-    print(f"{result.steps} steps, best validation uSDR {result.best_usdr:.2f} dB, archive {result.archive}")
+    if ranks.first:
+        print(f"{result.steps} steps, best validation uSDR {result.best_usdr:.2f} dB, archive {result.archive}")
     return 0
 
 
 def configuration(given: argparse.Namespace) -> TrainConfig:
     """The stored configuration of a run that is resumed, else the preset; with the flags that were given."""
+    from training.train import stored_config
+
     flags = vars(given)
-    if given.resume:
-        stored = read_config(given.run_dir)
+    stored = stored_config(given.run_dir, given.checkpoint_uri) if given.resume else None
+    if stored is not None:
         flags = {**flags, "data": given.data or stored.data}
         resumed: TrainConfig = with_flags(stored, flags)
         return resumed
@@ -191,11 +201,11 @@ def run_demo(given: argparse.Namespace) -> int:
     return 0
 
 
-def device_of(given: argparse.Namespace) -> "torch.device":
+def device_of(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
     import torch
 
     try:
-        device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(given.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {given.device} cannot be used here: {error}") from error

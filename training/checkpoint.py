@@ -13,63 +13,71 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from serving.networks import build
+from training.averages import Average
 from training.config import TrainConfig
 from training.errors import CheckpointError
 from training.precision import Precision
 
 
 class RunState:
-    """Everything that a run goes on from: weights, their average, optimizer, and how far it has come.
+    """Everything that a run goes on from: weights, their averages, optimizer, and how far it has come.
 
-    The batches and the augmentation of a step follow from the seed and the step alone and need no state here.
+    The batches and the augmentation of a step follow from the seed, the step and `songs` alone: there are no random states.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         torch.manual_seed(config.seed)
         self.network: nn.Module = build(config.model).to(device)
-        average = get_ema_multi_avg_fn(config.optimization.ema_decay)
-        self.averaged = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+        self.averages = [Average(self.network, decay) for decay in config.optimization.ema_decays]
         self.optimizer = optimizer_of(self.network, config.optimization.weight_decay)
         self.scaler = Precision.of(device).scaler(device)
         self.step = 0
         self.trained_s = 0.0
         self.validations = 0
         self.best_usdr = -float("inf")
+        self.stale_validations = 0
         self.run_id: str | None = None
+        self.songs: list[tuple[int, tuple[str, ...]]] = []
 
-    def save(self, path: Path) -> None:
-        """Write the state to `path`, atomically."""
+    def write(self, path: Path) -> None:
+        """Write the state to a file."""
         tensors = {
             **with_prefix("network", self.network.state_dict()),
-            **with_prefix("averaged", self.averaged.state_dict()),
             **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
         }
+        for average in self.averages:
+            tensors |= with_prefix(f"average {average.decay:g}", average.network.state_dict())
         facts = {
             "step": self.step,
             "trained_s": self.trained_s,
             "validations": self.validations,
             "best_usdr": self.best_usdr,
+            "stale_validations": self.stale_validations,
             "run_id": self.run_id,
+            "songs": self.songs,
             "scaler": self.scaler.state_dict(),
         }
         write_tensors(path, tensors, facts)
 
-    def load(self, path: Path) -> None:
-        """Take up the state in `path`. Raises CheckpointError where it is missing or damaged."""
-        tensors, facts = read_tensors(path)
-        self.network.load_state_dict(without_prefix("network", tensors))
-        self.averaged.load_state_dict(without_prefix("averaged", tensors))
-        restore_optimizer(self.optimizer, without_prefix("optimizer", tensors))
-        self.scaler.load_state_dict(facts["scaler"])
-        self.step, self.trained_s, self.validations = facts["step"], facts["trained_s"], facts["validations"]
-        self.best_usdr, self.run_id = facts["best_usdr"], facts["run_id"]
-
-    def save_averaged(self, path: Path, facts: Mapping[str, Any]) -> None:
-        """Write the averaged weights alone, with the facts of their origin."""
-        write_tensors(path, self.averaged.module.state_dict(), facts)
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take up what `read_tensors` found in a file that `write` made. Raises CheckpointError where it is another run's."""
+        try:
+            self.network.load_state_dict(without_prefix("network", tensors))
+            for average in self.averages:
+                average.network.load_state_dict(without_prefix(f"average {average.decay:g}", tensors))
+            restore_optimizer(self.optimizer, without_prefix("optimizer", tensors))
+            self.scaler.load_state_dict(facts["scaler"])
+            self.step, self.trained_s, self.validations = facts["step"], facts["trained_s"], facts["validations"]
+            self.best_usdr, self.stale_validations = facts["best_usdr"], facts["stale_validations"]
+            self.run_id = facts["run_id"]
+            self.songs = [(step, tuple(names)) for step, names in facts["songs"]]
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"the checkpoint does not fit this run ({reason}): resume with the preset, model and --ema-decays it had"
+            ) from error
 
 
 def optimizer_of(network: nn.Module, weight_decay: float) -> torch.optim.AdamW:
@@ -81,7 +89,7 @@ def optimizer_of(network: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 def load_network(path: Path, config: TrainConfig) -> tuple[nn.Module, dict[str, Any]]:
-    """The network and the facts that `save_averaged` wrote."""
+    """The network and the facts in a file of weights alone."""
     tensors, facts = read_tensors(path)
     network = build(config.model)
     network.load_state_dict(tensors)

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -47,22 +47,23 @@ class Batches:
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with a linear warm-up and a cosine to zero at the end of the budget; the weights are averaged on the way."""
+    """AdamW with a linear warm-up and a cosine to zero at the end of the budget; averages of the weights are what counts."""
 
     learning_rate: float = flag(2e-3, "peak learning rate")
     weight_decay: float = flag(1e-2, "decoupled weight decay")
     warmup: float = flag(0.05, "share of the budget over which the learning rate rises")
     clip_norm: float = flag(1.0, "gradients are scaled down to this norm")
-    ema_decay: float = flag(0.99, "decay of the averaged weights, which are the ones evaluated and exported")
+    ema_decays: tuple[float, ...] = flag((0.99, 0.999), "decays of the averages of the weights; validation picks one")
 
 
 @dataclass(frozen=True)
 class Validation:
-    """How often and on what the averaged weights are scored."""
+    """How often and on what the averages of the weights are scored, and how many times in vain."""
 
     validations: int = flag(12, "how many times in a run")
     valid_share: float = flag(0.15, "share of own songs kept for validation (MUSDB18 has its own 14)")
     valid_excerpt_s: float = flag(30.0, "seconds scored from the middle of each validation song")
+    patience: int | None = flag(None, "end after so many validations without a better score")
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,23 @@ class TrainConfig:
     optimization: Optimization
     validation: Validation
     seed: int = flag(0, "seed of the weights, the excerpts and the augmentation")
+    init: str | None = flag(None, "start from the weights of an archive: a .mar file, s3://…, runs:/… or models:/…")
+    compile: bool = flag(False, "compile the network with torch.compile")
+    deterministic: bool = flag(False, "the same numbers on every run of the same device, at some cost in speed")
 
     def __post_init__(self) -> None:
         check(
             (self.budget.steps is None) != (self.budget.minutes is None),
             "give either --steps or --minutes: one of them plans the run",
         )
+        check(
+            len(self.optimization.ema_decays) > 0 and all(0 <= decay < 1 for decay in self.optimization.ema_decays),
+            "--ema-decays must be numbers from 0 to below 1, with commas between",
+        )
         for name, value in leaves(self):
             if isinstance(value, int | float) and name != "seed":
                 check(
-                    value > 0 or name in ("weight_decay", "warmup", "ema_decay"),
+                    value > 0 or name in ("weight_decay", "warmup") or isinstance(value, bool),
                     f"--{name.replace('_', '-')} must be above 0",
                 )
 
@@ -132,14 +140,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         hints = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
             if "help" in field.metadata:
-                kind = next(t for t in (int, float) if t in (hints[field.name], *typing.get_args(hints[field.name])))
-                default = f" (default {field.default})" if field.default is not None else ""
-                parser.add_argument(
-                    f"--{field.name.replace('_', '-')}",
-                    type=kind,
-                    default=argparse.SUPPRESS,
-                    help=field.metadata["help"] + default,
-                )
+                add_flag(parser, field.name, hints[field.name], field.default, field.metadata["help"])
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, help: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    if hint is bool:
+        parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=help)
+        return
+    readers: dict[type, Callable[[str], Any]] = {int: int, float: float, str: str, tuple: numbers}
+    kinds = (hint, typing.get_origin(hint), *typing.get_args(hint))
+    reader = next(readers[kind] for kind in kinds if kind in readers)
+    default = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    shown = f" (default {default})" if default is not None else ""
+    parser.add_argument(flag, type=reader, default=argparse.SUPPRESS, help=help + shown)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """The numbers in "0.99,0.999"."""
+    return tuple(float(word) for word in text.split(","))
 
 
 def with_flags(config: Any, given: Mapping[str, Any]) -> Any:
@@ -172,6 +191,16 @@ def tracking_uri(run_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child process: this one and `extra`."""
     return {**os.environ, **extra}
+
+
+def launched(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
+    """Rank, world size and rank on this host as torchrun gives them; 0, 1, 0 for a process that it did not start."""
+    return int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)), int(environ.get("LOCAL_RANK", 0))
+
+
+def allow_deterministic_cublas(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Give cuBLAS the workspace without which torch refuses to be deterministic on a GPU; before its first use."""
+    environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def git_commit(environ: Mapping[str, str] = os.environ) -> str:

@@ -3,7 +3,10 @@
     TrainingError
     ├── ConfigError       flags or a stored configuration that contradict each other
     ├── DataError         a data set that is missing, incomplete or of another layout
-    └── CheckpointError   a run folder without a state that training could go on from
+    ├── CheckpointError   a run folder without a state that training could go on from
+    ├── NotFinite         numbers that stay infinite or NaN, step after step
+    ├── OutOfMemory       not even one example fits the device, or something else took its memory
+    └── RankLost          another process of the run is gone
 
 Messages are one sentence that names the culprit and the remedy. `training/__main__.py` is the one edge that catches the tree.
 """
@@ -23,3 +26,15 @@ class DataError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A run folder without a state that training could go on from."""
+
+
+class NotFinite(TrainingError):
+    """Numbers that stay infinite or NaN, step after step."""
+
+
+class OutOfMemory(TrainingError):
+    """Not even one example fits the device, or something else took its memory."""
+
+
+class RankLost(TrainingError):
+    """Another process of the run is gone."""

@@ -1,8 +1,10 @@
-"""Mixed precision, as the device has it."""
+"""What devices compute in, and how exactly."""
 
 from dataclasses import dataclass
 
 import torch
+
+from training.config import allow_deterministic_cublas
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,12 @@ class Precision:
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Keeps float16 gradients from underflow; does nothing in the other types."""
         return torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+
+def prepare(deterministic: bool) -> None:
+    """Let GPUs choose their fastest kernels, or those that give the same numbers on every run."""
+    if deterministic:
+        allow_deterministic_cublas()
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")

@@ -1,12 +1,8 @@
-"""A run, from a data set to a model archive; reads top to bottom.
-
-Axes: b batch, s stem, c channel, n sample.
-"""
+"""A run, from a data set to a model archive; reads top to bottom."""
 
 import json
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,207 +10,145 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving.separator import Separator
-from serving.spectrogram import Stft
-from training.augment import augment
-from training.checkpoint import RunState
-from training.config import TrainConfig, git_commit, tracking_uri
-from training.crops import Crops, batches
+from serving.storage import exists, fetch_file, no_progress
+from training.averages import Average
+from training.checkpoint import RunState, read_tensors
+from training.checkpoints import Checkpoints
+from training.config import TrainConfig, git_commit, read_config, tracking_uri
+from training.crops import Crops
 from training.decoded import decode
-from training.errors import ConfigError, TrainingError
-from training.evaluate import Evaluation, evaluate, middle
+from training.errors import ConfigError
 from training.export import export
-from training.interrupt import StopRequest, stop_requests
-from training.losses import relative_error_db
-from training.musdb18 import DataSet, Song, open_dataset
-from training.plots import spectrogram_figure
-from training.precision import Precision
-from training.progress import ProgressBar, run_bar
-from training.stems import DECODED_STEMS, model_stems
+from training.interrupt import stop_requests
+from training.musdb18 import open_dataset
+from training.precision import prepare
+from training.pretrained import take_weights
+from training.progress import ProgressBar, say
+from training.ranks import Ranks, synced
+from training.run import Run
+from training.stems import DECODED_STEMS
 from training.tracking import Tracker
 
-SAVE_INTERVAL_S = 300
-LOG_INTERVAL_STEPS = 10
-LOGGED_EXCERPT_S = 10
+KEPT_CHECKPOINTS = 3
+CLOSING_S = 20
+"""A spot machine gives 30 s from the signal to the end; one step and one save fit in the rest."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run keeps things: its own folder, data for any number of runs, and copies in object storage."""
+
+    run_dir: Path
+    cache: Path
+    checkpoint_uri: str | None = None
+    publish: str | None = None
 
 
 @dataclass(frozen=True)
 class Result:
     """What a run came to. `stopped_by` is the signal that ended it early: then there is no archive, and `--resume` goes on."""
 
-    run_id: str
+    run_id: str | None
     steps: int
     best_usdr: float
     archive: str | None
     stopped_by: int | None
 
 
-def train(
-    config: TrainConfig, run_dir: Path, cache: Path, device: torch.device, resume: bool, publish: str | None
-) -> Result:
+def train(config: TrainConfig, places: Places, device: torch.device, ranks: Ranks, resume: bool) -> Result:
     """Train, keep the weights that score best in validation, export them; a copy of the archive goes to `publish`.
 
-    The run folder holds config.json, checkpoint.safetensors, best.safetensors and, at the end, <preset>.mar; `cache` holds
-    copies of remote data and the decoded songs, for any number of runs.
+    The run folder holds config.json, checkpoints/, best.safetensors and, at the end, <preset>.mar. With `resume` the run goes
+    on from its newest good checkpoint, there or at `checkpoint_uri`; where there is none it starts.
     Raises TrainingError or StemwrightError with one sentence on what is wrong.
     """
-    checkpoint = run_dir / "checkpoint.safetensors"
-    if checkpoint.exists() and not resume:
-        raise ConfigError(f"{run_dir} holds a run already: go on with --resume, or name another --run-dir")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
+    with ranks.connected(device), stop_requests() as stop:
+        prepare(config.deterministic)
+        checkpoints = Checkpoints(places.run_dir, places.checkpoint_uri, KEPT_CHECKPOINTS)
+        saved = ranks.from_first(find_saved(checkpoints, places, resume) if ranks.first else None)
+        config = ranks.from_first(config)
+        ranks.require_share_of(config.batches.batch_size)
 
-    data = open_dataset(config.data, cache / "data", config.validation.valid_share, ProgressBar())
-    songs = decode(data.train, config.model.audio, DECODED_STEMS, cache / "decoded", ProgressBar())
-    crop_samples = round(config.batches.crop_s * config.model.audio.sample_rate_hz)
-    crops = Crops(songs, config.batches.batch_size, crop_samples, config.seed)
+        progress = ProgressBar() if ranks.first else no_progress
+        data = open_dataset(config.data, places.cache / "data", config.validation.valid_share, progress)
+        songs = decode(data.train, config.model.audio, DECODED_STEMS, places.cache / "decoded", progress)
+        crop_samples = round(config.batches.crop_s * config.model.audio.sample_rate_hz)
+        crops = Crops(songs, config.batches.batch_size, crop_samples, config.seed, ranks.rank, ranks.world_size)
 
-    state = RunState(config, device)
-    if resume:
-        state.load(checkpoint)
+        state = RunState(config, device)
+        if saved is not None:
+            state.restore(*saved)
+        elif config.init is not None:
+            start_from(config.init, state, config, ranks)
+        if ranks.world_size > 1:
+            synced(state.network)
 
-    with Tracker.open(tracking_uri(run_dir), run_dir, state.run_id) as tracker, stop_requests() as stop:
-        if state.run_id is None:
-            state.run_id = tracker.run_id
-            tracker.describe(config, {"device": name_of(device), "commit": git_commit(), "data.digest": data.digest})
-            tracker.data(config.data, data.digest)
-        run_steps(config, run_dir, device, data, crops, state, tracker, stop)
-        archive = None
-        if stop.signal is None:
-            archive = export(run_dir, str(run_dir))
-            tracker.archive(Path(archive))
-            if publish is not None:
-                archive = export(run_dir, publish)
+        with tracked(config, places, device, data.digest, state, ranks) as tracker:
+            if tracker is not None:
+                checkpoints.mirror(write_config(config, places.run_dir))
+            Run(config, places.run_dir, device, ranks, data, crops, state, checkpoints, tracker, stop).go()
+            archive = None
+            if stop.signal is None and tracker is not None:
+                archive = export(places.run_dir, str(places.run_dir))
+                tracker.archive(Path(archive))
+                if places.publish is not None:
+                    archive = export(places.run_dir, places.publish)
+            checkpoints.close(CLOSING_S)
         return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)
 
 
-def run_steps(
-    config: TrainConfig,
-    run_dir: Path,
-    device: torch.device,
-    data: DataSet,
-    crops: Crops,
-    state: RunState,
-    tracker: Tracker,
-    stop: StopRequest,
-) -> None:
-    """Validate, save, stop, step, log; until the budget is spent or a stop is asked for."""
-    stft, precision = Stft(config.model.stft).to(device), Precision.of(device)
-    upcoming = batches(crops, state.step, pin_memory=device.type == "cuda")
-    audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
-    last_save = time.monotonic()
-    bar = run_bar(config.preset)
-    while True:
-        progress = config.budget.progress(state.step, state.trained_s)
-        due = progress * config.validation.validations >= state.validations + 1
-        if due:
-            state.validations = math.floor(progress * config.validation.validations)
-            evaluation = validate(config, state, data.valid, device, tracker)
-            if evaluation.usdr > state.best_usdr:
-                state.best_usdr = evaluation.usdr
-                state.save_averaged(run_dir / "best.safetensors", origin(config, state, data, evaluation))
-        if due or stop.signal is not None or time.monotonic() - last_save > SAVE_INTERVAL_S:
-            state.save(run_dir / "checkpoint.safetensors")
-            last_save = time.monotonic()
-        if progress >= 1 or stop.signal is not None:
-            bar.update(progress - bar.n)
-            bar.close()
-            return
-
-        started = time.monotonic()
-        learning_rate = config.optimization.learning_rate * schedule(progress, config.optimization.warmup)
-        loss = step(config, state, next(upcoming), learning_rate, stft, precision)
-        state.step += 1
-        if state.step % LOG_INTERVAL_STEPS == 0:
-            numbers = {"loss": float(loss), "learning_rate": learning_rate, "audio_s_per_s": audio_s_per_s(state.step)}
-            if not math.isfinite(numbers["loss"]):
-                raise TrainingError(
-                    f"the loss at step {state.step} is not finite: go on from the last checkpoint with --resume "
-                    f"and a --learning-rate below {config.optimization.learning_rate:g}"
-                )
-            tracker.numbers(numbers, state.step)
-            news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
-            bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
-            bar.update(progress - bar.n)
-        state.trained_s += time.monotonic() - started
+def find_saved(
+    checkpoints: Checkpoints, places: Places, resume: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest good checkpoint, None where there is none. Raises ConfigError where there is one that is not to go on."""
+    newest = checkpoints.newest()
+    if newest is None:
+        if resume:
+            say(f"nothing to resume in {places.run_dir}: a new run starts")
+        return None
+    if not resume:
+        raise ConfigError(f"{newest} is of a run already: go on with --resume, or name another --run-dir")
+    checkpoints.fetch("best.safetensors")
+    say(f"going on from {newest.name}")
+    return read_tensors(newest)
 
 
-def step(
-    config: TrainConfig, state: RunState, decoded: Tensor, learning_rate: float, stft: Stft, precision: Precision
-) -> Tensor:
-    """One step of the optimizer on int16 excerpts (b, s, 2, n); the loss, still on the device."""
-    device = stft.window.device
-    generator = torch.Generator(device).manual_seed(hash((config.seed, state.step)) % 2**63)
-    stems = augment(decoded.to(device, non_blocking=True) / 32768.0, config.model.audio.channels, generator)
-    references = stft(model_stems(stems, config.model))
-    mixture = references.sum(dim=1)
-    with precision.autocast(device):
-        estimates = state.network.train()(mixture)
-    loss = relative_error_db(estimates, references)
-
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
-    state.scaler.scale(loss).backward()
-    state.scaler.unscale_(state.optimizer)
-    torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.optimization.clip_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.averaged.update_parameters(state.network)
-    return loss.detach()
+def start_from(archive: str, state: RunState, config: TrainConfig, ranks: Ranks) -> None:
+    """Begin with the weights of an archive, in the averages, too."""
+    fresh = take_weights(state.network, config.model, archive)
+    state.averages = [Average(state.network, average.decay) for average in state.averages]
+    if ranks.first:
+        say(f"starting from the weights of {archive}" + (f", but for {', '.join(fresh)}" if fresh else ""))
 
 
-def schedule(progress: float, warmup: float) -> float:
-    """The share of the peak learning rate: linear from 0 over the warm-up, then a cosine to 0."""
-    if progress < warmup:
-        return progress / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+def stored_config(run_dir: Path, checkpoint_uri: str | None) -> TrainConfig | None:
+    """The configuration of the run in a folder or, where the folder has none, in its mirror; None where there is none."""
+    path, copy = run_dir / "config.json", f"{checkpoint_uri}/config.json"
+    if not path.exists() and checkpoint_uri is not None and exists(copy):
+        fetch_file(copy, path)
+    return read_config(run_dir) if path.exists() else None
 
 
-def validate(
-    config: TrainConfig, state: RunState, songs: Sequence[Song], device: torch.device, tracker: Tracker
-) -> Evaluation:
-    """Score the averaged weights on the validation songs; log the scores, and a picture and sound of the first song."""
-    separator = Separator(config.model, state.averaged.module, device)
-    evaluation = evaluate(separator, songs, progress=False, excerpt_s=config.validation.valid_excerpt_s)
-    for stem, score in evaluation.stems.items():
-        tracker.numbers({f"valid.{stem}.csdr_db": score.csdr_db, f"valid.{stem}.usdr_db": score.usdr_db}, state.step)
-
-    references, rate_hz = songs[0].read(["vocals", "mixture"])
-    target, mixture = middle(references, LOGGED_EXCERPT_S * rate_hz)
-    estimates = separator.separate(mixture, rate_hz)
-    tracker.picture(
-        "spectrogram", spectrogram_figure(mixture, target, estimates[config.model.stems[0]], rate_hz), state.step
-    )
-    tracker.audio({"mixture": mixture, **estimates}, rate_hz, state.step)
-    return evaluation
+def write_config(config: TrainConfig, run_dir: Path) -> Path:
+    path = run_dir / "config.json"
+    path.write_text(json.dumps(config.to_json(), indent=2) + "\n")
+    return path
 
 
-def origin(config: TrainConfig, state: RunState, data: DataSet, evaluation: Evaluation) -> dict[str, Any]:
-    """Where weights come from, as their archive will say."""
-    return {
-        "preset": config.preset,
-        "run_id": state.run_id,
-        "step": state.step,
-        "commit": git_commit(),
-        "data": config.data,
-        "data_digest": data.digest,
-        "validation": {stem: score.to_json() for stem, score in evaluation.stems.items()},
-    }
+@contextmanager
+def tracked(
+    config: TrainConfig, places: Places, device: torch.device, digest: str, state: RunState, ranks: Ranks
+) -> Iterator[Tracker | None]:
+    """The run in MLflow, described there; None on every rank but the first."""
+    if not ranks.first:
+        yield None
+        return
+    with Tracker.open(tracking_uri(places.run_dir), places.run_dir, state.run_id) as tracker:
+        if state.run_id is None:
+            tracker.describe(config, {"device": name_of(device), "commit": git_commit(), "data.digest": digest})
+            tracker.data(config.data, digest)
+        yield tracker
 
 
 def name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-class Rate:
-    """Amount per second since the last call, for a counter that grows."""
-
-    def __init__(self, amount: float) -> None:
-        self.amount = amount
-        self.last: tuple[int, float] | None = None
-
-    def __call__(self, count: int) -> float:
-        now = time.monotonic()
-        last, self.last = self.last, (count, now)
-        return (count - last[0]) * self.amount / (now - last[1]) if last else 0.0

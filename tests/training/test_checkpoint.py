@@ -1,4 +1,3 @@
-import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -8,7 +7,7 @@ import safetensors
 import torch
 
 from serving.spec import ModelSpec
-from training.checkpoint import RunState, load_network
+from training.checkpoint import RunState, load_network, read_tensors, write_tensors
 from training.config import Budget, TrainConfig, classic
 from training.errors import CheckpointError
 
@@ -29,79 +28,77 @@ def advance(state: RunState) -> None:
         group["lr"] = 1e-3
     state.optimizer.step()
     state.optimizer.zero_grad()
-    state.averaged.update_parameters(state.network)
     state.step += 1
+    for average in state.averages:
+        average.update(state.network, state.step)
 
 
-def test_a_state_that_was_loaded_goes_on_bit_for_bit(config: TrainConfig, tmp_path: Path) -> None:
+def networks(state: RunState) -> list[torch.nn.Module]:
+    return [state.network, *(average.network for average in state.averages)]
+
+
+def test_a_state_that_was_restored_goes_on_bit_for_bit(config: TrainConfig, tmp_path: Path) -> None:
     whole = RunState(config, CPU)
     advance(whole)
-    whole.trained_s, whole.best_usdr, whole.run_id, whole.validations = 1.5, -3.25, "run", 2
-    whole.save(tmp_path / "state")
+    facts = {"trained_s": 1.5, "best_usdr": -3.25, "run_id": "run", "validations": 2, "stale_validations": 1}
+    facts["songs"] = [(0, ("A", "B")), (7, ("C",))]
+    vars(whole).update(facts)
+    whole.write(tmp_path / "state")
     resumed = RunState(dataclasses.replace(config, seed=1), CPU)
-    resumed.load(tmp_path / "state")
-    assert (resumed.step, resumed.trained_s, resumed.best_usdr, resumed.run_id, resumed.validations) == (
-        1,
-        1.5,
-        -3.25,
-        "run",
-        2,
-    )
+    resumed.restore(*read_tensors(tmp_path / "state"))
+    assert {name: getattr(resumed, name) for name in facts} == facts and resumed.step == 1
     for state in (whole, resumed):
         advance(state)
         advance(state)
-    for name, tensor in whole.network.state_dict().items():
-        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
-    for name, tensor in whole.averaged.state_dict().items():
-        assert torch.equal(tensor, resumed.averaged.state_dict()[name]), name
+    for ours, theirs in zip(networks(whole), networks(resumed), strict=True):
+        assert not [n for n, tensor in ours.state_dict().items() if not torch.equal(tensor, theirs.state_dict()[n])]
 
 
 def test_a_best_score_of_none_yet_survives(config: TrainConfig, tmp_path: Path) -> None:
-    RunState(config, CPU).save(tmp_path / "state")
+    RunState(config, CPU).write(tmp_path / "state")
     state = RunState(config, CPU)
-    state.load(tmp_path / "state")
+    state.restore(*read_tensors(tmp_path / "state"))
     assert state.best_usdr == -float("inf")
 
 
-def test_the_averaged_weights_are_those_written_for_the_archive(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_state_of_another_run_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    RunState(config, CPU).write(tmp_path / "state")
+    optimization = dataclasses.replace(config.optimization, ema_decays=(0.5,))
+    with pytest.raises(CheckpointError, match="--ema-decays"):
+        RunState(dataclasses.replace(config, optimization=optimization), CPU).restore(*read_tensors(tmp_path / "state"))
+
+
+def test_weights_alone_come_back_with_their_facts(config: TrainConfig, tmp_path: Path) -> None:
     state = RunState(config, CPU)
-    for _ in range(3):
-        advance(state)
-    state.save_averaged(tmp_path / "best", {"step": 3})
+    advance(state)
+    weights = state.averages[0].network.state_dict()
+    write_tensors(tmp_path / "best", weights, {"step": 1})
     network, facts = load_network(tmp_path / "best", config)
-    assert facts == {"step": 3}
-    for name, tensor in state.averaged.module.state_dict().items():
-        assert torch.equal(tensor, network.state_dict()[name]), name
-    moved = copy.deepcopy(state.network.state_dict())
-    assert any(not torch.equal(tensor, moved[name]) for name, tensor in network.state_dict().items())
+    assert facts == {"step": 1}
+    assert not [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, weights[name])]
 
 
-def test_no_file_appears_before_it_is_complete(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = RunState(config, CPU)
-    state.save(tmp_path / "state")
+def test_no_file_appears_before_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tensors(tmp_path / "state", {"x": torch.zeros(3)}, {})
     before = (tmp_path / "state").read_bytes()
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("no space left on device")))
-    advance(state)
     with pytest.raises(OSError, match="no space"):
-        state.save(tmp_path / "state")
+        write_tensors(tmp_path / "state", {"x": torch.ones(3)}, {})
     assert (tmp_path / "state").read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "header"])
-def test_a_file_that_cannot_be_read_is_named(config: TrainConfig, tmp_path: Path, damage: str) -> None:
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "state"
-    state = RunState(config, CPU)
     if damage != "missing":
-        state.save(path)
+        write_tensors(path, {"x": torch.zeros(300)}, {})
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * 8 + content[8:])
     with pytest.raises(CheckpointError, match=str(path)):
-        state.load(path)
+        read_tensors(path)
 
 
 def test_the_file_holds_tensors_and_json_alone(config: TrainConfig, tmp_path: Path) -> None:
-    RunState(config, CPU).save(tmp_path / "state")
+    RunState(config, CPU).write(tmp_path / "state")
     with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
         assert json.loads(file.metadata()["facts"])["step"] == 0

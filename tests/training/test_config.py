@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from training.config import Budget, TrainConfig, add_flags, classic, git_commit, read_config, tracking_uri, with_flags
+from training.config import (
+    Budget,
+    TrainConfig,
+    add_flags,
+    classic,
+    git_commit,
+    launched,
+    read_config,
+    tracking_uri,
+    with_flags,
+)
 from training.errors import ConfigError
 
 
@@ -57,10 +67,30 @@ def test_a_run_is_planned_by_steps_or_by_minutes() -> None:
             classic("songs", budget)
 
 
-@pytest.mark.parametrize("flag", ["--steps", "--batch-size", "--crop-s", "--learning-rate", "--validations"])
+@pytest.mark.parametrize(
+    "flag", ["--steps", "--batch-size", "--crop-s", "--learning-rate", "--validations", "--patience"]
+)
 def test_a_value_of_zero_names_its_flag(flag: str) -> None:
     with pytest.raises(ConfigError, match=flag):
         with_flags(classic("songs", Budget(steps=1)), parse(flag, "0"))
+
+
+def test_flags_of_every_kind() -> None:
+    flags = parse("--ema-decays", "0.5,0.75", "--deterministic", "--init", "x.mar", "--patience", "2")
+    config = with_flags(classic("songs", Budget(steps=1)), flags)
+    assert config.optimization.ema_decays == (0.5, 0.75) and config.validation.patience == 2
+    assert config.deterministic and not config.compile and config.init == "x.mar"
+
+
+@pytest.mark.parametrize("decays", ["1", "0.9,-0.1"])
+def test_averages_need_decays_below_one(decays: str) -> None:
+    with pytest.raises(ConfigError, match="--ema-decays"):
+        with_flags(classic("songs", Budget(steps=1)), parse(f"--ema-decays={decays}"))
+
+
+def test_a_process_knows_its_rank_from_torchrun() -> None:
+    assert launched({}) == (0, 1, 0)
+    assert launched({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == (3, 4, 1)
 
 
 def test_progress() -> None:

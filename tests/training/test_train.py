@@ -11,14 +11,17 @@ import mlflow
 import pytest
 import torch
 
-import training.train
+import training.run
 from serving.archive import read_archive
 from serving.spec import ModelSpec
 from training.checkpoint import read_tensors
 from training.config import Batches, Budget, TrainConfig, Validation, classic
 from training.errors import ConfigError
+from training.ranks import Ranks
+from training.run import schedule
 from training.songs import write_songs
-from training.train import Result, schedule, train
+from training.step import Stepper
+from training.train import Places, Result, train
 
 CPU = torch.device("cpu")
 
@@ -45,12 +48,16 @@ def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
 def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.MlflowClient]:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(training.train, "LOG_INTERVAL_STEPS", 1)
+    monkeypatch.setattr(training.run, "LOG_INTERVAL_STEPS", 1)
     yield mlflow.MlflowClient(uri)
 
 
 def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> Result:
-    return train(config, run_dir, run_dir.parent / "cache", CPU, resume, publish)
+    return train(config, Places(run_dir, run_dir.parent / "cache", publish=publish), CPU, Ranks(), resume)
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    return max(run_dir.glob("step-*.safetensors"))
 
 
 def test_a_run_ends_with_an_archive_of_its_best_weights_and_everything_in_mlflow(
@@ -79,33 +86,34 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
 ) -> None:
     config = dataclasses.replace(config, validation=Validation(validations=1))
     start(config, tmp_path / "whole")
-    whole, _ = read_tensors(tmp_path / "whole" / "checkpoint.safetensors")
+    whole, _ = read_tensors(last_checkpoint(tmp_path / "whole"))
 
-    real_step, steps = training.train.step, iter(range(4))
+    real_step = Stepper.__call__
 
-    def step_and_be_told_to_stop(*arguments: object) -> torch.Tensor:
-        if next(steps, 0) == 3:
+    def step_and_be_told_to_stop(self: Stepper, decoded: torch.Tensor, learning_rate: float) -> None:
+        if self.state.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real_step(*arguments)  # type: ignore[arg-type]
+        real_step(self, decoded, learning_rate)
 
-    monkeypatch.setattr(training.train, "step", step_and_be_told_to_stop)
+    monkeypatch.setattr(Stepper, "__call__", step_and_be_told_to_stop)
     stopped = start(config, tmp_path / "cut")
-    monkeypatch.setattr(training.train, "step", real_step)
+    monkeypatch.setattr(Stepper, "__call__", real_step)
     assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 4 and stopped.archive is None
 
     resumed = start(config, tmp_path / "cut", resume=True)
     assert resumed.run_id == stopped.run_id and resumed.steps == 6
-    cut, _ = read_tensors(tmp_path / "cut" / "checkpoint.safetensors")
+    cut, _ = read_tensors(last_checkpoint(tmp_path / "cut"))
     assert cut.keys() == whole.keys()
     assert not [name for name, tensor in whole.items() if not torch.equal(tensor, cut[name])]
     assert [m.step for m in tracked.get_metric_history(resumed.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"precious")
+    start(dataclasses.replace(config, budget=Budget(steps=1)), tmp_path / "run")
+    before = last_checkpoint(tmp_path / "run").read_bytes()
     with pytest.raises(ConfigError, match="--resume"):
-        start(config, tmp_path)
-    assert (tmp_path / "checkpoint.safetensors").read_bytes() == b"precious"
+        start(config, tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run").read_bytes() == before
 
 
 def test_the_schedule_rises_falls_and_ends_at_zero() -> None:

@@ -1,0 +1,179 @@
+"""The processes of one run: one alone, or as many as torchrun starts, on one host or several.
+
+Every rank computes the gradients of its rows of each batch; their mean is what all of them step with, so the weights are the
+same everywhere and the size of a batch is that of the whole. Tensors on a GPU travel through NCCL, everything else through
+gloo.
+"""
+
+import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from training.errors import ConfigError, RankLost
+
+T = TypeVar("T")
+
+# Ranks wait this long for one that still fetches or validates; one that died is noticed at once by gloo.
+PATIENCE = datetime.timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world_size` others; alone it is rank 0 of 1, and everything here is free."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that writes."""
+        return self.rank == 0
+
+    @contextmanager
+    def connected(self, device: torch.device) -> Iterator[None]:
+        """Within the block the ranks can reach one another."""
+        if self.world_size == 1:
+            yield
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE
+        )
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group()
+
+    @property
+    def share(self) -> slice:
+        """What is this rank's of a sequence or a batch: every `world_size`-th item, from the rank's own number on."""
+        return slice(self.rank, None, self.world_size)
+
+    def require_share_of(self, batch_size: int) -> None:
+        """Raises ConfigError where the ranks cannot share a batch evenly."""
+        if batch_size % self.world_size:
+            raise ConfigError(f"--batch-size {batch_size} cannot be shared by {self.world_size} ranks: take a multiple")
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Put the mean over the ranks into float tensors, in one message. Raises RankLost, the tensors as they were."""
+        if self.world_size == 1:
+            return
+        flat = torch.cat([tensor.flatten().float() for tensor in tensors])
+        all_reduce(flat)
+        parts = (flat / self.world_size).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+    def largest(self, *values: float) -> list[float]:
+        """The largest that any rank gives of each value: how the ranks agree."""
+        if self.world_size == 1:
+            return list(values)
+        agreed = torch.tensor(values, dtype=torch.float64)
+        all_reduce(agreed, torch.distributed.ReduceOp.MAX)
+        return agreed.tolist()
+
+    def from_first(self, value: T) -> T:
+        """What the first rank gives."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        with reaching_all():
+            torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """What every rank gives, by rank."""
+        if self.world_size == 1:
+            return [value]
+        boxes: list[Any] = [None] * self.world_size
+        with reaching_all():
+            torch.distributed.all_gather_object(boxes, value)
+        return boxes
+
+
+def all_reduce(tensor: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) -> None:
+    with reaching_all():
+        torch.distributed.all_reduce(tensor, operation)
+
+
+@contextmanager
+def reaching_all() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no type of its own for a connection that is gone
+        raise RankLost(f"another rank is gone ({str(error).splitlines()[0]})") from error
+
+
+class MeanOverRanks(torch.autograd.Function):
+    """The mean of a tensor over the ranks, with the gradient that makes the mean of all ranks' losses right."""
+
+    @staticmethod
+    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        all_reduce(total)
+        return total / torch.distributed.get_world_size()
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        return MeanOverRanks.forward(_ctx, gradients[0])
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """Batch normalization with the statistics of the batch on all ranks. torch's own needs a GPU."""
+
+    alone = False
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any input that a batch norm takes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.alone or not self.training:
+            return super().forward(input)
+        wide = input.float()
+        axes = [0, *range(2, input.ndim)]
+        moments = torch.stack([wide.mean(axes), wide.square().mean(axes)])
+        mean, mean_square = MeanOverRanks.apply(moments)  # type: ignore[no-untyped-call]
+        variance = (mean_square - mean.square()).clamp_min(0)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        with torch.no_grad():
+            count = input.numel() // input.shape[1] * torch.distributed.get_world_size()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(input.dtype)
+
+
+def synced(network: nn.Module) -> None:
+    """Let every batch norm of a network, in place, take its statistics from all ranks; weights stay the same objects."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                wide = SyncedBatchNorm(child.num_features, child.eps, child.momentum)
+                wide._parameters, wide._buffers = child._parameters, child._buffers
+                setattr(module, name, wide)
+
+
+@contextmanager
+def alone(network: nn.Module) -> Iterator[None]:
+    """Within the block the network does not wait for other ranks."""
+    norms = [module for module in network.modules() if isinstance(module, SyncedBatchNorm)]
+    for norm in norms:
+        norm.alone = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.alone = False

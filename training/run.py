@@ -1,0 +1,149 @@
+"""A run in progress: validate, save, stop, step, log; until the budget is spent, validation stalls or a stop is asked for."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import RunState, write_tensors
+from training.checkpoints import Checkpoints
+from training.config import TrainConfig, git_commit
+from training.crops import Crops, batches
+from training.errors import NotFinite, OutOfMemory, RankLost
+from training.interrupt import StopRequest
+from training.musdb18 import DataSet
+from training.progress import run_bar, say
+from training.ranks import Ranks
+from training.step import Stepper
+from training.tracking import Tracker
+from training.validate import Scored, show, validate
+
+SAVE_INTERVAL_S = 300
+LOG_INTERVAL_STEPS = 10
+
+
+@dataclass
+class Run:
+    """Everything that the loop works with. All ranks run it in step; only the first has a tracker, and writes."""
+
+    config: TrainConfig
+    run_dir: Path
+    device: torch.device
+    ranks: Ranks
+    data: DataSet
+    crops: Crops
+    state: RunState
+    checkpoints: Checkpoints
+    tracker: Tracker | None
+    stop: StopRequest
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def go(self) -> None:
+        """Run to the end. What ends it early, memory or a rank that is gone, leaves a checkpoint to go on from."""
+        try:
+            self.steps()
+        except (NotFinite, OutOfMemory, RankLost) as error:
+            self.save()
+            message = f"{error}; step {self.state.step} is saved: go on with --resume"
+            raise type(error)(message) from error
+
+    def steps(self) -> None:
+        config, state, stop = self.config, self.state, self.stop
+        stepper = Stepper(config, state, self.device, self.ranks)
+        upcoming = batches(self.crops, state.step, pin_memory=self.device.type == "cuda")
+        stepper.fit(self.crops.batch(state.step))
+        bar, audio_s_per_s = run_bar(config.preset), Rate(config.batches.batch_size * config.batches.crop_s)
+        while True:
+            state.trained_s, signal = self.ranks.largest(state.trained_s, stop.signal or 0)
+            stop.signal = int(signal) or None
+            progress = config.budget.progress(state.step, state.trained_s)
+            due = progress * config.validation.validations >= state.validations + 1
+            if due:
+                self.validate(progress)
+            stalled = state.stale_validations >= (config.validation.patience or math.inf)
+            finished = progress >= 1 or stalled or stop.signal is not None
+            if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
+                self.save()
+            if finished:
+                bar.close()
+                return
+
+            started = time.monotonic()
+            learning_rate = config.optimization.learning_rate * schedule(progress, config.optimization.warmup)
+            stepper(next(upcoming), learning_rate)
+            if state.step % LOG_INTERVAL_STEPS == 0:
+                report = stepper.report()
+                numbers = {"loss": report.loss, "learning_rate": learning_rate, "skipped": len(report.skipped)}
+                numbers["audio_s_per_s"] = audio_s_per_s(state.step)
+                self.log(numbers, report.skipped)
+                news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
+                bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
+                bar.update(progress - bar.n)
+            state.trained_s += time.monotonic() - started
+
+    def validate(self, progress: float) -> None:
+        """Score the averages, keep the best weights of the run, show what they do."""
+        config, state, songs = self.config, self.state, self.data.valid
+        state.validations = math.floor(progress * config.validation.validations)
+        scored = validate(config, state.averages, songs, self.device, self.ranks)
+        better = scored.evaluation.usdr > state.best_usdr
+        state.stale_validations = 0 if better else state.stale_validations + 1
+        state.best_usdr = max(state.best_usdr, scored.evaluation.usdr)
+        if self.tracker is None:
+            return
+        if better:
+            best = self.run_dir / "best.safetensors"
+            write_tensors(best, scored.average.network.state_dict(), self.origin(scored, self.tracker.run_id))
+            self.checkpoints.mirror(best)
+        show(config, scored, songs[0], self.device, self.tracker, state.step)
+
+    def save(self) -> None:
+        self.saved_at = time.monotonic()
+        if self.tracker is not None:
+            self.state.run_id = self.tracker.run_id
+            self.checkpoints.save(self.state.step, self.state.write)
+
+    def log(self, numbers: dict[str, float], skipped: tuple[int, ...]) -> None:
+        """Log what is finite of the numbers; say which songs were in the batches of skipped steps."""
+        if self.tracker is not None:
+            finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+            self.tracker.numbers(finite, self.state.step)
+            for step in skipped:
+                songs = sorted({song for example in self.crops.names(step) for song in example})
+                say(f"step {step} is skipped, its gradients are not finite; it heard {', '.join(songs)}")
+
+    def origin(self, scored: Scored, run_id: str | None) -> dict[str, Any]:
+        """Where weights come from, as their archive will say."""
+        return {
+            "preset": self.config.preset,
+            "run_id": run_id,
+            "step": self.state.step,
+            "ema_decay": scored.average.decay,
+            "commit": git_commit(),
+            "data": self.config.data,
+            "data_digest": self.data.digest,
+            "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},
+        }
+
+
+def schedule(progress: float, warmup: float) -> float:
+    """The share of the peak learning rate: linear from 0 over the warm-up, then a cosine to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+class Rate:
+    """Amount per second since the last call, for a counter that grows."""
+
+    def __init__(self, amount: float) -> None:
+        self.amount = amount
+        self.last: tuple[int, float] | None = None
+
+    def __call__(self, count: int) -> float:
+        now = time.monotonic()
+        last, self.last = self.last, (count, now)
+        return (count - last[0]) * self.amount / (now - last[1]) if last else 0.0

@@ -1,0 +1,55 @@
+"""The scores by which a run chooses its weights: every average of them on the validation songs, shared among the ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+
+import torch
+
+from serving.separator import Separator
+from training.averages import Average
+from training.config import TrainConfig
+from training.evaluate import Evaluation, evaluate_song, middle
+from training.musdb18 import Song
+from training.plots import spectrogram_figure
+from training.ranks import Ranks
+from training.tracking import Tracker
+
+LOGGED_EXCERPT_S = 10
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The best of the averages, and how it scores."""
+
+    average: Average
+    evaluation: Evaluation
+
+
+def validate(
+    config: TrainConfig, averages: Sequence[Average], songs: Sequence[Song], device: torch.device, ranks: Ranks
+) -> Scored:
+    """Score every average; the one with the highest uSDR. All ranks come to the same."""
+    scored = [Scored(average, scores(config, average, songs, device, ranks)) for average in averages]
+    return max(scored, key=lambda one: one.evaluation.usdr)
+
+
+def scores(
+    config: TrainConfig, average: Average, songs: Sequence[Song], device: torch.device, ranks: Ranks
+) -> Evaluation:
+    separator = Separator(config.model, average.network, device)
+    mine = [evaluate_song(separator, song, config.validation.valid_excerpt_s) for song in songs[ranks.share]]
+    in_order = chain.from_iterable(zip_longest(*ranks.gathered(mine)))
+    return Evaluation(tuple(song for song in in_order if song is not None))
+
+
+def show(config: TrainConfig, scored: Scored, song: Song, device: torch.device, tracker: Tracker, step: int) -> None:
+    """Log the scores, the average they are of, and a picture and sound of one song."""
+    for stem, score in scored.evaluation.stems.items():
+        tracker.numbers({f"valid.{stem}.csdr_db": score.csdr_db, f"valid.{stem}.usdr_db": score.usdr_db}, step)
+    tracker.numbers({"valid.ema_decay": scored.average.decay}, step)
+    references, rate_hz = song.read(["vocals", "mixture"])
+    target, mixture = middle(references, LOGGED_EXCERPT_S * rate_hz)
+    estimates = Separator(config.model, scored.average.network, device).separate(mixture, rate_hz)
+    tracker.picture("spectrogram", spectrogram_figure(mixture, target, estimates[config.model.stems[0]], rate_hz), step)
+    tracker.audio({"mixture": mixture, **estimates}, rate_hz, step)
