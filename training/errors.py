@@ -6,7 +6,8 @@
     ├── CheckpointError   a run folder without a state that training could go on from
     ├── NotFinite         numbers that stay infinite or NaN, step after step
     ├── OutOfMemory       not even one example fits the device, or something else took its memory
-    └── RankLost          another process of the run is gone
+    ├── RankLost          another process of the run is gone
+    └── TrackingError     what a run reports cannot be kept on disk, or does not arrive
 
 Messages are one sentence that names the culprit and the remedy. `training/__main__.py` is the one edge that catches the tree.
 """
@@ -38,3 +39,7 @@ class OutOfMemory(TrainingError):
 
 class RankLost(TrainingError):
     """Another process of the run is gone."""
+
+
+class TrackingError(TrainingError):
+    """What a run reports cannot be kept on disk, or does not arrive."""
