@@ -51,7 +51,8 @@ def decoding(*arguments: object) -> "subprocess.Popen[str]":
     """A process that decodes a folder of songs into a cache and prints its peak memory in MB."""
     command = [sys.executable, "-c", DECODE, *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "begin\n"
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "begin\n", process.stderr.read()
     return process
 
 

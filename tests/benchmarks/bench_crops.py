@@ -1,0 +1,107 @@
+"""What a crop costs beside other ways to read it: python -m pytest -s tests/benchmarks/bench_crops.py
+
+On one thread, with the files in the page cache; ratios of one run on one machine.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from serving.spec import AudioSpec
+from tests.data_sets import needs_ffmpeg, write_stem_file
+from training.crops import Crops
+from training.decoded import decode
+from training.musdb18 import Song, StemFile, StemFolder
+from training.stems import DECODED_STEMS
+
+RATE_HZ = 44_100
+CROP_S = 6
+SONG_S = 180
+SONGS = 4
+BATCH = 8
+
+Places = list[list[tuple[int, float]]]
+
+
+def best_of(times: int, work: Callable[[], object]) -> float:
+    """Seconds of the fastest of several calls, after one that fills the page cache."""
+    work()
+    spent = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - started)
+    return min(spent)
+
+
+def crops_of(songs: list[Song], cache: Path) -> Crops:
+    decoded = decode(songs, AudioSpec(RATE_HZ, 2), DECODED_STEMS, cache)
+    return Crops(decoded, BATCH, CROP_S * RATE_HZ, seed=0)
+
+
+def seconds_a_crop(crops: Crops) -> float:
+    """A crop being all stems of one example."""
+    return best_of(10, lambda: crops.batch(0)) / BATCH
+
+
+@pytest.fixture
+def places() -> Places:
+    """A song and a second to start at, for each stem of each example."""
+    rng = np.random.default_rng(0)
+    return [[(int(rng.integers(SONGS)), rng.uniform(0, SONG_S - CROP_S)) for _ in DECODED_STEMS] for _ in range(BATCH)]
+
+
+def test_crops_beside_soundfile_reading_parts_of_wav(tmp_path: Path, places: Places) -> None:
+    songs: list[Song] = [StemFolder(f"A - {number}", tmp_path / f"A - {number}") for number in range(SONGS)]
+    rng = np.random.default_rng(0)
+    for song in songs:
+        song.path.mkdir()
+        for stem in DECODED_STEMS:
+            audio = rng.integers(-20_000, 20_000, (SONG_S * RATE_HZ, 2), dtype=np.int16)
+            soundfile.write(song.path / f"{stem}.wav", audio, RATE_HZ)
+
+    def read(batch: np.ndarray) -> None:
+        for example, of_example in zip(batch, places, strict=True):
+            for stem, part, (song, start_s) in zip(DECODED_STEMS, example, of_example, strict=True):
+                path = songs[song].path / f"{stem}.wav"
+                soundfile.read(path, start=int(start_s * RATE_HZ), dtype=batch.dtype.name, out=part)
+
+    shape = (BATCH, len(DECODED_STEMS), CROP_S * RATE_HZ, 2)
+    floats, integers = np.empty(shape, np.float32), np.empty(shape, np.int16)
+    ours_s = seconds_a_crop(crops_of(songs, tmp_path / "cache"))
+    floats_s = best_of(5, lambda: read(floats)) / BATCH
+    integers_s = best_of(5, lambda: read(integers)) / BATCH
+    copy_s = best_of(10, lambda: np.copyto(np.empty_like(integers), integers)) / BATCH
+    print(
+        f"\n{1 / ours_s:.0f} crops per second and core, {ours_s / copy_s:.1f} times the time of a copy in memory; "
+        f"{floats_s / ours_s:.1f} times the rate of soundfile into floats ({1e3 * floats_s:.2f} ms a crop), "
+        f"{integers_s / ours_s:.1f} times its rate into integers ({1e3 * integers_s:.2f} ms)"
+    )
+    assert floats_s > 3 * ours_s
+
+
+@needs_ffmpeg
+def test_crops_beside_musdb_reading_stem_files(tmp_path: Path, places: Places) -> None:
+    import musdb
+
+    paths = [tmp_path / "train" / f"A - {number}.stem.mp4" for number in range(SONGS)]
+    songs: list[Song] = [
+        StemFile(path.name.removesuffix(".stem.mp4"), write_stem_file(path, seconds=SONG_S)) for path in paths
+    ]
+    tracks = sorted(musdb.DB(root=str(tmp_path), subsets="train").tracks, key=lambda track: track.name)
+
+    def read() -> list[np.ndarray]:
+        parts = []
+        for stem, (song, start_s) in zip(DECODED_STEMS, places[0], strict=True):
+            tracks[song].chunk_start, tracks[song].chunk_duration = start_s, CROP_S
+            parts.append(tracks[song].targets[stem].audio)
+        return parts
+
+    ours_s = seconds_a_crop(crops_of(songs, tmp_path / "cache"))
+    theirs_s = best_of(3, read)
+    print(f"\n{1 / ours_s:.0f} crops per second and core, {theirs_s / ours_s:.0f} times the rate of musdb")
+    assert theirs_s > 100 * ours_s
