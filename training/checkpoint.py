@@ -32,7 +32,7 @@ class RunState:
         self.network: nn.Module = build(config.model).to(device)
         self.averages = [Average(self.network, decay) for decay in config.optimization.ema_decays]
         self.optimizer = optimizer_of(self.network, config.optimization.weight_decay)
-        self.scaler = Precision.of(device).scaler(device)
+        self.scaler = Precision.of(device, config.precision).scaler(device)
         self.step = 0
         self.trained_s = 0.0
         self.validations = 0

@@ -18,6 +18,8 @@ from serving.errors import SpecError
 from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
 from training.errors import ConfigError
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+
 
 def flag(default: Any, help: str) -> Any:
     """A field that `python -m training train` offers as a flag of the field's name."""
@@ -79,6 +81,9 @@ class TrainConfig:
     validation: Validation
     seed: int = flag(0, "seed of the weights, the excerpts and the augmentation")
     init: str | None = flag(None, "start from the weights of an archive: a .mar file, s3://…, runs:/… or models:/…")
+    precision: str | None = flag(
+        None, "float32, bfloat16 or float16 (default: the fastest that the device has natively)"
+    )
     compile: bool = flag(False, "compile the network with torch.compile")
     deterministic: bool = flag(False, "the same numbers on every run of the same device, at some cost in speed")
 
@@ -91,6 +96,7 @@ class TrainConfig:
             len(self.optimization.ema_decays) > 0 and all(0 <= decay < 1 for decay in self.optimization.ema_decays),
             "--ema-decays must be numbers from 0 to below 1, with commas between",
         )
+        check(self.precision in (None, *PRECISIONS), f"--precision {self.precision}: take {' or '.join(PRECISIONS)}")
         for name, value in leaves(self):
             if isinstance(value, int | float) and name != "seed":
                 check(

@@ -14,8 +14,10 @@ class Precision:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, device: torch.device) -> "Precision":
-        """bfloat16 where the device computes in it natively, float16 on older GPUs, else float32."""
+    def of(cls, device: torch.device, wanted: str | None) -> "Precision":
+        """The wanted one of PRECISIONS, else bfloat16 where the device has it natively, float16 on older GPUs, float32."""
+        if wanted is not None:
+            return cls(getattr(torch, wanted))
         if device.type == "cuda":
             return cls(torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16)
         native = torch.cpu.get_capabilities()

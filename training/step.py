@@ -49,7 +49,7 @@ class Stepper:
     ) -> None:
         self.config, self.state, self.device, self.ranks, self.phase = config, state, device, ranks, phase
         self.stft = Stft(config.model.stft).to(device)
-        self.precision = Precision.of(device)
+        self.precision = Precision.of(device, config.precision)
         self.forward = torch.compile(state.network) if config.compile else state.network
         self.parameters = list(state.network.parameters())
         self.buffers = list(state.network.buffers())
@@ -107,7 +107,7 @@ class Stepper:
     def backward(self, decoded: Tensor) -> Tensor:
         """Add the gradients of a batch to those of the weights; the loss, still on the device."""
         config, state = self.config, self.state
-        torch._foreach_copy_(self.buffers_before, self.buffers)
+        copy_all(self.buffers, self.buffers_before)
         draws = chances(config.seed, state.step, config.batches.batch_size, decoded.shape[1])
         loss = torch.zeros((), device=self.device)
         pieces = zip(decoded.chunk(self.pieces), draws[self.ranks.share].chunk(self.pieces), strict=True)
@@ -152,7 +152,7 @@ class Stepper:
         try:
             yield
         finally:
-            torch._foreach_copy_(self.buffers, self.buffers_before)
+            copy_all(self.buffers_before, self.buffers)
             self.state.optimizer.zero_grad(set_to_none=True)
 
     def report(self) -> Report:
@@ -175,3 +175,8 @@ class Stepper:
                     f"and a --learning-rate below {self.config.optimization.learning_rate:g}"
                 )
         return Report(loss, tuple(skipped))
+
+
+def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
+    if sources:  # torch takes no empty list
+        torch._foreach_copy_(targets, sources)
