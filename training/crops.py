@@ -115,7 +115,8 @@ class Crops:
     def add(self, songs: Sequence[DecodedSong], from_step: int) -> None:
         """Let the batches of `from_step` and later ones draw from these songs, too.
 
-        Raises ValueError where one of these batches has been made: `batches` makes AHEAD of them before they are asked for.
+        Raises ValueError where one of these batches has been made. Who has taken the batch of step k from `batches` can add
+        songs from k + AHEAD on.
         """
         arrivals = [(from_step, Track(song)) for song in songs]
         with self.lock:

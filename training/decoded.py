@@ -66,10 +66,6 @@ class DecodedSong:
         samples: Samples = np.load(self.path, mmap_mode="r")
         return samples
 
-    @property
-    def n_samples(self) -> int:
-        return int(self.samples.shape[-1])
-
 
 def decode(
     songs: Sequence[Song], audio: AudioSpec, stems: Sequence[str], cache_dir: Path, progress: Progress = no_progress

@@ -183,6 +183,19 @@ class TestArrivals:
             crops.add([self.third], from_step=20)
         assert crops.schedule == [(0, ["A - 0"]), (10 + AHEAD, ["A - 1"])]
 
+    def test_they_come_while_batches_are_made(self) -> None:
+        """Each as early as it may; what was drawn meanwhile is what a run that is resumed draws."""
+        songs = [ramp(1000, first=100 * number, name=f"A - {number:02}") for number in range(30)]
+        crops = Crops(songs[:1], 4, 10, seed=0)
+        upcoming, drawn = batches(crops, first_step=0, pin_memory=False), []
+        for step, song in enumerate(songs[1:]):
+            drawn.append(next(upcoming))
+            crops.add([song], from_step=step + AHEAD)
+        again = Crops(songs[:1], 4, 10, seed=0)
+        for step, song in enumerate(songs[1:]):
+            again.add([song], from_step=step + AHEAD)
+        assert all(torch.equal(batch, again.batch(step)) for step, batch in enumerate(drawn))
+
     def test_no_song_at_all(self) -> None:
         with pytest.raises(ValueError, match="no song is known at step 3"):
             Crops([], 4, 10, seed=0).batch(3)
