@@ -29,11 +29,6 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
         self._scratch = folder / ".partial"  # the file system of the folder, so that a rename is enough
-        shutil.rmtree(self._scratch, ignore_errors=True)  # what killed writers left
-        try:
-            self._scratch.mkdir(parents=True)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot hold checkpoints ({error}): name another folder") from error
         self._mirror = Mirror(mirror_url, self._scratch, self._surplus) if mirror_url is not None else None
         self._finisher = ThreadPoolExecutor(1, "checkpoint")
         self._finishing: Future[None] | None = None

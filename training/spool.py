@@ -1,0 +1,169 @@
+"""What a run reports, on disk until it is sent: a journal of operations, and a thread that sends them in order.
+
+Knows nothing of who receives them. A receiver that is slow, hangs or is gone costs the run nothing but disk.
+"""
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from training.errors import TrackingError
+from training.progress import say
+
+INTERVAL_S = 5.0
+LONGEST_PAUSE_S = 60.0
+PAUSE_AT_THE_END_S = 0.5
+BATCH_OPERATIONS = 500
+
+Operation = dict[str, Any]
+"""Something to send, as JSON."""
+
+Send = Callable[[list[Operation]], None]
+"""Sends operations in order. Raises TrackingError where some may not have arrived: then all of them come again."""
+
+
+class Spool:
+    """A folder with `journal.jsonl`, every operation of a run, one a line; `sent`, how many bytes of it are sent; and
+    `files`, which operations name. Raises TrackingError where it cannot be written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal = folder / "journal.jsonl"
+        self._lock = threading.Lock()
+        with self._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.journal.open("ab", buffering=0)
+            self._size_bytes = complete_bytes(self.journal)
+            self._file.truncate(self._size_bytes)  # a machine that goes down may leave half a line
+        self.sent_bytes = min(self._size_bytes, read_count(folder / "sent"))
+
+    def append(self, operation: Operation) -> None:
+        """Keep an operation: once this returns, the end of the process does not lose it."""
+        line = json.dumps(operation).encode() + b"\n"
+        with self._lock, self._explained():
+            try:
+                written = self._file.write(line)
+                if written != len(line):
+                    raise OSError(f"{written} of {len(line)} bytes fit")
+            except OSError:
+                self._file.truncate(self._size_bytes)
+                raise
+            self._size_bytes += written
+
+    def new_file(self, name: str) -> Path:
+        """Where to write a file that an operation is going to name by its path relative to the folder."""
+        with self._explained():
+            path = self.folder / "files" / uuid.uuid4().hex / name
+            path.parent.mkdir(parents=True)
+        return path
+
+    def unsent(self) -> tuple[list[Operation], int]:
+        """The next operations to send, and the size of the journal up to their end."""
+        with self._explained(), self.journal.open("rb") as file:
+            file.seek(self.sent_bytes)
+            lines = [line for line, _ in zip(file, range(BATCH_OPERATIONS), strict=False) if line.endswith(b"\n")]
+        try:
+            return [json.loads(line) for line in lines], self.sent_bytes + sum(map(len, lines))
+        except ValueError as error:
+            raise TrackingError(f"{self.journal} is damaged ({error}): remove the line, then it goes on") from error
+
+    def mark_sent(self, up_to_bytes: int) -> None:
+        with self._explained():
+            partial = self.folder / ".sent.partial"
+            partial.write_text(str(up_to_bytes))
+            partial.replace(self.folder / "sent")
+        self.sent_bytes = up_to_bytes
+
+    @property
+    def is_sent(self) -> bool:
+        return self.sent_bytes >= self._size_bytes
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrackingError(
+                f"{self.folder} cannot be used ({error}): make room or name another run folder"
+            ) from error
+
+
+class Sender:
+    """Sends what comes into a spool every few seconds, with growing pauses while that fails."""
+
+    def __init__(self, spool: Spool, send: Send, receiver: str) -> None:
+        """`receiver` is how messages call who receives."""
+        self._spool = spool
+        self._send = send
+        self._receiver = receiver
+        self._closing, self._abandoned, self._tried = threading.Event(), threading.Event(), threading.Event()
+        # A daemon, because what hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
+        self._thread.start()
+
+    def tried(self, timeout_s: float) -> bool:
+        """Wait for the first attempt; whether it has ended, well or not, within this time."""
+        return self._tried.wait(timeout_s)
+
+    def close(self, timeout_s: float) -> bool:
+        """Wait until everything is sent, `timeout_s` at most; whether it is. Nothing is appended any more."""
+        self._closing.set()
+        self._thread.join(timeout_s)
+        self._abandoned.set()
+        return self._spool.is_sent
+
+    def _work(self) -> None:
+        failures = 0
+        while not self._abandoned.is_set():
+            closing = self._closing.is_set()
+            try:
+                send_all(self._spool, self._send, self._abandoned)
+                if failures:
+                    say(f"{self._receiver} works again")
+                failures = 0
+            except TrackingError as error:
+                failures += 1
+                if failures == 1:
+                    say(f"{self._receiver} lags behind, {self._spool.folder} keeps what it lacks: {error}")
+            self._tried.set()
+            if closing:
+                if not failures:
+                    return
+                self._abandoned.wait(PAUSE_AT_THE_END_S)
+            else:
+                self._closing.wait(min(LONGEST_PAUSE_S, 2.0 ** (failures - 1)) if failures else INTERVAL_S)
+
+
+def send_all(spool: Spool, send: Send, abandoned: threading.Event | None = None) -> int:
+    """Send what is unsent until nothing is, or nobody waits; the number of operations. Raises TrackingError."""
+    count = 0
+    while abandoned is None or not abandoned.is_set():
+        operations, end_bytes = spool.unsent()
+        if not operations:
+            break
+        send(operations)
+        spool.mark_sent(end_bytes)
+        count += len(operations)
+    return count
+
+
+def complete_bytes(journal: Path) -> int:
+    """The size of a file up to the end of its last complete line."""
+    size_bytes = 0
+    with journal.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                size_bytes += len(line)
+    return size_bytes
+
+
+def read_count(path: Path) -> int:
+    """The number in a file, 0 where there is none."""
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
