@@ -8,6 +8,7 @@
     ├── SpecError                   500   a model's facts contradict each other
     ├── ArchiveError                500   a model archive is damaged or of an unknown version
     ├── StorageError                502   object storage refused or could not be reached
+    │   └── StoreUnavailable        502   the same request may succeed later
     └── ServerError                 503   the endpoint did not start or does not answer
 
 Each class carries the HTTP status of its answer; the message is one sentence that names the culprit and the remedy.
@@ -59,6 +60,10 @@ class StorageError(StemwrightError):
     """Object storage that refused a request or could not be reached."""
 
     status = 502
+
+
+class StoreUnavailable(StorageError):
+    """Object storage that cannot be reached, is overloaded or cut the connection: the same request may succeed later."""
 
 
 class ServerError(StemwrightError):

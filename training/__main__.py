@@ -45,10 +45,16 @@ def parser() -> argparse.ArgumentParser:
     songs.add_argument("--seed", type=int, default=0)
     songs.set_defaults(run=run_songs)
 
-    push = commands.add_parser("push", help="put a folder of songs into object storage")
-    push.add_argument("folder", type=Path)
+    push = commands.add_parser("push", help="put a folder or a zip of songs into object storage")
+    push.add_argument("data", metavar="DIR_OR_ZIP")
     push.add_argument("to", metavar="s3://bucket/prefix")
     push.set_defaults(run=run_push)
+
+    fetch = commands.add_parser("fetch", help="copy the stems of songs from object storage or a zip, and verify them")
+    fetch.add_argument("data", metavar="s3://bucket/prefix", help="or a zip, here or there")
+    fetch.add_argument("--to", type=Path, required=True, metavar="DIR")
+    fetch.add_argument("--split", choices=("train", "valid", "test"), help="only the songs of one split")
+    fetch.set_defaults(run=run_fetch)
 
     train = commands.add_parser("train", help="train a model and export its archive")
     train.add_argument("--data", help="folder, zip or s3:// prefix of songs")
@@ -114,11 +120,24 @@ def run_songs(given: argparse.Namespace) -> int:
 
 
 def run_push(given: argparse.Namespace) -> int:
-    from serving.storage import store_folder
+    from training.progress import ProgressBar
+    from training.push import push
+
+    pushed = push(given.data, given.to, ProgressBar())
+    print(
+        f"{given.data} is in {given.to}: {pushed.files} files, {pushed.files - pushed.sent} of them were there already"
+    )
+    return 0
+
+
+def run_fetch(given: argparse.Namespace) -> int:
+    from training.musdb18 import SPLITS, copy_dataset
     from training.progress import ProgressBar
 
-    store_folder(given.folder, given.to, ProgressBar())
-    print(f"{given.folder} is in {given.to}")
+    data_set = copy_dataset(given.data, given.to, [given.split] if given.split else SPLITS, ProgressBar())
+    print(
+        f"{given.data} is in {given.to}: {data_set.layout}, " + (f"its {given.split} songs" if given.split else "whole")
+    )
     return 0
 
 
@@ -164,7 +183,7 @@ def run_evaluate(given: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         separator = Separator.open(resolve(given.model, Path(folder)), device_of(given))
-        data = open_dataset(given.data, given.cache / "data", progress=ProgressBar())
+        data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
         evaluation = evaluate(separator, data.split(given.split), progress=True)
     print(evaluation.table())
     if given.json:

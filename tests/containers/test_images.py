@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from serving.storage import exists, store_folder
+from serving.storage import exists, no_progress
 from tests.readme import commands
 from training.local_s3 import S3Server, free_port, serve_s3
+from training.push import push
 from training.songs import write_songs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -96,7 +97,7 @@ def test_songs_in_a_bucket_become_stems_over_http(s3: S3Server, tmp_path: Path) 
         _, build_command, *rest = shlex.split(line)
         docker(build_command, "--network", "host", *rest[:-1], str(ROOT))
     write_songs(tmp_path / "songs", train=3, test=1, seconds=8, seed=0)
-    store_folder(tmp_path / "songs", "s3://stemwright/songs")
+    push(str(tmp_path / "songs"), "s3://stemwright/songs", no_progress)
     mixture_file = next((tmp_path / "songs" / "test").rglob("mixture.wav"))
 
     docker(*as_readme_says(train, s3, tmp_path))
@@ -129,7 +130,7 @@ def test_songs_in_a_bucket_become_stems_over_http(s3: S3Server, tmp_path: Path) 
 def test_a_stopped_run_goes_on_where_it_was(s3: S3Server, tmp_path: Path) -> None:
     image, volume = build("train"), f"stemwright-test-{tmp_path.name}"
     write_songs(tmp_path / "songs", train=3, test=1, seconds=8, seed=0)
-    store_folder(tmp_path / "songs", "s3://stemwright/songs")
+    push(str(tmp_path / "songs"), "s3://stemwright/songs", no_progress)
     flags = [*HARDENED, "-v", f"{volume}:/runs"]
     for name, value in s3.environment.items():
         flags += ["-e", f"{name}={value}"]

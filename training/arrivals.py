@@ -1,0 +1,126 @@
+"""What has arrived in a folder: one process at a time adds to it, each file under its name only when it is right.
+
+`<folder>/.fetch/` holds the lock, a list of the files that were verified, with size and time of change so that no later run
+need read them again, and what is on its way. A kill at any moment leaves files that are right, and pieces that the next run
+goes on from.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.errors import DataError
+from training.progress import say
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A file that belongs into a folder, by its name there, with slashes. `version` is another for other content."""
+
+    name: str
+    size_bytes: int
+    version: str
+
+
+class Arrivals:
+    """The files of one folder. Made by `arrivals`, which holds the lock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hidden = folder / ".fetch"
+        self.lock = threading.Lock()
+        self.verified: dict[str, list[object]] = {}
+        for line in self.journal.read_text().splitlines() if self.journal.exists() else ():
+            try:
+                name, *facts = json.loads(line)
+            except ValueError:
+                continue  # the last line of a run that was killed
+            self.verified[name] = facts
+
+    @property
+    def journal(self) -> Path:
+        return self.hidden / "verified.jsonl"
+
+    def missing(self, files: Iterable[Expected]) -> list[Expected]:
+        """Those that are not here in the version that is expected."""
+        return [file for file in files if not self.has(file)]
+
+    def has(self, file: Expected) -> bool:
+        found = self.facts(self.folder / file.name, file)
+        return found is not None and found == self.verified.get(file.name)
+
+    def facts(self, path: Path, file: Expected) -> list[object] | None:
+        """What the journal says of a file while nobody touched it, None where there is none of its size."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return None
+        return [file.size_bytes, status.st_mtime_ns, file.version] if status.st_size == file.size_bytes else None
+
+    def way_in(self, name: str) -> Path:
+        """The file that takes the bytes of a name until they are complete."""
+        return self.hidden / hashlib.sha256(name.encode()).hexdigest()[:24]
+
+    def accept(self, file: Expected) -> None:
+        """Give a file that is on its way, and right, its name. It is on the disk before it is called verified."""
+        way_in, path = self.way_in(file.name), self.folder / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(way_in, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        facts = self.facts(way_in, file)
+        with self.lock, self.journal.open("a") as journal:
+            journal.write("\n" + json.dumps([file.name, *(facts or [])]))  # a line that a kill cut short stays apart
+        way_in.replace(path)
+
+    def require_room(self, files: Iterable[Expected]) -> None:
+        """Raises DataError unless the disk has room for what these still need."""
+        needed_bytes = sum(file.size_bytes - on_disk_bytes(self.way_in(file.name)) for file in files)
+        free_bytes = shutil.disk_usage(self.folder).free
+        if needed_bytes > free_bytes:
+            raise DataError(
+                f"{self.folder} needs room for {needed_bytes / 1e9:.2f} GB more, and {free_bytes / 1e9:.2f} GB are free: "
+                "free some, or name a folder on another disk"
+            )
+
+
+@contextmanager
+def arrivals(folder: Path) -> Iterator[Arrivals]:
+    """The arrivals of a folder, for this process and thread alone; whoever else wants them waits, and says so.
+
+    Raises DataError where the folder cannot be written to or the disk is full.
+    """
+    try:
+        (folder / ".fetch").mkdir(parents=True, exist_ok=True)
+        with (folder / ".fetch" / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{folder} is being filled already: waiting until that is done")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Arrivals(folder)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise DataError(
+                f"{folder} has no room left: free some and run this again, it goes on from there"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise DataError(f"{folder} cannot be written to ({error}): name another folder") from error
+        raise
+
+
+def on_disk_bytes(path: Path) -> int:
+    """What a file takes on the disk, which is less than its size where it has holes."""
+    return path.stat().st_blocks * 512 if path.exists() else 0

@@ -1,0 +1,58 @@
+"""What a data set in a bucket consists of, as `manifest.json` beside it: written last, so a whole data set is behind it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from training.errors import DataError
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The objects of a data set by their names below its prefix, and the names of the songs in each split."""
+
+    layout: str
+    objects: Mapping[str, Entry]
+    splits: Mapping[str, tuple[str, ...]]
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    def check(self, data: str, sizes: Mapping[str, int]) -> None:
+        """Raises DataError unless these objects, names to bytes, are those of the manifest."""
+        for name in sorted({*sizes, *self.objects}):
+            if name not in self.objects:
+                raise DataError(f"{data} holds {name}, which its {NAME} does not list: push the data set again")
+            if name not in sizes:
+                raise DataError(f"{data} lacks {name}, which its {NAME} lists: push the data set again")
+            if sizes[name] != self.objects[name].size_bytes:
+                wanted = self.objects[name].size_bytes
+                raise DataError(
+                    f"{data}: {name} has {sizes[name]} bytes, and {NAME} says {wanted}: push the data set again"
+                )
+
+    @classmethod
+    def from_json(cls, text: str, url: str) -> Self:
+        """Raises DataError where the text is no manifest of this format."""
+        try:
+            facts = json.loads(text)
+            if facts["format"] != FORMAT:
+                raise DataError(f"{url} is of format {facts['format']}, not {FORMAT}: push the data set again")
+            objects = {name: Entry(entry["size_bytes"], entry["sha256"]) for name, entry in facts["objects"].items()}
+            splits = {split: tuple(names) for split, names in facts["splits"].items()}
+            return cls(facts["layout"], objects, splits)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{url} is no manifest ({error}): push the data set again") from error
