@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from serving.errors import StorageError
@@ -23,7 +24,10 @@ NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
 
 
 class Checkpoints:
-    """The checkpoints in one folder, of which this must be the only writer; the mirror is an image of the folder."""
+    """The checkpoints in one folder; the mirror is an image of the folder.
+
+    Of several processes only one may use its Checkpoints; making one touches nothing.
+    """
 
     def __init__(self, folder: Path, mirror_url: str | None, keep: int) -> None:
         self.folder = folder
@@ -42,6 +46,7 @@ class Checkpoints:
         self._finish()
         partial = self._scratch / "saving"
         try:
+            self._scratch.mkdir(parents=True, exist_ok=True)
             write(partial)
         except OSError as error:
             partial.unlink(missing_ok=True)  # gives its share of a full disk back
@@ -60,8 +65,9 @@ class Checkpoints:
         all are, or where the folder has none and the mirror cannot be asked.
         """
         self._finish()
+        shutil.rmtree(self._scratch, ignore_errors=True)  # what killed writers left
+        local = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
         remote, unreachable = self._remote()
-        local = {path.name for path in self.folder.iterdir()}
         damaged: list[str] = []
         for name in sorted(filter(NAME.fullmatch, {*local, *remote}), key=step_of, reverse=True):
             path = self.folder / name
@@ -87,7 +93,7 @@ class Checkpoints:
         """Fetch a file that was given to `mirror` into the folder; whether the mirror had it. Raises StorageError."""
         if self._mirror is None or not exists(f"{self._mirror.url}/{name}"):
             return False
-        fetched = self._scratch / "fetching"
+        fetched = self._scratch / name
         fetch_file(f"{self._mirror.url}/{name}", fetched)
         fetched.replace(self.folder / name)
         return True
@@ -103,7 +109,8 @@ class Checkpoints:
             self._finisher.shutdown()
             if self._mirror is not None:
                 self._mirror.close(timeout_s)
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            with suppress(OSError):  # not empty where an upload was cut off
+                self._scratch.rmdir()
 
     def _finish(self) -> None:
         """Wait until the checkpoint of the last `save` is complete, and raise what went wrong with it."""

@@ -39,7 +39,6 @@ class Mirror:
         self._closing = self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
-        self._thread.start()
 
     def store(self, path: Path) -> None:
         """Store the file, in the version that it has when its turn comes."""
@@ -69,6 +68,8 @@ class Mirror:
 
     def _ask(self, key: str, path: Path) -> None:
         with self._changed:
+            if not self._thread.ident:
+                self._thread.start()
             self._waiting[key] = (next(self._count), path)
             self._changed.notify_all()
 
@@ -101,6 +102,7 @@ class Mirror:
 
     def _store(self, path: Path, is_checkpoint: bool) -> None:
         copy = self._scratch / f"storing-{path.name}"
+        self._scratch.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)  # the file may be replaced or removed while it is on its way
         try:
             self._run_upload(copy, f"{self.url}/{path.name}")

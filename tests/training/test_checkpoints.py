@@ -115,6 +115,8 @@ def test_a_folder_of_damaged_ones_is_an_error(tmp_path: Path) -> None:
 def test_leftovers_of_killed_writers_go(tmp_path: Path) -> None:
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "saving").write_bytes(b"half a sta")
+    Checkpoints(tmp_path, None, 3)  # another process of the run: it leaves alone what the first one writes
+    assert (tmp_path / ".partial" / "saving").exists()
     assert newest(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -186,6 +188,7 @@ def test_a_process_killed_at_random_leaves_a_sound_newest(tmp_path: Path, times:
 @pytest.mark.slow
 def test_the_mirror_is_an_image_of_the_folder(tmp_path: Path, url: str) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
     checkpoints = Checkpoints(here, url, 2)
     for step in (1, 2, 3):
         (here / "best.safetensors").write_text(f"best of step {step}")
