@@ -161,7 +161,6 @@ class DecodeCache:
         form = {"descr": "<i2", "fortran_order": False, "shape": (stems, channels, n_samples)}
         clipped = 0
         try:
-            file.truncate(0)
             np.lib.format.write_array_header_1_0(file, form)
             first_byte = file.tell()
             file.truncate(first_byte + SAMPLE_BYTES * stems * channels * n_samples)

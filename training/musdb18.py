@@ -210,7 +210,10 @@ class StemFile(Song):
         track = self.track()
         audio = []
         for stem in sources:
-            samples = track.load_audio(str(self.path), 1 + SOURCES.index(stem))
+            try:
+                samples = track.load_audio(str(self.path), 1 + SOURCES.index(stem))
+            except (Warning, ValueError) as error:  # ffprobe failed, or ffmpeg broke off within a sample
+                raise DataError(f"{self.path} is damaged, ffmpeg cannot read {stem}: get the song again") from error
             if len(samples) < track.samples - self.tolerance_samples:
                 raise DataError(f"{self.path} is damaged, {stem} ends before its header says: get the song again")
             if not np.isfinite(samples).all():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import soxr
 
 from serving.spec import AudioSpec
 from tests.data_sets import STEMS, needs_ffmpeg, stem_audio, write_folder, write_stem_file
-from training.decoded import DecodeCache, Span, decode, resampled, resampled_samples
+from training.decoded import DecodeCache, Span, claimed, decode, resampled, resampled_samples
 from training.errors import DataError
 from training.musdb18 import BLOCK_SAMPLES, Header, Song, StemFile, StemFolder
 
@@ -211,6 +212,39 @@ class TestFaults:
             _, errors = other.communicate()
             assert other.returncode == 0, errors
             assert_right(songs, tmp_path / "cache")
+
+    @needs_ffmpeg
+    def test_a_kill_of_ffmpeg_at_a_random_byte(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Callable[[int, int], int]
+    ) -> None:
+        source = StemFile("A - 0", write_stem_file(tmp_path / "A - 0.stem.mp4"))
+        killed = tmp_path / "bin" / "ffmpeg"
+        killed.parent.mkdir()
+        with monkeypatch.context() as patched:
+            patched.setenv("PATH", str(killed.parent), prepend=os.pathsep)
+            for _ in range(times(3, 50)):
+                last_byte = random.randrange(160_000)  # of 176,400
+                killed.write_text(f'#!/bin/sh\n{shutil.which("ffmpeg")} "$@" | head -c {last_byte}\nkill -9 $$\n')
+                killed.chmod(0o755)
+                with pytest.raises(DataError, match=r"A - 0\.stem\.mp4 is damaged, .*: get the song again"):
+                    decode([source], AudioSpec(22_050, 1), STEMS, tmp_path / "cache")
+                assert names_in(tmp_path / "cache") == ["hashes.sqlite"]
+                killed.unlink()
+        assert_right([source], tmp_path / "cache")
+
+    def test_a_song_in_the_making_is_of_one_alone_even_if_another_gave_it_up(self, tmp_path: Path) -> None:
+        part = tmp_path / ".key.part"
+
+        def claim() -> bool:
+            with claimed(part) as file:
+                return os.path.samestat(os.fstat(file.fileno()), part.stat())
+
+        with ThreadPoolExecutor() as pool:
+            with claimed(part):
+                waiting = pool.submit(claim)
+                time.sleep(0.2)
+                part.unlink()
+            assert waiting.result()
 
     def test_a_song_is_decoded_by_one_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source, written, write = song(tmp_path / "A - 0"), [], DecodeCache.write
