@@ -70,6 +70,14 @@ def parser() -> argparse.ArgumentParser:
     add_flags(train)
     train.set_defaults(run=run_train)
 
+    profile = commands.add_parser("profile", help="show where the time of a training step goes (of 20, or of --steps)")
+    profile.add_argument("--data", required=True, help="folder, zip or s3:// prefix of songs")
+    profile.add_argument("--preset", choices=PRESETS, default="classic")
+    add_cache(profile)
+    add_device(profile)
+    add_flags(profile)
+    profile.set_defaults(run=run_profile, resume=False, steps=20)
+
     evaluate = commands.add_parser("evaluate", help="score an archive on songs with stems")
     evaluate.add_argument("--model", required=True, help="a .mar file, s3://…, runs:/… or models:/…")
     evaluate.add_argument("--data", required=True, help="folder, zip or s3:// prefix of songs")
@@ -172,6 +180,17 @@ def configuration(given: argparse.Namespace) -> TrainConfig:
     budget = Budget(steps=flags.get("steps"), minutes=flags.get("minutes"))
     fresh: TrainConfig = with_flags(PRESETS[given.preset](given.data, budget), flags)
     return fresh
+
+
+def run_profile(given: argparse.Namespace) -> int:
+    from training.profile import profile
+    from training.ranks import Ranks
+
+    ranks = Ranks(*launched())
+    profiled = profile(configuration(given), given.cache, device_of(given, ranks.local_rank), ranks)
+    if ranks.first:
+        print(f"{profiled.table()}\n\n{profiled.advice()}")
+    return 0
 
 
 def run_evaluate(given: argparse.Namespace) -> int:
