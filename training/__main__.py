@@ -156,7 +156,7 @@ def run_train(given: argparse.Namespace) -> int:
 
     ranks = Ranks(*launched())
     places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish)
-    result = train(configuration(given), places, device_of(given, ranks.local_rank), ranks, given.resume)
+    result = train(configuration(given), places, device_of(given, ranks.local_rank), ranks, given.resume, given.wait)
     if result.stopped_by is not None:
         say(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}")
         return 128 + result.stopped_by

@@ -39,7 +39,7 @@ class RunState:
         self.best_usdr = -float("inf")
         self.stale_validations = 0
         self.run_id: str | None = None
-        self.songs: list[tuple[int, tuple[str, ...]]] = []
+        self.songs: list[tuple[int, list[str]]] = []
 
     def write(self, path: Path) -> None:
         """Write the state to a file."""
@@ -72,7 +72,7 @@ class RunState:
             self.step, self.trained_s, self.validations = facts["step"], facts["trained_s"], facts["validations"]
             self.best_usdr, self.stale_validations = facts["best_usdr"], facts["stale_validations"]
             self.run_id = facts["run_id"]
-            self.songs = [(step, tuple(names)) for step, names in facts["songs"]]
+            self.songs = [(step, names) for step, names in facts["songs"]]
         except (KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(

@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
+from serving.errors import StemwrightError
 from training.checkpoint import RunState, write_tensors
 from training.checkpoints import Checkpoints
 from training.config import TrainConfig, git_commit
-from training.crops import Crops, batches
-from training.errors import NotFinite, OutOfMemory, RankLost
+from training.crops import AHEAD, Crops, batches
+from training.errors import TrainingError
 from training.interrupt import StopRequest
 from training.musdb18 import DataSet
 from training.progress import run_bar, say
 from training.ranks import Ranks
 from training.step import Stepper
+from training.supply import Supply
 from training.tracking import Tracker
 from training.validate import Scored, show, validate
 
@@ -34,6 +36,7 @@ class Run:
     device: torch.device
     ranks: Ranks
     data: DataSet
+    supply: Supply
     crops: Crops
     state: RunState
     checkpoints: Checkpoints
@@ -43,9 +46,10 @@ class Run:
 
     def go(self) -> None:
         """Run to the end. What ends it early, memory or a rank that is gone, leaves a checkpoint to go on from."""
+        self.log_songs()
         try:
             self.steps()
-        except (NotFinite, OutOfMemory, RankLost) as error:
+        except (TrainingError, StemwrightError) as error:
             self.save()
             message = f"{error}; step {self.state.step} is saved: go on with --resume"
             raise type(error)(message) from error
@@ -70,6 +74,7 @@ class Run:
             if finished:
                 bar.close()
                 return
+            self.take_songs()
 
             started = time.monotonic()
             learning_rate = config.optimization.learning_rate * schedule(progress, config.optimization.warmup)
@@ -83,6 +88,14 @@ class Run:
                 bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
                 bar.update(progress - bar.n)
             state.trained_s += time.monotonic() - started
+
+    def take_songs(self) -> None:
+        """Let the batches that are not prepared yet draw from the songs that have arrived."""
+        songs = self.supply.arrived()
+        if songs:
+            self.crops.add(songs, from_step=self.state.step + AHEAD + 1)
+            self.state.songs = self.crops.schedule
+            self.log_songs()
 
     def validate(self, progress: float) -> None:
         """Score the averages, keep the best weights of the run, show what they do."""
@@ -114,6 +127,13 @@ class Run:
             for step in skipped:
                 songs = sorted({song for example in self.crops.names(step) for song in example})
                 say(f"step {step} is skipped, its gradients are not finite; it heard {', '.join(songs)}")
+
+    def log_songs(self) -> None:
+        """Log how many songs there are, and which ones from which step on."""
+        if self.tracker is not None:
+            count = sum(len(names) for _, names in self.state.songs)
+            self.tracker.numbers({"songs": count}, self.state.step)
+            self.tracker.facts("songs.json", [{"from_step": step, "songs": names} for step, names in self.state.songs])
 
     def origin(self, scored: Scored, run_id: str | None) -> dict[str, Any]:
         """Where weights come from, as their archive will say."""

@@ -184,7 +184,7 @@ class StoredRun:
             self._contact.send(operations)
         except Exception as error:  # MLflow's stores, drivers and plug-ins raise what they like
             self._contact = None  # the next attempt asks again what has arrived
-            raise TrackingError(without_password(str(error).partition("\n")[0][:300])) from error
+            raise TrackingError(f"{type(error).__name__}, {innermost(error)}") from error
 
     def _connect(self) -> "Contact":
         bound_requests()
@@ -342,6 +342,13 @@ def system_gauges() -> list[BaseMetricsMonitor]:
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def innermost(error: BaseException) -> str:
+    """What the first of the exceptions said that led to this one; the later ones wrap it in pages."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return without_password(str(error).partition("\n")[0])
 
 
 def without_password(text: str) -> str:

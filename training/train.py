@@ -1,8 +1,8 @@
 """A run, from a data set to a model archive; reads top to bottom."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serving.storage import exists, fetch_file, no_progress
+from serving.storage import Progress, exists, fetch_file, no_progress
 from training.averages import Average
 from training.checkpoint import RunState, read_tensors
 from training.checkpoints import Checkpoints
 from training.config import TrainConfig, git_commit, read_config, tracking_uri
 from training.crops import Crops
-from training.decoded import decode
+from training.decoded import DecodedSong, decode
+from training.errata import reports
 from training.errors import ConfigError
 from training.export import export
 from training.interrupt import stop_requests
-from training.musdb18 import open_dataset
+from training.musdb18 import DataSet, Song, list_dataset
 from training.precision import prepare
 from training.pretrained import take_weights
 from training.progress import ProgressBar, say
 from training.ranks import Ranks, synced
 from training.run import Run
 from training.stems import DECODED_STEMS
+from training.supply import Supply, first_songs, scheduled
 from training.tracking import Tracker
 
 KEPT_CHECKPOINTS = 3
@@ -55,7 +57,7 @@ class Result:
     stopped_by: int | None
 
 
-def train(config: TrainConfig, places: Places, device: torch.device, ranks: Ranks, resume: bool) -> Result:
+def train(config: TrainConfig, places: Places, device: torch.device, ranks: Ranks, resume: bool, wait: bool) -> Result:
     """Train, keep the weights that score best in validation, export them; a copy of the archive goes to `publish`.
 
     The run folder holds config.json, checkpoints/, best.safetensors and, at the end, <preset>.mar. With `resume` the run goes
@@ -69,12 +71,6 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
         config = ranks.from_first(config)
         ranks.require_share_of(config.batches.batch_size)
 
-        progress = ProgressBar() if ranks.first else no_progress
-        data = open_dataset(config.data, places.cache / "data", config.validation.valid_share, progress)
-        songs = decode(data.train, config.model.audio, DECODED_STEMS, places.cache / "decoded", progress)
-        crop_samples = round(config.batches.crop_s * config.model.audio.sample_rate_hz)
-        crops = Crops(songs, config.batches.batch_size, crop_samples, config.seed, ranks.rank, ranks.world_size)
-
         state = RunState(config, device)
         if saved is not None:
             state.restore(*saved)
@@ -83,18 +79,57 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
         if ranks.world_size > 1:
             synced(state.network)
 
-        with tracked(config, places, device, data.digest, state, ranks) as tracker:
+        progress = ProgressBar() if ranks.first else no_progress
+        data = list_dataset(config.data, places.cache / "data", config.validation.valid_share)
+        data.bring(data.valid, progress)
+        complete = wait or config.deterministic or ranks.world_size > 1
+        supply, crops = start_supply(config, data, places.cache / "decoded", state, ranks, complete, progress)
+
+        with closing(supply), tracked(config, places, device, data.digest, state, ranks) as tracker:
             if tracker is not None:
                 checkpoints.mirror(write_config(config, places.run_dir))
-            Run(config, places.run_dir, device, ranks, data, crops, state, checkpoints, tracker, stop).go()
+            Run(config, places.run_dir, device, ranks, data, supply, crops, state, checkpoints, tracker, stop).go()
             archive = None
-            if stop.signal is None and tracker is not None:
+            if stop.signal is not None and tracker is not None:
+                tracker.close("KILLED", CLOSING_S)
+            elif tracker is not None:
                 archive = export(places.run_dir, str(places.run_dir))
                 tracker.archive(Path(archive))
                 if places.publish is not None:
                     archive = export(places.run_dir, places.publish)
             checkpoints.close(CLOSING_S)
         return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)
+
+
+def start_supply(
+    config: TrainConfig,
+    data: DataSet,
+    cache: Path,
+    state: RunState,
+    ranks: Ranks,
+    complete: bool,
+    progress: Progress,
+) -> tuple[Supply, Crops]:
+    """Excerpts of the songs that training starts with, and the other songs on their way."""
+
+    def prepare(songs: Sequence[Song], progress: Progress = no_progress) -> list[DecodedSong]:
+        data.bring(songs, progress)
+        return decode(songs, config.model.audio, DECODED_STEMS, cache, progress)
+
+    schedule = state.songs or first_songs(data.train, config.seed, complete)
+    known, others = scheduled(data.train, schedule)
+    (_, first), *later = [(step, prepare(songs, progress)) for step, songs in known]
+    crop_samples = round(config.batches.crop_s * config.model.audio.sample_rate_hz)
+    crops = Crops(first, config.batches.batch_size, crop_samples, config.seed, ranks.rank, ranks.world_size)
+    for step, songs in later:
+        crops.add(songs, step)
+    state.songs = crops.schedule
+    if ranks.first:
+        for report in reports(song.name for song in data.train):
+            say(report)
+        if others:
+            say(f"training starts with {len(data.train) - len(others)} songs, {len(others)} more are on their way")
+    return Supply(others, prepare), crops
 
 
 def find_saved(

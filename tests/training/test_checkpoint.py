@@ -41,7 +41,7 @@ def test_a_state_that_was_restored_goes_on_bit_for_bit(config: TrainConfig, tmp_
     whole = RunState(config, CPU)
     advance(whole)
     facts = {"trained_s": 1.5, "best_usdr": -3.25, "run_id": "run", "validations": 2, "stale_validations": 1}
-    facts["songs"] = [(0, ("A", "B")), (7, ("C",))]
+    facts["songs"] = [(0, ["A", "B"]), (7, ["C"])]
     vars(whole).update(facts)
     whole.write(tmp_path / "state")
     resumed = RunState(dataclasses.replace(config, seed=1), CPU)

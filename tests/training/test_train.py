@@ -53,7 +53,7 @@ def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.Ml
 
 
 def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> Result:
-    return train(config, Places(run_dir, run_dir.parent / "cache", publish=publish), CPU, Ranks(), resume)
+    return train(config, Places(run_dir, run_dir.parent / "cache", publish=publish), CPU, Ranks(), resume, wait=False)
 
 
 def last_checkpoint(run_dir: Path) -> Path:

@@ -1,0 +1,89 @@
+"""A run that is killed at any moment, again and again, ends as one that was left alone."""
+
+import dataclasses
+import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+import training.run
+from serving.spec import ModelSpec
+from training.checkpoint import read_tensors
+from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.ranks import Ranks
+from training.songs import write_songs
+from training.train import Places, train
+
+pytestmark = pytest.mark.slow
+
+STEPS = 60
+
+
+def run(config: TrainConfig, run_dir: Path) -> None:
+    """In a process of its own: save and log after every step."""
+    training.run.SAVE_INTERVAL_S, training.run.LOG_INTERVAL_STEPS = 0, 1
+    train(config, Places(run_dir, run_dir.parent / "cache"), torch.device("cpu"), Ranks(), resume=True, wait=True)
+
+
+def started(config: TrainConfig, run_dir: Path) -> BaseProcess:
+    """Forked off a process that has imported everything and computed nothing: alive at once, and sound."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.train", "mlflow.tracking"])
+    process = context.Process(target=run, args=(config, run_dir))
+    process.start()
+    return process
+
+
+def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_an_undisturbed_run(
+    tiny_spec: ModelSpec, tmp_path: Path, times: Callable[[int, int], int]
+) -> None:
+    write_songs(tmp_path / "songs", train=3, test=1, seconds=2, seed=0)
+    config = dataclasses.replace(
+        classic(str(tmp_path / "songs"), Budget(steps=STEPS)),
+        model=tiny_spec,
+        batches=Batches(batch_size=2, crop_s=0.5),
+        validation=Validation(validations=4, valid_excerpt_s=1.5),
+    )
+    run(config, tmp_path / "whole")
+    assert final_state(tmp_path / "whole")
+
+    rng, wanted = random.Random(0), times(3, 20)
+    for kill in range(wanted):
+        process = started(config, tmp_path / "killed")
+        wait_for_step(tmp_path / "killed", STEPS * kill // wanted, process)
+        process.join(rng.uniform(0, 0.5))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    process = started(config, tmp_path / "killed")
+    process.join()
+    assert process.exitcode == 0
+
+    whole, killed = final_state(tmp_path / "whole"), final_state(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    assert not [name for name, tensor in whole.items() if not torch.equal(tensor, killed[name])]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run_id,) = [r.info.run_id for r in client.search_runs(["1"], "attributes.run_name = 'killed'")]
+    assert sorted(m.step for m in client.get_metric_history(run_id, "loss")) == list(range(1, STEPS + 1))
+
+
+def wait_for_step(run_dir: Path, step: int, process: BaseProcess) -> None:
+    """Until the run has saved a step later than this one."""
+    while not any(int(path.name[5:13]) > step for path in run_dir.glob("step-*.safetensors")):
+        assert process.exitcode is None
+        time.sleep(0.01)
+
+
+def final_state(run_dir: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the last checkpoint and of the best weights."""
+    state, facts = read_tensors(max(run_dir.glob("step-*.safetensors")))
+    assert facts["step"] == STEPS
+    best, _ = read_tensors(run_dir / "best.safetensors")
+    return {**state, **{f"best/{name}": tensor for name, tensor in best.items()}}
