@@ -93,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--register", action="store_true", help="also make it the next version of the registered model")
     export.set_defaults(run=run_export)
 
+    sync = commands.add_parser("sync", help="send MLflow what it did not get while a run lasted")
+    sync.add_argument("--run-dir", type=Path, required=True)
+    sync.set_defaults(run=run_sync)
+
     tour = commands.add_parser("tour", help="walk one song through every step of the separation")
     tour.add_argument("song", type=Path)
     tour.add_argument("--model", help="a .mar file, s3://…, runs:/… or models:/…")
@@ -218,6 +222,15 @@ def run_export(given: argparse.Namespace) -> int:
     print(export(given.run_dir, given.to))
     if given.register:
         print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
+    return 0
+
+
+def run_sync(given: argparse.Namespace) -> int:
+    from training.config import tracking_uri
+    from training.tracking import sync
+
+    uri = tracking_uri(given.run_dir)
+    print(f"{sync(uri, given.run_dir)} reports of {given.run_dir} sent to MLflow")
     return 0
 
 
