@@ -6,7 +6,7 @@ one window fades out while the next fades in; the two weights sum to one, so win
 Axes: … any, n sample.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,22 @@ def windows(blocks: Iterable[Audio], length_samples: int, overlap_samples: int) 
             held, held_samples = [song[..., hop_samples:]], held_samples - hop_samples
     if held_samples:
         yield np.concatenate(held, axis=-1)
+
+
+def batches(cut: Iterable[Audio], most: Callable[[], int]) -> Iterator[list[Audio]]:
+    """Windows of one shape together, at most `most()` of them; the first alone, so that a song's first stems come soon."""
+    batch: list[Audio] = []
+    limit = 1
+    for window in cut:
+        if batch and window.shape != batch[0].shape:
+            yield batch
+            batch = []
+        batch.append(window)
+        if len(batch) >= limit:
+            yield batch
+            batch, limit = [], most()
+    if batch:
+        yield batch
 
 
 def crossfade(pieces: Iterable[Audio], overlap_samples: int) -> Iterator[Audio]:

@@ -3,7 +3,8 @@
 Axes: s stem, r row (what the network takes for one excerpt), c channel, n sample.
 """
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -14,16 +15,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from serving.archive import read_archive
-from serving.chunks import Audio, crossfade, windows
+from serving.chunks import Audio, batches, crossfade, windows
 from serving.errors import AudioError
 from serving.spec import ModelSpec
 from serving.spectrogram import Stft
+
+
+logger = logging.getLogger(__name__)
+
+# On a CPU a batch is no faster than its windows one by one, and needs their memory together.
+CPU_BATCH_WINDOWS = 1
+GPU_BATCH_WINDOWS = 8
 
 
 class Separator:
     """A network with its weights on a device.
 
     What comes in goes out: every stem has the song's sample rate, channels and length, and the stems sum to the song.
+    Up to `batch_windows` windows of a song go through the network together; fewer from then on where the device runs out of
+    memory.
     """
 
     def __init__(self, spec: ModelSpec, network: nn.Module, device: torch.device | str | None = None) -> None:
@@ -31,6 +41,7 @@ class Separator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).eval()
         self.stft = Stft(spec.stft).to(self.device)
+        self.batch_windows = CPU_BATCH_WINDOWS if self.device.type == "cpu" else GPU_BATCH_WINDOWS
 
     @classmethod
     def open(cls, archive: Path, device: torch.device | str | None = None) -> Self:
@@ -46,12 +57,17 @@ class Separator:
     def stream(self, blocks: Iterable[Audio], rate_hz: int) -> Iterator[Audio]:
         """Stems (s, c, n), block by block, of a song that comes as blocks (c, n) of float32 samples of full scale 1.
 
-        Memory does not grow with the song: one window is held. Raises AudioError for a song without samples or with
-        samples that are not finite.
+        Memory does not grow with the song: one batch of windows is held. Raises AudioError for a song without samples or
+        with samples that are not finite, torch.OutOfMemoryError where the device has no room for a single window.
         """
         chunk = self.spec.chunk
         length_samples, overlap_samples = chunk.length_s * rate_hz, chunk.overlap_s * rate_hz
-        pieces = (self.separate_window(w, rate_hz) for w in windows(blocks, length_samples, overlap_samples))
+        cut = windows(blocks, length_samples, overlap_samples)
+        pieces = (
+            stems
+            for batch in batches(cut, lambda: self.batch_windows)
+            for stems in self.separate_windows(batch, rate_hz)
+        )
         silent = True
         for stems in crossfade(pieces, overlap_samples):
             silent = False
@@ -59,22 +75,43 @@ class Separator:
         if silent:
             raise AudioError("the audio has no samples: send a file with at least one")
 
-    def separate_window(self, window: Audio, rate_hz: int) -> Audio:
-        """Stems (s, c, n) of one window (c, n). The last stem is what the others leave of it."""
+    def separate_windows(self, batch: Sequence[Audio], rate_hz: int) -> Iterator[Audio]:
+        """Stems (s, c, n) of each of the windows (c, n), which are of one shape."""
+        rows = [torch.from_numpy(self.rows_of(window, rate_hz)).to(self.device) for window in batch]
+        for window, estimates in zip(batch, self.estimate_batch(rows), strict=True):
+            yield self.stems_of(window, estimates.cpu().numpy(), rate_hz)
+
+    def rows_of(self, window: Audio, rate_hz: int) -> Audio:
+        """What the network takes (r, c, n) for one window (c, n)."""
         if not np.isfinite(window).all():
             raise AudioError("the audio has samples that are not finite (NaN or infinity): export it again")
-        channels, samples = window.shape
         at_model_rate = resample(window, rate_hz, self.spec.audio.sample_rate_hz)
         if at_model_rate.shape[1] == 0:  # shorter than one sample at the model's rate
             at_model_rate = fit(at_model_rate, 1)
-        rows = torch.from_numpy(to_rows(at_model_rate, self.spec.audio.channels)).to(self.device)
-        estimates = self.estimate(rows).cpu().numpy()
+        return to_rows(at_model_rate, self.spec.audio.channels)
+
+    def stems_of(self, window: Audio, estimates: Audio, rate_hz: int) -> Audio:
+        """Stems (s, c, n) of a window (c, n) and its estimates (s - 1, r, c, n). The last stem is what the others leave."""
+        channels, samples = window.shape
         stems = np.empty((len(self.spec.stems), channels, samples), np.float32)
         for stem, estimate in zip(stems, estimates, strict=False):
             of_channels = from_rows(estimate, channels)
             stem[:] = fit(resample(of_channels, self.spec.audio.sample_rate_hz, rate_hz), samples)
         stems[-1] = window - stems[:-1].sum(axis=0)
         return stems
+
+    def estimate_batch(self, rows: list[Tensor]) -> list[Tensor]:
+        """Estimates (s - 1, r, c, n) of each of several rows (r, c, n) of one shape, in one pass where memory allows."""
+        try:
+            return list(self.estimate(torch.cat(rows)).split(len(rows[0]), dim=1))
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+        # Not inside `except`: the error holds what the failed pass has allocated.
+        torch.cuda.empty_cache()
+        self.batch_windows = half = len(rows) // 2
+        logger.warning("%s has no memory for %d windows at once: going on with %d", self.device, len(rows), half)
+        return self.estimate_batch(rows[:half]) + self.estimate_batch(rows[half:])
 
     @torch.inference_mode()
     def estimate(self, rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from serving.chunks import Audio, crossfade, rising_weights, windows
+from serving.chunks import Audio, batches, crossfade, rising_weights, windows
 
 LENGTH, OVERLAP = 20, 4
 HOP = LENGTH - OVERLAP
@@ -93,3 +93,25 @@ def test_no_more_is_read_than_the_next_window_needs() -> None:
     for _ in range(50):
         given += next(faded).shape[-1]
         assert read - given <= LENGTH + OVERLAP + 3
+
+
+def test_batches_are_of_one_shape_and_the_first_is_a_single_window() -> None:
+    cut = [song(LENGTH)] * 6 + [song(LENGTH - 1)]
+    assert [[w.shape[-1] for w in batch] for batch in batches(iter(cut), lambda: 3)] == [[20], [20] * 3, [20] * 2, [19]]
+    assert [len(batch) for batch in batches(iter(cut), lambda: 1)] == [1] * 7
+    assert list(batches(iter([]), lambda: 3)) == []
+
+
+def test_a_batch_is_given_as_soon_as_it_is_full_and_may_become_smaller() -> None:
+    taken, most = [], 4
+
+    def counted() -> Iterator[Audio]:
+        for k in range(9):
+            taken.append(k)
+            yield song(LENGTH)
+
+    sizes = []
+    for batch in batches(counted(), lambda: most):
+        sizes.append((len(batch), len(taken)))
+        most = 2 if len(batch) == 4 else most
+    assert sizes == [(1, 1), (4, 5), (2, 7), (2, 9)]

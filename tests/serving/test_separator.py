@@ -145,6 +145,49 @@ def test_blocks_make_no_difference(spec: ModelSpec, tiny_network: nn.Module, blo
     np.testing.assert_array_equal(streamed, np.stack(list(whole.values())))
 
 
+@pytest.mark.parametrize("windows", [2, 3, 8])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_batch_equals_its_windows_one_by_one(
+    spec: ModelSpec, tiny_network: nn.Module, windows: int, channels: int
+) -> None:
+    song = noise(channels, 7 * 44_100 + 1234)
+    separator = Separator(spec, tiny_network, "cpu")
+    alone = np.stack(list(separator.separate(song, 44_100).values()))
+    separator.batch_windows = windows
+    together = np.stack(list(separator.separate(song, 44_100).values()))
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+
+
+class SmallDevice(Share):
+    """A network on a device with memory for so many rows."""
+
+    def __init__(self, most_rows: int) -> None:
+        super().__init__(0.25, 0.75)
+        self.most_rows = most_rows
+        self.asked: list[int] = []
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        self.asked.append(len(mixture))
+        if len(mixture) > self.most_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(mixture)
+
+
+def test_a_full_device_halves_the_batch_for_good(spec: ModelSpec) -> None:
+    network, song = SmallDevice(most_rows=2), noise(1, 30 * 8_000)
+    separator = Separator(replace(spec, audio=AudioSpec(8_000, 1)), network, "cpu")
+    separator.batch_windows = 8
+    for _ in range(2):
+        np.testing.assert_allclose(separator.separate(song, 8_000)["vocals"], 0.25 * song, rtol=0, atol=1e-5)
+    assert network.asked[:7] == [1, 8, 4, 2, 2, 4, 2], "one, then eight in four passes"
+    assert max(network.asked[10:]) == separator.batch_windows == 2
+
+
+def test_a_device_without_memory_for_one_window_says_so(spec: ModelSpec) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        Separator(spec, SmallDevice(most_rows=0), "cpu").separate(noise(1, 8_000), 8_000)
+
+
 def test_a_long_song_costs_no_more_memory_than_a_short_one() -> None:
     model = ModelSpec(
         "classic", {}, ("vocals", "accompaniment"), AudioSpec(8_000, 1), StftSpec(512, 128), ChunkSpec(2, 1)
