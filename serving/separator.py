@@ -20,7 +20,6 @@ from serving.errors import AudioError
 from serving.spec import ModelSpec
 from serving.spectrogram import Stft
 
-
 logger = logging.getLogger(__name__)
 
 # On a CPU a batch is no faster than its windows one by one, and needs their memory together.

@@ -103,15 +103,13 @@ def test_batches_are_of_one_shape_and_the_first_is_a_single_window() -> None:
 
 
 def test_a_batch_is_given_as_soon_as_it_is_full_and_may_become_smaller() -> None:
-    taken, most = [], 4
+    taken: list[int] = []
+    most = iter([4, 2, 2, 2])
 
     def counted() -> Iterator[Audio]:
         for k in range(9):
             taken.append(k)
             yield song(LENGTH)
 
-    sizes = []
-    for batch in batches(counted(), lambda: most):
-        sizes.append((len(batch), len(taken)))
-        most = 2 if len(batch) == 4 else most
+    sizes = [(len(batch), len(taken)) for batch in batches(counted(), lambda: next(most))]
     assert sizes == [(1, 1), (4, 5), (2, 7), (2, 9)]
