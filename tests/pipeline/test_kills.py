@@ -23,7 +23,7 @@ from training.train import Places, train
 
 pytestmark = pytest.mark.slow
 
-STEPS = 60
+STEPS = 40
 
 
 def run(config: TrainConfig, run_dir: Path) -> None:
@@ -35,7 +35,7 @@ def run(config: TrainConfig, run_dir: Path) -> None:
 def started(config: TrainConfig, run_dir: Path) -> BaseProcess:
     """Forked off a process that has imported everything and computed nothing: alive at once, and sound."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.train", "mlflow.tracking"])
+    context.set_forkserver_preload(["training.train", "librosa.feature.spectral"])
     process = context.Process(target=run, args=(config, run_dir))
     process.start()
     return process
@@ -49,7 +49,7 @@ def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_
         classic(str(tmp_path / "songs"), Budget(steps=STEPS)),
         model=tiny_spec,
         batches=Batches(batch_size=2, crop_s=0.5),
-        validation=Validation(validations=4, valid_excerpt_s=1.5),
+        validation=Validation(validations=2, valid_excerpt_s=1.5),
     )
     run(config, tmp_path / "whole")
     assert final_state(tmp_path / "whole")
