@@ -167,12 +167,12 @@ class DecodeCache:
             for stem, blocks in enumerate(streams):
                 done = 0
                 for block in resampled(blocks, header, self.sample_rate_hz):
-                    scaled = np.round(block[:, : n_samples - done] * 32768)
-                    clipped += int(np.count_nonzero((scaled > 32767) | (scaled < -32768)))
-                    for channel, row in enumerate(scaled.clip(-32768, 32767).astype("<i2", order="C")):
+                    samples, too_loud = integers(block[:, : n_samples - done])
+                    for channel, row in enumerate(samples):
                         place = (stem * channels + channel) * n_samples + done
                         write_at(file, first_byte + SAMPLE_BYTES * place, memoryview(row.tobytes()))
-                    done += scaled.shape[-1]
+                    done += samples.shape[-1]
+                    clipped += too_loud
             os.fsync(file.fileno())  # else a power cut leaves a complete name and an incomplete song
         except OSError as error:
             raise DataError(
@@ -180,6 +180,13 @@ class DecodeCache:
                 "with --cache"
             ) from error
         return clipped
+
+
+def integers(block: Audio) -> tuple[Samples, int]:
+    """Samples (c, n) as integers, and how many of them exceeded full scale."""
+    scaled = np.round(block * 32768)
+    too_loud = int(np.count_nonzero((scaled > 32767) | (scaled < -32768)))
+    return scaled.clip(-32768, 32767).astype("<i2"), too_loud
 
 
 def write_at(file: BinaryIO, offset_bytes: int, content: memoryview) -> None:

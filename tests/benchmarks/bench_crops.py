@@ -1,6 +1,6 @@
 """What a crop costs beside other ways to read it: python -m pytest -s tests/benchmarks/bench_crops.py
 
-On one thread, with the files in the page cache; ratios of one run on one machine.
+A crop is all stems of one example. On one thread, with the files in the page cache; ratios of one run on one machine.
 """
 
 import shutil
@@ -28,25 +28,20 @@ BATCH = 8
 Places = list[list[tuple[int, float]]]
 
 
-def best_of(times: int, work: Callable[[], object]) -> float:
-    """Seconds of the fastest of several calls, after one that fills the page cache."""
-    work()
-    spent = []
-    for _ in range(times):
-        started = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - started)
-    return min(spent)
+def best_of(times: int, *works: Callable[[], object]) -> list[float]:
+    """Seconds of the fastest of several calls of each, taken in turns; the first calls fill the page cache."""
+    spent: list[list[float]] = [[] for _ in works]
+    for _ in range(1 + times):
+        for work, taken in zip(works, spent, strict=True):
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+    return [min(taken[1:]) for taken in spent]
 
 
 def crops_of(songs: list[Song], cache: Path) -> Crops:
     decoded = decode(songs, AudioSpec(RATE_HZ, 2), DECODED_STEMS, cache)
     return Crops(decoded, BATCH, CROP_S * RATE_HZ, seed=0)
-
-
-def seconds_a_crop(crops: Crops) -> float:
-    """A crop being all stems of one example."""
-    return best_of(10, lambda: crops.batch(0)) / BATCH
 
 
 @pytest.fixture
@@ -73,10 +68,15 @@ def test_crops_beside_soundfile_reading_parts_of_wav(tmp_path: Path, places: Pla
 
     shape = (BATCH, len(DECODED_STEMS), CROP_S * RATE_HZ, 2)
     floats, integers = np.empty(shape, np.float32), np.empty(shape, np.int16)
-    ours_s = seconds_a_crop(crops_of(songs, tmp_path / "cache"))
-    floats_s = best_of(5, lambda: read(floats)) / BATCH
-    integers_s = best_of(5, lambda: read(integers)) / BATCH
-    copy_s = best_of(10, lambda: np.copyto(np.empty_like(integers), integers)) / BATCH
+    crops = crops_of(songs, tmp_path / "cache")
+    spent = best_of(
+        20,
+        lambda: crops.batch(0),
+        lambda: np.copyto(np.empty_like(integers), integers),
+        lambda: read(floats),
+        lambda: read(integers),
+    )
+    ours_s, copy_s, floats_s, integers_s = (seconds / BATCH for seconds in spent)
     print(
         f"\n{1 / ours_s:.0f} crops per second and core, {ours_s / copy_s:.1f} times the time of a copy in memory; "
         f"{floats_s / ours_s:.1f} times the rate of soundfile into floats ({1e3 * floats_s:.2f} ms a crop), "
@@ -103,7 +103,8 @@ def test_crops_beside_musdb_reading_stem_files(tmp_path: Path, places: Places) -
             parts.append(tracks[song].targets[stem].audio)
         return parts
 
-    ours_s = seconds_a_crop(crops_of(songs, tmp_path / "cache"))
-    theirs_s = best_of(3, read)
+    crops = crops_of(songs, tmp_path / "cache")
+    batch_s, theirs_s = best_of(10, lambda: crops.batch(0), read)
+    ours_s = batch_s / BATCH
     print(f"\n{1 / ours_s:.0f} crops per second and core, {theirs_s / ours_s:.0f} times the rate of musdb")
     assert theirs_s > 100 * ours_s
