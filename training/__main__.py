@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
     train.add_argument("--preset", choices=PRESETS, default="classic")
     train.add_argument("--resume", action="store_true", help="go on with the run where there is one, else start it")
+    train.add_argument("--wait", action="store_true", help="start when all songs are here, not with the first sixteen")
     train.add_argument(
         "--checkpoint-uri", metavar="URL", help="keep a copy of what --resume needs there: s3://… or a folder"
     )
