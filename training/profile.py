@@ -3,13 +3,13 @@
 import copy
 import os
 import resource
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -128,10 +128,10 @@ class Stopwatch:
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         self.wait()
-        started = time.perf_counter()
+        started = perf_counter()
         yield
         self.wait()
-        self.seconds[part] += time.perf_counter() - started
+        self.seconds[part] += perf_counter() - started
 
 
 def profile(config: TrainConfig, cache: Path, device: torch.device, ranks: Ranks) -> Profile:
@@ -185,13 +185,13 @@ def measure(stepper: Stepper, crops: Crops, steps: int) -> Profile:
 
 def seconds_a_step(stepper: Stepper, upcoming: Iterator[Tensor], steps: int, watch: Stopwatch) -> float:
     """Seconds that a step takes, the mean over some."""
-    started = time.perf_counter()
+    started = perf_counter()
     for _ in range(steps):
         with watch("data wait"):
             decoded = next(upcoming)
         stepper(decoded, stepper.config.optimization.learning_rate)
     stepper.report()  # waits for the device
-    return (time.perf_counter() - started) / steps
+    return (perf_counter() - started) / steps
 
 
 def nothing() -> None:
@@ -217,12 +217,12 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     side = MATRIX_SIDE[device.type]
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else nothing
     a, b = torch.randn(2, side, side, device=device).to(dtype)
-    fastest_s, ends = float("inf"), time.perf_counter() + MATRIX_S
-    while time.perf_counter() < ends:
-        started = time.perf_counter()
+    fastest_s, ends = float("inf"), perf_counter() + MATRIX_S
+    while perf_counter() < ends:
+        started = perf_counter()
         a @ b
         wait()
-        fastest_s = min(fastest_s, time.perf_counter() - started)
+        fastest_s = min(fastest_s, perf_counter() - started)
     return 2 * side**3 / fastest_s
 
 

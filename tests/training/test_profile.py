@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import training.profile
 from serving.spec import ModelSpec
 from tests.data_sets import write_data_set
 from training.__main__ import main
 from training.checkpoint import RunState
-from training.config import Batches, Budget, TrainConfig, classic
+from training.config import PRESETS, Batches, Budget, TrainConfig, classic
 from training.crops import Crops
 from training.decoded import DecodedSong
 from training.profile import Profile, Stopwatch, matrix_rate, measure, step_flop
@@ -56,17 +57,19 @@ def usual(config: TrainConfig) -> Profile:
     )
 
 
-def test_the_command_shows_every_part_and_what_to_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_every_part_and_what_to_change(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PRESETS, "classic", lambda data, budget: dataclasses.replace(config, data=data, budget=budget))
     data = write_data_set(tmp_path / "songs", train=2)
-    flags = ["--steps", "1", "--batch-size", "1", "--crop-s", "0.3", "--device", "cpu"]
+    flags = ["--steps", "2", "--batch-size", "3", "--crop-s", "0.1", "--device", "cpu", "--precision", "float32"]
 
-    code = main(["profile", "--data", str(data), "--cache", str(tmp_path / "cache"), *flags])
+    assert main(["profile", "--data", str(data), "--cache", str(tmp_path / "cache"), *flags]) == 0
 
-    out = capsys.readouterr().out
-    assert code == 0
-    assert [line for part in PARTS for line in out.splitlines() if line.startswith(part)][-1].startswith("rest")
-    assert out.endswith("The processor is the limit: train on a GPU, or for longer.\n")
-    assert "1 excerpts of 0.3 s" in out
+    title, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert title == "classic on cpu in float32: 3 excerpts of 0.1 s"
+    assert [row[:15].strip() for row in rows[: len(PARTS)]] == [*PARTS]
+    assert rows[-1].startswith("The ")
 
 
 def test_the_parts_make_up_the_step(config: TrainConfig, crops: Crops) -> None:
@@ -100,23 +103,23 @@ def test_batches_that_come_too_late_are_told_from_slow_steps(
     assert "--cache" in profiled.advice()
 
 
-def test_a_part_is_timed_from_a_device_at_rest_to_a_device_at_rest() -> None:
-    pending_s = [0.0]
+def test_a_part_is_timed_from_a_device_at_rest_to_a_device_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, pending_s = 0.0, 0.0
 
     def wait() -> None:
-        time.sleep(pending_s.pop() if pending_s else 0)
+        nonlocal now_s, pending_s
+        now_s, pending_s = now_s + pending_s, 0.0
 
+    monkeypatch.setattr(training.profile, "perf_counter", lambda: now_s)
     watch = Stopwatch(wait)
-    pending_s = [0.2]
+    pending_s = 4.0
     with watch("after other work"):
         pass
-    with watch("work"):
-        pending_s = [0.2]
-    with watch("work"):
-        pending_s = [0.2]
+    for _ in range(2):
+        with watch("work"):
+            pending_s = 8.0
 
-    assert watch.seconds["after other work"] < 0.1
-    assert watch.seconds["work"] == pytest.approx(0.4, abs=0.1)
+    assert watch.seconds == {"after other work": 0, "work": 16}
 
 
 class Remembering(nn.Module):
