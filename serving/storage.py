@@ -150,20 +150,22 @@ def delete(url: str) -> None:
 def connect() -> Any:
     """An S3 client from boto3's own configuration. Stores other than Amazon's get path-style addresses, which is
     botocore's choice, and no checksums that S3 does not demand unless the user asked for them: many refuse those."""
+    client = _client(checksums="when_required")
+    return _client(checksums="when_supported") if "amazonaws.com" in client.meta.endpoint_url else client
+
+
+def _client(checksums: str) -> Any:
     core = botocore.session.Session()
+    settings = core.get_component("config_store")
+    for name in ("request_checksum_calculation", "response_checksum_validation"):
+        provider = settings.get_config_provider(name)
+        provider.set_default_provider(ConstantProvider(checksums))
+        settings.set_config_provider(name, provider)
     config = CONNECTION if core.get_credentials() else CONNECTION.merge(Config(signature_version=UNSIGNED))
     try:
-        session = boto3.Session(botocore_session=core)
-        client = session.client("s3", config=config)
+        client = boto3.Session(botocore_session=core).client("s3", config=config)
     except ValueError as error:
         raise StorageError(f"the object store's address is malformed ({error}): check AWS_ENDPOINT_URL") from error
-    if "amazonaws.com" not in client.meta.endpoint_url:
-        settings = core.get_component("config_store")
-        for name in ("request_checksum_calculation", "response_checksum_validation"):
-            provider = settings.get_config_provider(name)
-            provider.set_default_provider(ConstantProvider("when_required"))
-            settings.set_config_provider(name, provider)
-        client = session.client("s3", config=config)
     payer = core.get_scoped_config().get("s3", {}).get("request_payer")
     if payer:
         client.meta.events.register(

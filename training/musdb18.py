@@ -331,7 +331,9 @@ def copy_dataset(data: str, folder: Path, splits: Sequence[str], progress: Progr
     here = [path.relative_to(folder).as_posix() for split in ("train", "test") for path in folder.glob(f"{split}/*/*")]
     for name in sorted(set(here) - source.files.keys()):
         raise DataError(f"{folder} holds {name}, which {data} does not: name a folder of its own for each data set")
-    songs = [song for split in splits for song in data_set.split(split)]
+    songs = [song for split in splits for song in data_set.splits[split]]
+    if not songs:
+        raise DataError(f"{data} has no songs for the {' or '.join(splits)} split: ask for another one")
     source.bring([name for song in songs for name in data_set.files[song]], folder, progress)
     return data_set
 
