@@ -16,7 +16,7 @@ from serving.errors import RequestError, StemwrightError
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from serving.delivery import AudioFormat
+    from serving.encoding import AudioFormat
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,9 +13,9 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,16 @@ BLOCK_SAMPLES = 1 << 16
 MAX_CHANNELS = 8
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count where a header gives none
+# Speakers by number of channels as Vorbis and Opus order them: where in their order each of WAV's and FLAC's order stands.
+VORBIS_ORDER = {
+    3: (0, 2, 1),
+    5: (0, 2, 1, 3, 4),
+    6: (0, 2, 1, 5, 3, 4),
+    7: (0, 2, 1, 6, 5, 3, 4),
+    8: (0, 2, 1, 7, 5, 6, 3, 4),
+}
+TAGS = frozenset({"title", "artist", "album", "tracknumber", "date", "genre", "comment", "copyright"})
+MAX_TAG_LENGTH = 1_000
 FFMPEG_TIMEOUT_S = 300
 # Containers that hold audio and name no other file: a playlist could make ffmpeg read what is on the server's disk.
 FFMPEG_DEMUXERS = "aac,ac3,ape,asf,avi,flv,matroska,mov,mpegts,ogg,tta,wav,wv"
@@ -37,13 +47,15 @@ FFMPEG_DEMUXERS = "aac,ac3,ape,asf,avi,flv,matroska,mov,mpegts,ogg,tta,wav,wv"
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a song is, measured by decoding it. `format` and `subtype` are libsndfile's names, FFMPEG where that decoded."""
+    """What a song is, measured by decoding it. `format` and `subtype` are libsndfile's names, FFMPEG where that decoded; so are
+    the names of the `tags`, title, artist and so on."""
 
     rate_hz: int
     channels: int
     samples: int
     format: str
     subtype: str
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Song:
     source: Source
 
     def blocks(self, block_samples: int = BLOCK_SAMPLES) -> Iterator[Audio]:
-        """The song from its beginning, as float32 blocks (c, ≤ block_samples)."""
+        """The song from its beginning, as float32 blocks (c, ≤ block_samples), its channels in the order of WAV's speakers."""
         with decoder(self.source) as file:
             yield from decoded(file, block_samples)
 
@@ -105,18 +117,25 @@ class ForwardDecoder(soundfile.SoundFile):  # type: ignore[misc]
 
 
 @contextmanager
-def decoder(source: Source) -> Iterator[ForwardDecoder]:
-    """An open decoder. An MP3 goes through a pipe: where libsndfile knows a size it guesses the length from it, and
-    leaves out whatever lies behind the guess."""
+def opened(source: Source) -> Iterator[ForwardDecoder]:
+    """libsndfile on a source."""
     with ExitStack() as stack:
         file = stack.enter_context(source.open("rb") if isinstance(source, Path) else io.BytesIO(source))
         # By descriptor, because a name that ends in .raw would be taken for headerless samples.
         file_or_descriptor = file.fileno() if isinstance(source, Path) else file
-        opened = stack.enter_context(ForwardDecoder(file_or_descriptor, closefd=False))
-        if opened.format == "MP3":
-            pipe = stack.enter_context(piped(source))
-            opened = stack.enter_context(ForwardDecoder(pipe, closefd=False))
-        yield opened
+        yield stack.enter_context(ForwardDecoder(file_or_descriptor, closefd=False))
+
+
+@contextmanager
+def decoder(source: Source) -> Iterator[ForwardDecoder]:
+    """An open decoder. An MP3 goes through a pipe: where libsndfile knows a size it guesses the length from it, and
+    leaves out whatever lies behind the guess."""
+    with opened(source) as whole:
+        if whole.format != "MP3":
+            yield whole
+            return
+    with piped(source) as pipe, ForwardDecoder(pipe, closefd=False) as stream:
+        yield stream
 
 
 @contextmanager
@@ -144,8 +163,17 @@ def piped(source: Source) -> Iterator[int]:
 
 def decoded(file: ForwardDecoder, block_samples: int) -> Iterator[Audio]:
     # Not SoundFile.blocks(): it repeats old samples where a file ends before its header says.
+    order = VORBIS_ORDER.get(file.channels) if file.format == "OGG" else None
+    channels = slice(None) if order is None else list(order)
     while len(block := file.read(block_samples, dtype="float32", always_2d=True)):
-        yield np.ascontiguousarray(block.T)
+        yield np.ascontiguousarray(block.T[channels])
+
+
+def tags_of(source: Source) -> dict[str, str]:
+    """The tags of a song; those of an MP3 may lie at its end."""
+    with opened(source) as file:
+        found = {name: value.strip() for name, value in file.copy_metadata().items() if name in TAGS}
+    return {name: value[:MAX_TAG_LENGTH] for name, value in found.items() if value}
 
 
 def readable(source: Source) -> bool:
@@ -182,7 +210,7 @@ def measure(source: Source, name: str, max_duration_s: float | None) -> AudioInf
             )
         if samples == 0:
             raise AudioError(f"{name} has no samples: send a file with at least one")
-        return AudioInfo(rate_hz, channels, samples, file.format, file.subtype)
+        return AudioInfo(rate_hz, channels, samples, file.format, file.subtype, tags_of(source))
 
 
 @contextmanager

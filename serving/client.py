@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from serving.delivery import AudioFormat
+from serving.encoding import AudioFormat
 from serving.errors import AudioError, AudioTooLong, RequestError, ServerError, StemwrightError, UnsupportedAudio
 from serving.spec import STEMS
 

@@ -2,32 +2,51 @@
 the command line from flags; the same request gets the same bytes."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from email.message import Message
+from pathlib import PurePosixPath
 from typing import Self
+from urllib.parse import quote
 
 from serving.audio_io import Song, Source, open_audio
 from serving.chunks import Audio
-from serving.delivery import AudioFormat, Delivery, stream_stems
+from serving.delivery import stream_stems
+from serving.encoding import AudioFormat, Encoding
 from serving.errors import RequestError
 from serving.separator import Separator
+from serving.work import Work
 
-AUDIO_TYPES: Mapping[str, AudioFormat] = {"audio/wav": "wav", "audio/flac": "flac"}
+AUDIO_TYPES: Mapping[str, AudioFormat] = {
+    "audio/wav": "wav",
+    "audio/flac": "flac",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "ogg",
+}
+MAX_NAME_LENGTH = 150
 
 
 @dataclass(frozen=True)
 class Request:
-    """Stems by name, in files of one format; more than one stem always in a zip."""
+    """Stems by name, in files of one format; more than one stem always in a zip.
+
+    `bit_depth` is 16, 24 or float, the song's own without it. `song_name` is the song's file name without its suffix, "" where
+    it is not known.
+    """
 
     stems: tuple[str, ...]
     audio_format: AudioFormat
     zipped: bool
+    bit_depth: str | None = None
+    song_name: str = ""
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str], there: Sequence[str]) -> Self:
         """The request of headers with names in small letters, to a model with the stems that are `there`.
 
         `x-stems` names stems, all of them without it. `accept` names an audio type, application/zip or both; without a wish
-        it is a zip of WAV. Raises RequestError for what there is not.
+        it is a zip of WAV. `x-bit-depth` is a wish for WAV and FLAC, `content-disposition` may name the song's file. Raises
+        RequestError for what there is not.
         """
         stems = stems_named(headers.get("x-stems", ""), there)
         accepted = headers.get("accept", "*/*")
@@ -36,26 +55,49 @@ class Request:
         if not formats and not {"application/zip", "application/*", "*/*"} & set(types):
             raise RequestError(f"Accept cannot be {accepted}: ask for application/zip, {' or '.join(AUDIO_TYPES)}")
         zipped = "application/zip" in types or not formats or len(stems) > 1
-        return cls(stems, (formats or ["wav"])[0], zipped)
+        name = song_name(headers.get("content-disposition", ""))
+        return cls(stems, (formats or ["wav"])[0], zipped, headers.get("x-bit-depth"), name)
 
     @property
     def content_type(self) -> str:
-        return "application/zip" if self.zipped else f"audio/{self.audio_format}"
+        types = {audio_format: name for name, audio_format in AUDIO_TYPES.items()}
+        return "application/zip" if self.zipped else types[self.audio_format]
 
     @property
     def file_name(self) -> str:
-        return "stems.zip" if self.zipped else f"{self.stems[0]}.{self.audio_format}"
+        if self.zipped:
+            return f"{self.song_name or 'stems'}.zip"
+        stem = f"{self.song_name} ({self.stems[0]})" if self.song_name else self.stems[0]
+        return f"{stem}.{self.audio_format}"
 
-    def answer(self, separator: Separator, source: Source, max_duration_s: float | None = None) -> Iterator[bytes]:
-        """The bytes of the file asked for, piece by piece. Raises as `open_audio` does, before the first piece."""
-        with open_audio(source, max_duration_s) as song:
-            delivery = Delivery.like(song.info, self.audio_format, self.zipped)
-            yield from stream_stems(self.separate(separator, song), self.stems, delivery)
+    @property
+    def content_disposition(self) -> str:
+        """The header that names the answer's file, in ASCII and, where that loses something, in UTF-8 too (RFC 6266)."""
+        plain = self.file_name.encode("ascii", "replace").decode().replace("?", "_")
+        extended = f"; filename*=UTF-8''{quote(self.file_name, safe='')}" if plain != self.file_name else ""
+        return f'attachment; filename="{plain}"{extended}'
 
-    def separate(self, separator: Separator, song: Song) -> Iterator[Audio]:
+    def answer(
+        self, separator: Separator, source: Source, max_duration_s: float | None = None, work: Work | None = None
+    ) -> Iterator[bytes]:
+        """The bytes of the file asked for, piece by piece, accounted for in `work`.
+
+        Raises as `open_audio` does, before the first piece.
+        """
+        work = work or Work()
+        with ExitStack() as stack:
+            with work.part("decode"):
+                song = stack.enter_context(open_audio(source, max_duration_s))
+            work.audio = song.info
+            encoding = Encoding.like(song.info, self.audio_format, self.bit_depth)
+            stems = self.separate(separator, song, work)
+            yield from work.over("encode", stream_stems(stems, self.stems, encoding, self.zipped))
+
+    def separate(self, separator: Separator, song: Song, work: Work) -> Iterator[Audio]:
         """The stems asked for (s, c, n), block by block."""
         rows = [separator.spec.stems.index(stem) for stem in self.stems]
-        for block in separator.stream(song.blocks(), song.info.rate_hz):
+        blocks = work.over("decode", song.blocks())
+        for block in work.over("separate", separator.stream(blocks, song.info.rate_hz)):
             yield block[rows]
 
 
@@ -66,3 +108,12 @@ def stems_named(names: str, there: Sequence[str]) -> tuple[str, ...]:
     if unknown:
         raise RequestError(f"this model has no stem {', '.join(unknown)}: it gives {', '.join(there)}")
     return stems or tuple(there)
+
+
+def song_name(content_disposition: str) -> str:
+    """The file name in the header, without folders, suffix and what no file name should hold; "" where there is none."""
+    header = Message()
+    header["Content-Disposition"] = content_disposition
+    name = PurePosixPath((header.get_filename("")).replace("\\", "/")).stem
+    printable = "".join(letter for letter in name if letter.isprintable() and letter not in '"<>:|?*%')
+    return printable.strip(". ")[:MAX_NAME_LENGTH]

@@ -16,7 +16,8 @@ import pytest
 import soundfile
 
 from serving.client import Client
-from serving.delivery import AudioFormat, Delivery, stream_stems
+from serving.delivery import stream_stems
+from serving.encoding import AudioFormat, Encoding
 from serving.errors import AudioError, AudioTooLong, RequestError, ServerError, StemwrightError, UnsupportedAudio
 
 SONG = b"a song" * 1_000
@@ -73,8 +74,8 @@ def serving(*answers: Answer, reads_body: bool = True) -> Iterator[Server]:
 
 
 def stems_zip(names: list[str] = NAMES, audio_format: AudioFormat = "wav") -> bytes:
-    delivery = Delivery(audio_format, "PCM_16", 44_100, 2, STEMS.shape[-1], zipped=True)
-    return b"".join(stream_stems([STEMS[: len(names)]], names, delivery))
+    encoding = Encoding(audio_format, "PCM_16", 44_100, 2, STEMS.shape[-1])
+    return b"".join(stream_stems([STEMS[: len(names)]], names, encoding, zipped=True))
 
 
 def plain(status: int, body: bytes = b"", **headers: str) -> Answer:

@@ -21,6 +21,8 @@ THERE = ("vocals", "drums", "other")
         ("vocals", None, Request(("vocals",), "wav", zipped=True)),
         ("vocals", "audio/wav", Request(("vocals",), "wav", zipped=False)),
         ("vocals", "audio/flac", Request(("vocals",), "flac", zipped=False)),
+        ("vocals", "audio/mpeg", Request(("vocals",), "mp3", zipped=False)),
+        (None, "audio/ogg", Request(THERE, "ogg", zipped=True)),
         ("vocals", "application/zip, audio/flac", Request(("vocals",), "flac", zipped=True)),
         ("vocals", "Audio/FLAC;q=0.9, */*;q=0.1", Request(("vocals",), "flac", zipped=False)),
         (None, "audio/flac", Request(THERE, "flac", zipped=True)),
@@ -48,7 +50,7 @@ def test_an_answer_has_a_type_and_a_name(request_: Request, content_type: str, f
     ("headers", "message"),
     [
         ({"x-stems": "vocals,guitar,piano"}, "no stem guitar, piano: it gives vocals, drums, other"),
-        ({"accept": "image/png, audio/mpeg"}, "Accept cannot be image/png, audio/mpeg: ask for application/zip"),
+        ({"accept": "image/png, audio/aac"}, "Accept cannot be image/png, audio/aac: ask for application/zip"),
     ],
 )
 def test_what_there_is_not_is_named(headers: dict[str, str], message: str) -> None:
@@ -81,3 +83,35 @@ def test_bad_audio_is_refused_before_the_first_piece(
     soundfile.write(song, audio, 8_000, "FLOAT")
     with pytest.raises(AudioError, match="not finite"):
         next(Request(("vocals",), "wav", zipped=False).answer(Separator(tiny_spec, tiny_network), song))
+
+
+@pytest.mark.parametrize(
+    ("sent", "zip_name", "disposition"),
+    [
+        ("", "stems.zip", 'attachment; filename="stems.zip"'),
+        ("attachment", "stems.zip", 'attachment; filename="stems.zip"'),
+        ('attachment; filename="My Song.mp3"', "My Song.zip", 'attachment; filename="My Song.zip"'),
+        (
+            "attachment; filename*=UTF-8''J%C3%B3ga%20%22live%22.flac",
+            "Jóga live.zip",
+            "attachment; filename=\"J_ga live.zip\"; filename*=UTF-8''J%C3%B3ga%20live.zip",
+        ),
+        ('attachment; filename="../../etc/passwd"', "passwd.zip", 'attachment; filename="passwd.zip"'),
+        (r'attachment; filename="C:\\music\\song.wav"', "song.zip", 'attachment; filename="song.zip"'),
+        ('attachment; filename=".."', "stems.zip", 'attachment; filename="stems.zip"'),
+        ("attachment; filename*=UTF-8''a%0D%0ASet-Cookie:x.wav", "aSet-Cookiex.zip", None),
+        ("attachment; filename*=no-such-charset''%FF.wav", "\xff.zip", None),
+        (f'attachment; filename="{"a" * 1000}.wav"', "a" * 150 + ".zip", None),
+    ],
+)
+def test_the_answer_is_named_after_the_song(sent: str, zip_name: str, disposition: str | None) -> None:
+    request = Request.from_headers({"content-disposition": sent}, THERE)
+    assert request.file_name == zip_name
+    assert disposition in (None, request.content_disposition)
+    assert request.content_disposition.isascii()
+    assert request.content_disposition.isprintable()
+
+
+def test_one_stem_is_named_after_the_song_and_itself() -> None:
+    headers = {"content-disposition": 'attachment; filename="song.wav"', "accept": "audio/mpeg", "x-stems": "drums"}
+    assert Request.from_headers(headers, THERE).file_name == "song (drums).mp3"
