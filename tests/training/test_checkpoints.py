@@ -229,7 +229,7 @@ def test_damage_here_is_made_good_from_the_mirror_and_damage_there_is_passed_ove
 
 @pytest.mark.slow
 def test_a_mirror_that_was_down_gets_everything_once_it_is_back(
-    tmp_path: Path, url: str, gate: Gate, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, bucket: Path, url: str, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = Checkpoints(tmp_path, url, 3)
     (tmp_path / "config.json").write_text("{}")
@@ -241,7 +241,8 @@ def test_a_mirror_that_was_down_gets_everything_once_it_is_back(
     wait_until(lambda: "is behind, training goes on" in capsys.readouterr().err)
     gate.open()
     checkpoints.close(30)
-    assert list_files(url)[0].name == "config.json"
+    config, checkpoint = sorted((bucket / "runs" / "one").iterdir(), key=lambda path: path.stat().st_ctime_ns)
+    assert config.name == "config.json" and step_of(checkpoint.name) == 5, "files go before the checkpoint"
     assert mirrored_steps(url) == [5], "those that the newest overtook are not sent"
     assert capsys.readouterr().err == f"the mirror {url} works again\n"
 
