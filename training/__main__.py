@@ -192,7 +192,7 @@ def run_profile(given: argparse.Namespace) -> int:
     from training.ranks import Ranks
 
     ranks = Ranks(*launched())
-    profiled = profile(configuration(given), given.cache, device_of(given, ranks.local_rank), ranks)
+    profiled = profile(configuration(given), given.steps, given.cache, device_of(given, ranks.local_rank), ranks)
     if ranks.first:
         print(f"{profiled.table()}\n\n{profiled.advice()}")
     return 0

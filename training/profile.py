@@ -30,7 +30,6 @@ from training.stems import DECODED_STEMS
 from training.step import Stepper
 
 WARMUP_STEPS = 3
-MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 MATRIX_S = 0.5
 LONGEST_DATA_WAIT = 0.02
 LONGEST_EXCHANGE = 0.2
@@ -134,8 +133,8 @@ class Stopwatch:
         self.seconds[part] += perf_counter() - started
 
 
-def profile(config: TrainConfig, cache: Path, device: torch.device, ranks: Ranks) -> Profile:
-    """Take the steps of the budget twice, as training does and then part by part; nothing is kept of them but the cache.
+def profile(config: TrainConfig, steps: int, cache: Path, device: torch.device, ranks: Ranks) -> Profile:
+    """Take so many steps as training does, and as many part by part; nothing is kept of them but what is in `cache`.
 
     Raises TrainingError or StemwrightError with one sentence on what is wrong.
     """
@@ -150,7 +149,7 @@ def profile(config: TrainConfig, cache: Path, device: torch.device, ranks: Ranks
         state = RunState(config, device)
         if ranks.world_size > 1:
             synced(state.network)
-        return measure(Stepper(config, state, device, ranks), crops, config.budget.steps or 1)
+        return measure(Stepper(config, state, device, ranks), crops, steps)
 
 
 def measure(stepper: Stepper, crops: Crops, steps: int) -> Profile:
@@ -214,9 +213,8 @@ def step_flop(network: nn.Module, model: ModelSpec, batch_size: int, crop_sample
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating point operations a second of a product of two large matrices, the best of as many as fit in MATRIX_S."""
-    side = MATRIX_SIDE[device.type]
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else nothing
-    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    side, wait = (8192, partial(torch.cuda.synchronize, device)) if device.type == "cuda" else (2048, nothing)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     fastest_s, ends = float("inf"), perf_counter() + MATRIX_S
     while perf_counter() < ends:
         started = perf_counter()
