@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from serving.errors import StorageError, StoreUnavailable
 from serving.storage import StoredFile, bucket_and_key, connect, explained
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18  # larger ones cost a page fault for every page: malloc gives them back at once
 FIRST_PAUSE_S, LONGEST_PAUSE_S, PATIENCE_S = 0.25, 15.0, 90.0
 
 T = TypeVar("T")

@@ -18,6 +18,10 @@ def run_bar(name: str) -> "tqdm[Any]":
     return bar("{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}", total=1.0, desc=name)
 
 
+# What is counted in bytes.
+BYTES = ("fetch", "unpack", "hash", "push")
+
+
 class ProgressBar:
     """A `serving.storage.Progress` that shows a bar for each kind of work."""
 
@@ -26,7 +30,8 @@ class ProgressBar:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self.bars:
-            self.bars[what] = bar("{l_bar}{bar}{r_bar}", total=total, desc=what, unit_scale=True)
+            unit = "B" if what in BYTES else "it"
+            self.bars[what] = bar("{l_bar}{bar}{r_bar}", total=total, desc=what, unit=unit, unit_scale=True)
         current = self.bars[what]
         current.update(done - current.n)
         if done >= total:
