@@ -105,6 +105,7 @@ def steps_of(stepper: Stepper, crops: Crops) -> Steps:
 def plain_steps(config: TrainConfig, songs: list[Song]) -> Steps:
     """The same network in a loop as one writes it first: no augmentation, no averages, no threads, no mixed precision."""
     network = RunState(config, torch.device("cpu")).network.to(memory_format=torch.contiguous_format).to(DEVICE)
+    # The network itself asks for channels-last order before its first level.
     network.encoder[0].register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, foreach=False, fused=False)
     stft = Stft(config.model.stft).to(DEVICE)
@@ -136,7 +137,6 @@ def test_a_step_beside_a_plain_loop_of_the_same_network(
 ) -> None:
     if GPU:
         torch.set_float32_matmul_precision("highest")  # what a plain loop has
-        torch.backends.cudnn.allow_tf32 = False
     ours_s, plain_s = seconds_a_step(steps_of(stepper, crops), plain_steps(config, songs))
     heard_s = BATCH * CROP_S
     print(
@@ -153,7 +153,7 @@ def test_a_step_hardly_waits_for_its_batch(stepper: Stepper, crops: Crops) -> No
 
 
 def test_saving_and_logging_take_a_hundredth_of_a_run(stepper: Stepper, crops: Crops, tmp_path: Path) -> None:
-    """By what the run waits for: flushing, hashing, mirroring and sending go on in the background."""
+    """By what the run waits for: hashing, mirroring and sending go on in the background."""
     (step_s,) = seconds_a_step(steps_of(stepper, crops))
     checkpoints = Checkpoints(tmp_path, None, keep=3)
     saves_s = []
