@@ -7,6 +7,7 @@ from serving.archive import write_archive
 from serving.storage import is_remote, store_file
 from training.checkpoint import load_network
 from training.config import read_config
+from training.errors import CheckpointError
 
 
 def export(run_dir: Path, to: str) -> str:
@@ -28,6 +29,10 @@ def export(run_dir: Path, to: str) -> str:
 
 
 def run_id_of(run_dir: Path) -> str:
-    """The MLflow run whose best weights a run folder holds."""
+    """The MLflow run whose best weights a run folder holds. Raises CheckpointError where MLflow did not know it yet."""
     _, facts = load_network(run_dir / "best.safetensors", read_config(run_dir))
+    if facts["run_id"] is None:
+        raise CheckpointError(
+            f"MLflow did not know the run in {run_dir} when its best weights were saved: go on with --resume while it answers"
+        )
     return str(facts["run_id"])

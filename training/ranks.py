@@ -127,6 +127,11 @@ class MeanOverRanks(torch.autograd.Function):
         return MeanOverRanks.forward(_ctx, gradients[0])
 
 
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    mean: Tensor = MeanOverRanks.apply(tensor)  # type: ignore[no-untyped-call]
+    return mean
+
+
 class SyncedBatchNorm(_BatchNorm):
     """Batch normalization with the statistics of the batch on all ranks. torch's own needs a GPU."""
 
@@ -140,9 +145,10 @@ class SyncedBatchNorm(_BatchNorm):
             return super().forward(input)
         wide = input.float()
         axes = [0, *range(2, input.ndim)]
-        moments = torch.stack([wide.mean(axes), wide.square().mean(axes)])
-        mean, mean_square = MeanOverRanks.apply(moments)  # type: ignore[no-untyped-call]
-        variance = (mean_square - mean.square()).clamp_min(0)
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        mean = mean_over_ranks(wide.mean(axes))
+        centred = wide - mean.view(shape)
+        variance = mean_over_ranks(centred.square().mean(axes))
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
         with torch.no_grad():
@@ -150,10 +156,8 @@ class SyncedBatchNorm(_BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
             self.num_batches_tracked.add_(1)
-        shape = [1, -1, *[1] * (input.ndim - 2)]
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(input.dtype)
+        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(input.dtype)
 
 
 def synced(network: nn.Module) -> None:

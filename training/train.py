@@ -32,8 +32,8 @@ from training.supply import Supply, first_songs, scheduled
 from training.tracking import Tracker
 
 KEPT_CHECKPOINTS = 3
-CLOSING_S = 20
-"""A spot machine gives 30 s from the signal to the end; one step and one save fit in the rest."""
+CLOSING_S = 10
+"""How long the mirror and the tracker may each take at the end: a spot machine gives 30 s from the signal on."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,21 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
         complete = wait or config.deterministic or ranks.world_size > 1
         supply, crops = start_supply(config, data, places.cache / "decoded", state, ranks, complete, progress)
 
+        archive = None
         with closing(supply), tracked(config, places, device, data.digest, state, ranks) as tracker:
-            if tracker is not None:
-                checkpoints.mirror(write_config(config, places.run_dir))
-            Run(config, places.run_dir, device, ranks, data, supply, crops, state, checkpoints, tracker, stop).go()
-            archive = None
-            if stop.signal is not None and tracker is not None:
+            try:
+                if tracker is not None:
+                    checkpoints.mirror(write_config(config, places.run_dir))
+                Run(config, places.run_dir, device, ranks, data, supply, crops, state, checkpoints, tracker, stop).go()
+            finally:
+                checkpoints.close(CLOSING_S)
+            if tracker is not None and stop.signal is not None:
                 tracker.close("KILLED", CLOSING_S)
             elif tracker is not None:
                 archive = export(places.run_dir, str(places.run_dir))
                 tracker.archive(Path(archive))
                 if places.publish is not None:
                     archive = export(places.run_dir, places.publish)
-            checkpoints.close(CLOSING_S)
         return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)
 
 
@@ -143,7 +145,9 @@ def find_saved(
         return None
     if not resume:
         raise ConfigError(f"{newest} is of a run already: go on with --resume, or name another --run-dir")
-    checkpoints.fetch("best.safetensors")
+    best = places.run_dir / "best.safetensors"
+    if best.exists() or checkpoints.fetch(best.name):
+        checkpoints.mirror(best)
     say(f"going on from {newest.name}")
     return read_tensors(newest)
 
@@ -165,9 +169,10 @@ def stored_config(run_dir: Path, checkpoint_uri: str | None) -> TrainConfig | No
 
 
 def write_config(config: TrainConfig, run_dir: Path) -> Path:
-    path = run_dir / "config.json"
-    path.write_text(json.dumps(config.to_json(), indent=2) + "\n")
-    return path
+    path, partial = run_dir / "config.json", run_dir / ".config.json.partial"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(config.to_json(), indent=2) + "\n")
+    return partial.replace(path)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A run that is killed at any moment, again and again, ends as one that was left alone."""
 
 import dataclasses
-import multiprocessing
 import random
 import signal
 import time
@@ -15,6 +14,7 @@ import torch
 
 import training.run
 from serving.spec import ModelSpec
+from tests.processes import forked
 from training.checkpoint import read_tensors
 from training.config import Batches, Budget, TrainConfig, Validation, classic
 from training.ranks import Ranks
@@ -32,15 +32,6 @@ def run(config: TrainConfig, run_dir: Path) -> None:
     train(config, Places(run_dir, run_dir.parent / "cache"), torch.device("cpu"), Ranks(), resume=True, wait=True)
 
 
-def started(config: TrainConfig, run_dir: Path) -> BaseProcess:
-    """Forked off a process that has imported everything and computed nothing: alive at once, and sound."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.train", "librosa.feature.spectral"])
-    process = context.Process(target=run, args=(config, run_dir))
-    process.start()
-    return process
-
-
 def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_an_undisturbed_run(
     tiny_spec: ModelSpec, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
@@ -56,13 +47,13 @@ def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_
 
     rng, wanted = random.Random(0), times(3, 20)
     for kill in range(wanted):
-        process = started(config, tmp_path / "killed")
+        process = forked(run, config, tmp_path / "killed")
         wait_for_step(tmp_path / "killed", STEPS * kill // wanted, process)
         process.join(rng.uniform(0, 0.5))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    process = started(config, tmp_path / "killed")
+    process = forked(run, config, tmp_path / "killed")
     process.join()
     assert process.exitcode == 0
 
