@@ -37,7 +37,9 @@ def main() -> None:
             tensor.add_(0.1 * torch.rand_like(tensor))
     time_s = np.arange(RATE_HZ // 10) / RATE_HZ
     song = np.stack([0.5 * np.sin(2 * np.pi * 220 * time_s), 0.3 * np.sin(2 * np.pi * 3_000 * time_s**2)])
-    vocals = Separator(CLASSIC, network, "cpu").separate(song.astype(np.float32), RATE_HZ)["vocals"]
+    separator = Separator(CLASSIC, network, "cpu")
+    separator.bfloat16 = False
+    vocals = separator.separate(song.astype(np.float32), RATE_HZ)["vocals"]
     tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
     tensors["song"] = torch.from_numpy(song.astype(np.float32))
     tensors["vocals"] = torch.from_numpy(vocals)
