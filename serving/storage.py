@@ -84,8 +84,8 @@ def find_file(url: str) -> StoredFile | None:
     return StoredFile(name, url, head["ContentLength"], head.get("ETag", "").strip('"')) if head else None
 
 
-def list_files(url: str) -> list[StoredFile]:
-    """Every file below a folder, sorted by name. Empty where a bucket has nothing there."""
+def list_files(url: str, client: Any = None) -> list[StoredFile]:
+    """Every file below a folder, sorted by name. Empty where a bucket has nothing there. `client` is one of `connect`."""
     if not is_remote(url):
         folder = _plain(url)
         if not folder.is_dir():
@@ -96,7 +96,7 @@ def list_files(url: str) -> list[StoredFile]:
     bucket, key = bucket_and_key(url)
     prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
     with explained(url):
-        pages = connect().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        pages = (client or connect()).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         objects = [entry for page in pages for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
     files = [
         StoredFile(

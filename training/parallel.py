@@ -11,17 +11,15 @@ T = TypeVar("T")
 def run_parallel(work: Callable[[T], object], items: Iterable[T], workers: int, stopping: threading.Event) -> None:
     """`work` on each item, in their order, `workers` at a time.
 
-    An error, or an interrupt of the calling thread, sets `stopping` for the work that looks at it, drops what was not begun,
-    waits for the rest and is raised.
+    An error, or an interrupt of the calling thread, is raised when all have ended: `stopping` is set for the work that looks
+    at it, and what was not begun is dropped.
     """
     with ThreadPoolExecutor(workers) as pool:
         begun = [pool.submit(work, item) for item in items]
         try:
             for future in wait(begun, return_when=FIRST_EXCEPTION).done:
                 future.result()
-        except BaseException:
+        finally:
             stopping.set()
             pool.shutdown(cancel_futures=True)
-            raise
-        finally:
             stopping.clear()

@@ -65,10 +65,10 @@ class Folder(Source):
 class Objects(Source):
     """Songs below a prefix of a bucket."""
 
-    def __init__(self, data: str, listed: Mapping[str, StoredFile]) -> None:
+    def __init__(self, data: str, bucket: Bucket, listed: Mapping[str, StoredFile]) -> None:
         paths = song_files(data, listed)
         self.objects = {name: listed[path] for path, name in paths.items()}
-        self.bucket = Bucket(data)
+        self.bucket = bucket
         sizes = {name: file.size_bytes for name, file in self.objects.items()}
         path, name = next(iter(paths.items()))
         self.manifest = self.read_manifest(listed.get(path.removesuffix(name) + NAME))
@@ -134,11 +134,12 @@ def find_source(data: str) -> Source:
         if len(zips) == 1 and not (path / "train").is_dir() and not (path / "test").is_dir():
             return find_source(str(zips[0]))
         return Folder(data)
-    listed = {file.name: file for file in list_files(data)}
+    bucket = Bucket(data)
+    listed = {file.name: file for file in list_files(data, bucket.client)}
     zips_there = [file for name, file in listed.items() if name.endswith(".zip")]
     if len(zips_there) == 1 and not any(SONG_FILE.fullmatch(name) for name in listed):
         return Zip(data, zips_there[0])
-    return Objects(data, listed)
+    return Objects(data, bucket, listed)
 
 
 def song_files(data: str, paths: Iterable[str]) -> dict[str, str]:

@@ -128,7 +128,7 @@ def test_a_zip_that_was_replaced_is_noticed(network: BadNetwork, tmp_path: Path)
     assert network.requests and contents(data.folder) == {}
 
 
-def test_a_file_of_ranges_reads_as_the_file_itself(
+def test_random_reads_are_those_of_the_file_itself(
     network: BadNetwork, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
     stored = find_file(URL)
