@@ -21,6 +21,7 @@ from ts.handler_utils.utils import send_intermediate_predict_response
 from serving.archive import read_archive
 from serving.errors import RequestError, ServerError, StemwrightError, UnsupportedAudio
 from serving.request import Request
+from serving.processor import available_cpus
 from serving.separator import Separator
 from serving.settings import Settings
 
@@ -36,7 +37,10 @@ class Handler:
         archive = read_archive(Path(context.system_properties["model_dir"]))
         gpu = context.system_properties["gpu_id"]
         device = settings.device or (None if gpu is None else f"cuda:{gpu}")
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, available_cpus() // settings.workers)))
         self.separator = Separator(archive.spec, archive.network(), device)
+        precision = "bfloat16" if self.separator.bfloat16 else "float32"
+        logger.info("separating on %s, %d threads, %s", self.separator.device, torch.get_num_threads(), precision)
         self.max_duration_s = settings.max_duration_s
         self.facts = {"weights_sha256": archive.weights_sha256, "origin": archive.origin, **archive.spec.to_json()}
 
