@@ -1,26 +1,31 @@
 """TorchServe's handler: a request comes in, its answer goes out piece by piece; the only file that knows `ts`.
 
-One of the two edges that catch the error tree. What is wrong with a request is found before the first byte of the answer and
-becomes `{"error": class, "message": sentence}` with the status of its class. What goes wrong later can only cut the connection:
-a chunked answer without its end, a zip without its directory.
+One of the two edges that catch the error tree, through `Answer`.
 
 An archive's copy of this file lies at its root, beside the package `serving`; TorchServe wants exactly one class in it. The
-archive's model-config.yaml must say `batchSize: 1`, because the answers of a batch can only be streamed together.
+archive's model-config.yaml must say `batchSize: 1`, because the answers of a batch can only be streamed together. It must not
+say `continuousBatching`, in which TorchServe 0.12 would notice callers who have gone: it then keeps all workers but one
+waiting, and asks for a description again and again.
 """
 
-import json
 import logging
-from collections.abc import Mapping
+from contextlib import nullcontext
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ts.handler_utils.utils import send_intermediate_predict_response
+from ts.metrics.caching_metric import CachingMetric
+from ts.metrics.metric_type_enum import MetricTypes
 
+from serving import metrics
+from serving.answer import CALLER_GONE, Answer, window_count
 from serving.archive import read_archive
-from serving.errors import RequestError, ServerError, StemwrightError, UnsupportedAudio
-from serving.request import Request
+from serving.connections import connections
+from serving.drain import Drain
+from serving.errors import ServerError
 from serving.processor import available_cpus
 from serving.separator import Separator
 from serving.settings import Settings
@@ -32,39 +37,72 @@ class Handler:
     """A separator in a worker of TorchServe."""
 
     def initialize(self, context: Any) -> None:
-        """Load the unpacked archive. Raises ArchiveError where it is damaged; TorchServe then ends the worker."""
-        settings = Settings.from_env()
-        archive = read_archive(Path(context.system_properties["model_dir"]))
+        """Load the unpacked archive and separate a second of noise, so that a worker is ready only if it can.
+
+        Raises ArchiveError where the archive is damaged; TorchServe then ends the worker.
+        """
+        self.settings = Settings.from_env()
+        folder = Path(context.system_properties["model_dir"])
+        archive = read_archive(folder)
         gpu = context.system_properties["gpu_id"]
-        device = settings.device or (None if gpu is None else f"cuda:{gpu}")
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, available_cpus() // settings.workers)))
+        device = self.settings.device or (None if gpu is None else f"cuda:{gpu}")
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, available_cpus() // self.settings.workers)))
         self.separator = Separator(archive.spec, archive.network(), device)
         precision = "bfloat16" if self.separator.bfloat16 else "float32"
         logger.info("separating on %s, %d threads, %s", self.separator.device, torch.get_num_threads(), precision)
-        self.max_duration_s = settings.max_duration_s
+        rate_hz = archive.spec.audio.sample_rate_hz
+        self.separator.separate(np.random.default_rng(0).standard_normal((2, rate_hz)).astype(np.float32), rate_hz)
         self.facts = {"weights_sha256": archive.weights_sha256, "origin": archive.origin, **archive.spec.to_json()}
+        self.drain = Drain(Path(self.settings.run_dir)) if self.settings.run_dir else None
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
         """Answer the one request of a batch. All but the last, empty piece of a good answer has been sent on return."""
         headers = request_headers(context)
-        if headers.get("describe") == "True":
+        if "describe" in headers:  # set by the management port, or by a caller
             return [self.facts]
-        started = False
-        try:
-            request = Request.from_headers(headers, self.separator.spec.stems)
-            for piece in request.answer(self.separator, audio_of(data[0]), self.max_duration_s):
-                if not started:
-                    set_head(context, HTTPStatus.OK, request.content_type)
-                    context.set_response_header(0, "Content-Disposition", f'attachment; filename="{request.file_name}"')
-                    started = True
-                send_intermediate_predict_response([piece], context.request_ids, "Intermediate", 200, context)
-        except Exception as error:
-            if started:  # TorchServe logs it and cuts the connection
-                raise
-            told = for_the_client(error)
-            set_head(context, HTTPStatus(told.status), "application/json")
-            return [json.dumps({"error": type(told).__name__, "message": str(told)}).encode()]
-        return [b""]
+        with self.drain.working() if self.drain else nullcontext():
+            answer = Answer(context.get_request_id(), headers, self.settings.request_timeout_s)
+            if self.drain and self.drain.begun:
+                answer.refuse(ServerError("the server is stopping: try again, there may be another"))
+            else:
+                answer.separate(self.separator, data[0], self.settings.max_duration_s)
+            status: int = HTTPStatus.INTERNAL_SERVER_ERROR
+            try:
+                piece, status = self.send(answer, context)
+            finally:  # what goes wrong after the first piece is logged by TorchServe, which then cuts the connection
+                answer.close()
+                logger.info(answer.record(status))
+                self.count(answer, status, context)
+            return [piece]
+
+    def send(self, answer: Answer, context: Any) -> tuple[bytes, int]:
+        """Send all pieces but the last, which is returned with the status that counts."""
+        piece = answer.next_piece()
+        set_head(context, answer)
+        while piece and answer.status == HTTPStatus.OK:
+            if self.nobody_listens():
+                return b"", CALLER_GONE
+            send_intermediate_predict_response([piece], context.request_ids, "Intermediate", 200, context)
+            piece = answer.next_piece()
+        return piece, answer.status
+
+    def nobody_listens(self) -> bool:
+        """Whether no caller at all is connected. TorchServe does not tell a worker that its own has gone; where others wait,
+        the work is done in vain."""
+        return self.drain is not None and connections(self.settings.http_port) == []
+
+    def count(self, answer: Answer, status: int, context: Any) -> None:
+        count(context, metrics.REQUESTS, 1, str(int(status)))
+        count(context, metrics.MODEL_INFO, 1, self.separator.spec.architecture, self.facts["weights_sha256"])
+        audio, seconds = answer.work.audio, answer.work.seconds
+        if audio is not None:
+            for part, spent in seconds.items():
+                count(context, metrics.WORK_S, spent, part)
+        if audio is not None and status == HTTPStatus.OK:
+            audio_s = audio.samples / audio.rate_hz
+            count(context, metrics.AUDIO_S, audio_s)
+            count(context, metrics.WINDOWS, window_count(audio_s, self.separator.spec.chunk))
+            count(context, metrics.REAL_TIME_FACTOR, sum(seconds.values()) / audio_s)
 
 
 def request_headers(context: Any) -> dict[str, str]:
@@ -74,29 +112,16 @@ def request_headers(context: Any) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
 
 
-def set_head(context: Any, status: HTTPStatus, content_type: str) -> None:
-    context.set_response_status(status.value, status.phrase, 0)
-    context.set_response_content_type(0, content_type)
+def set_head(context: Any, answer: Answer) -> None:
+    context.set_response_status(answer.status.value, answer.status.phrase, 0)
+    context.set_response_content_type(0, answer.content_type)
+    for name, value in answer.headers.items():
+        context.set_response_header(0, name, value)
 
 
-def audio_of(fields: Mapping[str, Any]) -> bytes | bytearray:
-    """The bytes sent as the body or as the one field of a form."""
-    if len(fields) > 1:
-        raise RequestError(f"the form has the fields {', '.join(fields)}: send one, with the audio")
-    audio = next(iter(fields.values()), b"")
-    if not isinstance(
-        audio, bytes | bytearray
-    ):  # where TorchServe decodes text and JSON, as it does elsewhere than here
-        raise UnsupportedAudio("the body is text and no audio: send the file itself, with an audio Content-Type")
-    return audio
-
-
-def for_the_client(error: Exception) -> StemwrightError:
-    """What to say of an error. A bug is logged, and no more is said than that it is one."""
-    if isinstance(error, StemwrightError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        logger.error("out of memory: %s", error)
-        return ServerError("the server has too little memory left for this song: try again later, or send it in parts")
-    logger.error("a request failed", exc_info=error)
-    return StemwrightError("the server made a mistake: its log says which")
+def count(context: Any, metric: metrics.Metric, value: float, *labels: str) -> None:
+    """Add to a metric; TorchServe reads it from the worker's output. Nothing where there is none, as in tests."""
+    if context.metrics is not None:
+        CachingMetric(metric.name, metric.unit, list(metric.labels), MetricTypes(metric.kind)).add_or_update(
+            value, list(labels)
+        )

@@ -20,13 +20,18 @@ from typing import Any, NoReturn
 
 import urllib3
 
+from serving.connections import connections
+from serving.drain import Drain
 from serving.errors import ServerError
 from serving.settings import Settings, report
 from serving.torchserve import LOOPBACK, MODEL_NAME, TorchServe, lay_out, running
 
+LINGER_S = 1
+
 
 def serve(model: str, settings: Settings) -> int:
-    """Serve a model archive until SIGTERM or SIGINT. Returns 0 then: who asked for the stop got it, anything else is a failure.
+    """Serve a model archive until SIGTERM or SIGINT, and finish then what is in work; a second signal cuts it. Returns 0: who
+    asked for the stop got it, anything else is a failure.
 
     Raises ArchiveError or StorageError where there is no archive to serve, ServerError where the server does not come up in
     time or is lost.
@@ -43,15 +48,39 @@ def serve(model: str, settings: Settings) -> int:
             lay_out(folder, archive, settings, inner_ports)
             with running(folder, settings) as process:
                 wait_until_ready(process, settings, folder)
-                watch(process, settings)
+                try:
+                    watch(process, settings)
+                except KeyboardInterrupt:
+                    drain(process, settings, Drain(folder))
     except KeyboardInterrupt:
-        print("stopped", flush=True)
-        return 0
+        pass
+    print("stopped", flush=True)
+    return 0
 
 
 def ready(settings: Settings) -> bool:
-    """Whether a worker holds the model. Needs the management port, so that must be set to another than 0."""
+    """Whether a worker holds the model and has separated noise with it.
+
+    Needs the management port, so that must be set to another than 0.
+    """
     return any(worker["status"] == "READY" for worker in describe(settings).get("workers", []))
+
+
+def drain(process: TorchServe, settings: Settings, stop: Drain) -> None:
+    """Let the workers finish what they have begun and refuse the rest, and TorchServe send it, within the grace period."""
+    print(f"stopping: what is in work has {settings.grace_period_s} s, a second signal cuts it", flush=True)
+    stop.begin()
+    begun = time.monotonic()
+    while process.java.poll() is None:
+        callers = connections(settings.http_port) or []
+        # Who is connected may be sending a song and gets a refusal soon; or be idle, and not be waited for.
+        served = not callers or time.monotonic() - begun > LINGER_S
+        if served and stop.quiet and not any(caller.unsent_bytes for caller in callers):
+            return
+        if time.monotonic() - begun > settings.grace_period_s:
+            print("cut what was still in work: STEMWRIGHT_GRACE_PERIOD_S gives it longer", flush=True)
+            return
+        time.sleep(0.1)
 
 
 def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
@@ -75,7 +104,7 @@ def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
             settings,
             http_port=take(settings.http_host, settings.http_port),
             management_port=take(LOOPBACK, settings.management_port),
-            metrics_port=take(LOOPBACK, settings.metrics_port),
+            metrics_port=take(settings.metrics_host, settings.metrics_port),
         )
         return settings, (take(LOOPBACK, 0), take(LOOPBACK, 0), take(LOOPBACK, 0))
 

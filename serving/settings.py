@@ -7,6 +7,7 @@ settings: boto3 and MLflow find `AWS_*` and `MLFLOW_*` themselves.
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,6 +17,7 @@ from serving.errors import ServerError
 PREFIX = "STEMWRIGHT_"
 CREDENTIALS = ("AWS_", "MLFLOW_")
 HIDDEN_FROM_WORKERS = (*CREDENTIALS, "TS_", "PYTHONPATH")
+SECRET = re.compile("SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,11 @@ class Settings:
     model: str | None = None
     """What to serve: a path, s3://…, runs:/… or models:/…"""
     http_host: str = "127.0.0.1"
-    """Where the endpoint listens; 0.0.0.0 is every network. Management and metrics never leave this machine."""
+    """Where the endpoint listens; 0.0.0.0 is every network. Management and gRPC never leave this machine."""
     http_port: int = 8080
     management_port: int = 0
+    metrics_host: str = "127.0.0.1"
+    """Where Prometheus asks. The metrics have no password: only a network that you own should reach them."""
     metrics_port: int = 0
     max_request_mb: int = 200
     """Twenty minutes of 44.1 kHz stereo WAV, more than an hour of FLAC. The server holds a request in memory several times."""
@@ -43,7 +47,14 @@ class Settings:
     """Requests that wait, in memory, for a worker; beyond them the answer is 503."""
     response_timeout_s: int = 600
     """A worker silent for so long is restarted. It speaks with every window, so this bounds a window and not a song."""
+    request_timeout_s: int = 1800
+    """All the work on one request; looked at with every piece of the answer, so that a worker survives it."""
+    grace_period_s: int = 25
+    """What is in work when the server is told to stop has so long to be finished. Docker's `stop_grace_period` and
+    Kubernetes' `terminationGracePeriodSeconds` must be longer."""
     startup_timeout_s: int = 300
+    run_dir: str | None = None
+    """Where server and workers tell each other about the stop. The server sets it for its workers; nobody else needs to."""
     device: str | None = None
     """A torch device such as cpu or cuda:1; without it each worker takes the GPU that TorchServe gives it, else the CPU."""
 
@@ -78,9 +89,13 @@ def report(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
 def worker_environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of TorchServe and its workers: this one, with the settings as they are used.
 
-    Left out: credentials, which only the parent needs, to fetch the archive; `TS_*`, which would override TorchServe's
-    configuration; PYTHONPATH, before whose packages those in the archive must go.
+    Left out: credentials, which only the parent needs, to fetch the archive, and all else whose name says secret; `TS_*`,
+    which would override TorchServe's configuration; PYTHONPATH, before whose packages those in the archive must go.
     """
-    kept = {name: value for name, value in environ.items() if not name.startswith(HIDDEN_FROM_WORKERS)}
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(HIDDEN_FROM_WORKERS) and not SECRET.search(name)
+    }
     facts = {PREFIX + name.upper(): str(value) for name, value in vars(settings).items() if value is not None}
     return kept | facts

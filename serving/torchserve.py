@@ -4,6 +4,7 @@ It runs in a folder of its own, on Java, without `torchserve`, the Python comman
 """
 
 import collections
+import json
 import os
 import re
 import shutil
@@ -14,10 +15,12 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from serving.errors import ArchiveError, ServerError
+from serving.metrics import torchserve_config
 from serving.settings import Settings, worker_environment
 
 MODEL_NAME = "stemwright"
@@ -28,12 +31,19 @@ JAVA_VERSION = 17
 MAX_RESPONSE_BYTES = 64 * 2**20
 
 # What happens to requests and to workers goes to the console, nothing to files; left out are our own questions and a line for
-# every piece of an answer.
+# every piece of an answer. A worker's record of a request is a line of JSON and stays one.
 LOG_CONFIG = """\
 <?xml version="1.0" encoding="UTF-8"?>
 <Configuration>
   <Appenders>
-    <Console name="console" target="SYSTEM_OUT"><PatternLayout pattern="%d{ISO8601} %-5p %m%n"/></Console>
+    <Console name="console" target="SYSTEM_OUT">
+      <RegexFilter regex="\\{&quot;request_id&quot;.*" onMatch="DENY" onMismatch="NEUTRAL"/>
+      <PatternLayout pattern="%d{ISO8601} %-5p %m%n"/>
+    </Console>
+    <Console name="requests" target="SYSTEM_OUT">
+      <RegexFilter regex="\\{&quot;request_id&quot;.*" onMatch="NEUTRAL" onMismatch="DENY"/>
+      <PatternLayout pattern="%m%n"/>
+    </Console>
   </Appenders>
   <Loggers>
     <Logger name="ACCESS_LOG" level="info">
@@ -47,7 +57,7 @@ LOG_CONFIG = """\
     </Logger>
     <Logger name="MODEL_METRICS" level="off"/>
     <Logger name="TS_METRICS" level="off"/>
-    <Root level="warn"><AppenderRef ref="console"/></Root>
+    <Root level="warn"><AppenderRef ref="console"/><AppenderRef ref="requests"/></Root>
   </Loggers>
 </Configuration>
 """
@@ -78,7 +88,7 @@ def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[
     (folder / "config.properties").write_text(
         f"inference_address=http://{settings.http_host}:{settings.http_port}\n"
         f"management_address=http://{LOOPBACK}:{settings.management_port}\n"
-        f"metrics_address=http://{LOOPBACK}:{settings.metrics_port}\n"
+        f"metrics_address=http://{settings.metrics_host}:{settings.metrics_port}\n"
         f"grpc_inference_address={LOOPBACK}\n"
         f"grpc_management_address={LOOPBACK}\n"
         f"grpc_inference_port={inner_ports[0]}\n"
@@ -93,8 +103,10 @@ def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[
         f"max_request_size={settings.max_request_mb * 10**6}\n"
         f"max_response_size={MAX_RESPONSE_BYTES}\n"
         "metrics_mode=prometheus\n"
+        f"metrics_config={folder / 'metrics.yaml'}\n"
         "disable_system_metrics=true\n"
     )
+    (folder / "metrics.yaml").write_text(json.dumps(torchserve_config()))  # JSON is YAML
     (folder / "temporary").mkdir()
 
 
@@ -106,7 +118,7 @@ class TorchServe:
         self.java = subprocess.Popen(
             java_command(folder),
             cwd=folder,
-            env=worker_environment(settings) | writable,
+            env=worker_environment(replace(settings, run_dir=str(folder))) | writable,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -3,15 +3,17 @@
 import io
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -222,18 +224,71 @@ def test_a_request_over_the_limit_is_refused(server: Server) -> None:
     assert server.post(encoded(NOISE)).status == 200
 
 
-def test_the_server_says_what_it_serves(server: Server, archive: Path) -> None:
+def facts(server: Server) -> dict[str, Any]:
     address = f"http://127.0.0.1:{server.management_port}/models/stemwright?customized=true"
-    facts = urllib3.request("GET", address, timeout=10, retries=False).json()[0]["customizedMetadata"]
+    told: dict[str, Any] = urllib3.request("GET", address, timeout=10, retries=False).json()[0]["customizedMetadata"]
+    return told
+
+
+def test_the_server_says_what_it_serves_on_both_ports(server: Server, archive: Path) -> None:
     inspected = subprocess.run(command("inspect", str(archive)), capture_output=True, check=True)
-    assert facts["weights_sha256"] == json.loads(inspected.stdout)["weights_sha256"]
-    assert facts["origin"] == {"run": "r1"}
+    assert facts(server)["weights_sha256"] == json.loads(inspected.stdout)["weights_sha256"]
+    assert facts(server)["origin"] == {"run": "r1"}
+    asked = urllib3.request("GET", server.endpoint, headers={"Describe": "True"}, timeout=10, retries=False)
+    assert asked.json() == facts(server)
 
 
-def test_metrics_count_requests(server: Server) -> None:
+def metrics(server: Server) -> dict[str, float]:
+    """Values by name and labels, without the name of the host."""
     port = server.said(r"^ready: .*metrics port (\d+)")
-    metrics = urllib3.request("GET", f"http://127.0.0.1:{port}/metrics", timeout=10, retries=False).data.decode()
-    assert re.search(r'^ts_inference_requests_total{model_name="stemwright",.*} [1-9]', metrics, re.MULTILINE), metrics
+    text = urllib3.request("GET", f"http://127.0.0.1:{port}/metrics", timeout=10, retries=False).data.decode()
+    lines = [re.sub(r'[Hh]ostname="[^"]*",', "", line).rpartition(" ") for line in text.splitlines() if line[0] != "#"]
+    return {name.replace("{}", ""): float(value) for name, _, value in lines}
+
+
+def test_metrics_tell_what_was_done(server: Server, song: bytes, mixture: np.ndarray) -> None:
+    server.post(song)
+    before = metrics(server)
+    assert server.post(song).status == 200
+    assert server.post(b"hello").status == 415
+    wait_for(
+        lambda: (
+            metrics(server).get('stemwright_requests_total{status="415",}', 0)
+            > before.get('stemwright_requests_total{status="415",}', 0)
+        )
+    )
+    after = metrics(server)
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown['stemwright_requests_total{status="200",}'] == 1
+    assert grown["stemwright_audio_seconds_total"] == pytest.approx(len(mixture) / 22_050)
+    assert grown["stemwright_windows_total"] == 3
+    assert grown["stemwright_real_time_factor_count"] == 1
+    for part in ("decode", "separate", "encode"):
+        assert 0 < grown[f'stemwright_work_seconds_total{{part="{part}",}}'] < 10
+    assert any(name.startswith("ts_queue_latency_microseconds") for name in after)
+    (info,) = [name for name in after if name.startswith("stemwright_model_info")]
+    assert facts(server)["weights_sha256"] in info
+
+
+def test_a_request_is_found_again_by_its_id(server: Server) -> None:
+    answer = server.post(b"hello", x_request_id="from-the-caller")
+    assert answer.headers["x-correlation-id"] == answer.json()["request_id"] == "from-the-caller"
+    wait_for(lambda: '"from-the-caller"' in server.log.read_text())
+    (line,) = [line for line in server.log.read_text().splitlines() if '"from-the-caller"' in line]
+    assert json.loads(line)["status"] == 415
+
+
+def test_the_work_for_a_caller_who_has_gone_ends(server: Server, mixture: np.ndarray) -> None:
+    long = encoded(np.tile(mixture, (3, 1)), audio_format="FLAC")
+    host, port = server.endpoint.split("/")[2].split(":")
+    with socket.create_connection((host, int(port))) as caller:
+        head = "POST /predictions/stemwright HTTP/1.1\r\nHost: x\r\nX-Request-Id: gone\r\n"
+        caller.sendall(f"{head}Content-Length: {len(long)}\r\n\r\n".encode() + long)
+        caller.recv(100)
+    wait_for(lambda: '"gone"' in server.log.read_text())
+    (line,) = [line for line in server.log.read_text().splitlines() if '"request_id": "gone"' in line]
+    assert json.loads(line)["status"] == 499
+    assert server.post(encoded(NOISE)).status == 200
 
 
 def test_no_credential_reaches_a_worker_or_the_log(server: Server) -> None:
@@ -255,7 +310,9 @@ def test_the_command_line_gives_the_same_files_over_http_and_here(
     assert here.read_bytes() == there.read_bytes()
 
 
-def test_two_servers_run_side_by_side_and_sigterm_leaves_nothing(server: Server, archive: Path, tmp_path: Path) -> None:
+def test_two_servers_run_side_by_side_and_sigterm_finishes_and_leaves_nothing(
+    server: Server, archive: Path, mixture: np.ndarray, tmp_path: Path
+) -> None:
     with serving(archive, tmp_path / "log", {}) as second:
         wait_until_ready(second)
         ready = psutil.Process().environ() | {"STEMWRIGHT_MANAGEMENT_PORT": second.management_port}
@@ -265,14 +322,29 @@ def test_two_servers_run_side_by_side_and_sigterm_leaves_nothing(server: Server,
         assert len(family) == 2, "Java and a worker"
         assert folder.is_dir()
 
-        asked = time.monotonic()
-        second.process.terminate()
+        with ThreadPoolExecutor(1) as callers:
+            long = encoded(np.tile(mixture, (12, 1)), audio_format="FLAC")
+            begun = callers.submit(second.post, long)
+            wait_for(lambda: "POST /predictions" in second.log.read_text().partition("\nready: ")[2])
+            second.process.terminate()
+            wait_for(lambda: "\nstopping: " in second.log.read_text())
+            late = second.post(encoded(NOISE))
+            assert (late.status, late.headers["retry-after"]) == (503, "5")
+            assert "stopping" in late.json()["message"]
+            whole = stems_in(begun.result().data)
+        assert whole["vocals"].shape == (12 * len(mixture), 2), "what was in work is finished"
         assert second.process.wait(timeout=20) == 0
-        assert time.monotonic() - asked < 3
         assert_gone(family)
         assert not folder.exists()
         assert subprocess.run(command("ready"), env=ready, check=False).returncode == 1
     assert server.post(encoded(NOISE)).status == 200, "the first runs on"
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:

@@ -3,6 +3,10 @@
 import io
 import json
 import logging
+import socket
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,13 @@ import soundfile
 import torch
 from torch import nn
 from ts.context import Context, RequestProcessor
+from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.utils.util import list_classes_from_module
 
 from serving import handler
 from serving.archive import write_archive
+from serving.drain import Drain
+from serving.errors import AudioTooLong
 from serving.handler import Handler
 from serving.spec import ModelSpec
 
@@ -105,9 +112,115 @@ def test_a_bad_request_gets_a_sentence(
 
 
 def test_a_song_over_the_limit_is_refused(served: Handler) -> None:
-    served.max_duration_s = 1
+    served.settings = replace(served.settings, max_duration_s=1)
     code, _, body = refused(served, {"body": song(seconds=1.1)}, {})
     assert (code, body["error"]) == (413, "AudioTooLong")
+
+
+def record(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith('{"request_id"')]
+    return dict(json.loads(line))
+
+
+def test_a_request_leaves_one_line_without_anything_of_the_song(
+    served: Handler, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"X-Request-Id": "abc.1", "Content-Disposition": 'attachment; filename="My Song.wav"'}
+    context = context_for(headers)
+    with caplog.at_level(logging.INFO):
+        served.handle([{"body": song(seconds=2)}], context)
+    told = record(caplog)
+    assert (told["request_id"], told["status"], told["audio_s"], told["channels"]) == ("abc.1", 200, 2.0, 1)
+    assert told["sent_bytes"] == sum(map(len, [*context.cl_socket.messages])) - overhead(context)
+    assert 0 < told["decode_s"] + told["separate_s"] + told["encode_s"] <= told["seconds"]
+    assert "My Song" not in caplog.text
+    assert context.get_response_headers(0)["X-Correlation-Id"] == "abc.1"
+
+
+def overhead(context: Context) -> int:
+    """What the protocol of TorchServe adds to the bytes of the pieces."""
+    empty = context_for({})
+    empty.request_processor = context.request_processor
+    send_intermediate_predict_response([b""], empty.request_ids, "Intermediate", 200, empty)
+    return len(empty.cl_socket.messages[0]) * len(context.cl_socket.messages)
+
+
+@pytest.mark.parametrize("named", ["", "two words", "x" * 129, 'quo"te', "new\nline", "ü"])
+def test_an_id_that_is_no_plain_word_is_replaced(served: Handler, named: str) -> None:
+    context = context_for({"X-Request-Id": named})
+    (body,) = served.handle([{"body": b"no audio"}], context)
+    assert json.loads(body)["request_id"] == context.get_response_headers(0)["X-Correlation-Id"] == "r"
+
+
+def test_work_beyond_the_time_limit_is_refused_and_costs_nothing_more(served: Handler) -> None:
+    served.settings = replace(served.settings, request_timeout_s=0)
+    code, _, body = refused(served, {"body": song()}, {})
+    assert (code, body["error"]) == (413, "AudioTooLong")
+    assert "more than 0 s of work" in body["message"]
+    served.settings = replace(served.settings, request_timeout_s=60)
+    assert served.handle([{"body": song()}], context_for({})) == [b""]
+
+
+def test_an_answer_over_its_time_is_cut_between_windows(served: Handler) -> None:
+    context = context_for({"Accept": "audio/wav", "X-Stems": "vocals"})
+    slow = served.separator.network
+
+    class Slow(nn.Module):
+        def forward(self, mixture: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.3)
+            stems: torch.Tensor = slow(mixture)
+            return stems
+
+    served.separator.network = Slow()
+    served.settings = replace(served.settings, request_timeout_s=1)
+    with pytest.raises(AudioTooLong):
+        served.handle([{"body": song(seconds=150)}], context)
+    assert context.cl_socket.messages, "what was ready has been sent"
+
+
+def test_a_server_that_stops_finishes_what_it_works_on_and_refuses_the_rest(served: Handler, tmp_path: Path) -> None:
+    served.drain = Drain(tmp_path)
+    network = served.separator.network
+    at_work = threading.Event()
+
+    class Announcing(nn.Module):
+        def forward(self, mixture: torch.Tensor) -> torch.Tensor:
+            at_work.set()
+            time.sleep(0.2)
+            stems: torch.Tensor = network(mixture)
+            return stems
+
+    served.separator.network = Announcing()
+    answers: list[list[Any]] = []
+    worker = threading.Thread(target=lambda: answers.append(served.handle([{"body": song()}], context_for({}))))
+    assert served.drain.quiet
+    worker.start()
+    assert at_work.wait(timeout=10)
+    served.drain.begin()
+    assert not served.drain.quiet
+    worker.join()
+    assert answers == [[b""]], "finished, not refused"
+
+    context = context_for({})
+    (body,) = served.handle([{"body": song()}], context)
+    assert context.get_response_status(0)[0] == 503
+    assert context.get_response_headers(0)["Retry-After"] == "5"
+    assert "stopping" in json.loads(body)["message"]
+    assert not served.drain.quiet, "it may still be on its way"
+    time.sleep(1.1)
+    assert served.drain.quiet
+
+
+def test_no_caller_at_all_ends_the_work(served: Handler, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    served.drain = Drain(tmp_path)
+    with socket.socket() as closed:  # a port that nobody is connected to
+        closed.bind(("127.0.0.1", 0))
+        served.settings = replace(served.settings, http_port=closed.getsockname()[1])
+        context = context_for({})
+        with caplog.at_level(logging.INFO):
+            assert served.handle([{"body": song(seconds=70)}], context) == [b""]
+    assert context.cl_socket.messages == []
+    assert record(caplog)["status"] == 499
 
 
 class Failing(nn.Module):
@@ -157,4 +270,4 @@ def test_the_worker_takes_its_limit_from_the_environment(
     monkeypatch.setenv("STEMWRIGHT_MAX_DURATION_S", "7")
     served = Handler()
     served.initialize(context_for({}, tmp_path / "tiny.mar"))
-    assert served.max_duration_s == 7
+    assert served.settings.max_duration_s == 7

@@ -15,17 +15,22 @@ def test_every_setting_has_a_variable() -> None:
         "STEMWRIGHT_HTTP_HOST": "0.0.0.0",
         "STEMWRIGHT_HTTP_PORT": "0",
         "STEMWRIGHT_MANAGEMENT_PORT": "8081",
+        "STEMWRIGHT_METRICS_HOST": "10.0.0.7",
         "STEMWRIGHT_METRICS_PORT": "8082",
         "STEMWRIGHT_MAX_REQUEST_MB": "50",
         "STEMWRIGHT_MAX_DURATION_S": "7200",
         "STEMWRIGHT_WORKERS": "2",
         "STEMWRIGHT_QUEUE_SIZE": "3",
         "STEMWRIGHT_RESPONSE_TIMEOUT_S": "30",
+        "STEMWRIGHT_REQUEST_TIMEOUT_S": "900",
+        "STEMWRIGHT_GRACE_PERIOD_S": "5",
         "STEMWRIGHT_STARTUP_TIMEOUT_S": "40",
+        "STEMWRIGHT_RUN_DIR": "/run",
         "STEMWRIGHT_DEVICE": "cpu",
     }
-    settings = Settings("s3://models/x.mar", "0.0.0.0", 0, 8081, 8082, 50, 7200, 2, 3, 30, 40, "cpu")
-    assert Settings.from_env(environ) == settings
+    assert environ.keys() == {f"STEMWRIGHT_{name.upper()}" for name in vars(Settings())}
+    settings = Settings.from_env(environ)
+    assert (settings.workers, settings.metrics_host, settings.run_dir) == (2, "10.0.0.7", "/run")
     assert worker_environment(settings, {}) == environ, "the worker reads what the parent read"
 
 
@@ -69,6 +74,9 @@ def test_workers_get_no_credentials_and_nothing_that_overrides_their_configurati
         "MLFLOW_TRACKING_URI": "x",
         "TS_CONFIG_FILE": "x",
         "PYTHONPATH": "x",
+        "HF_TOKEN": "x",
+        "db_password": "x",
+        "OPENAI_API_KEY": "x",
     }
     environment = worker_environment(Settings(), environ)
     assert environment["PATH"] == "/bin"

@@ -1,0 +1,55 @@
+"""How a server stops without cutting what it works on: workers hold a lock while they work, and refuse once it is to stop.
+
+Server and workers are processes that share a folder. A lock goes with its process, however that ends.
+"""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# Between two steps of one answer a worker waits for TorchServe; not for so long.
+QUIET_S = 1.0
+
+
+@dataclass(frozen=True)
+class Drain:
+    folder: Path
+
+    def begin(self) -> None:
+        """Tell the workers to begin nothing new."""
+        self._order.touch()
+
+    @property
+    def begun(self) -> bool:
+        return self._order.exists()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Held by a worker for as long as it works on something."""
+        with self._lock.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+            self._lock.touch()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no worker has worked for a second."""
+        if not self._lock.exists():
+            return True
+        with self._lock.open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return time.time() - self._lock.stat().st_mtime > QUIET_S
+
+    @property
+    def _order(self) -> Path:
+        return self.folder / "draining"
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder / "working"
