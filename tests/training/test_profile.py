@@ -98,7 +98,7 @@ def test_batches_that_come_too_late_are_told_from_slow_steps(
 
     profiled = measure(Stepper(config, RunState(config, CPU), CPU, Ranks()), crops, steps=2)
 
-    assert profiled.data_wait > 0.3
+    assert 0.5 < profiled.data_wait < 1
     assert profiled.parts_s["forward"] < 0.2
     assert "--cache" in profiled.advice()
 
