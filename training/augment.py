@@ -19,9 +19,9 @@ def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
 
 def augment(stems: Tensor, channels: int, chances: Tensor) -> Tensor:
     """Stereo stems (b, s, 2, n) as stems (b, s, c, n) for a model of one channel or two: other levels, other sides."""
-    level, where, side = chances[..., None, None].unbind(2)
+    level, place, kind = chances[..., None, None].unbind(2)
     louder = gain(stems, level)
-    return pan(louder, where, side) if channels == 1 else swap_channels(louder, side)
+    return one_channel(louder, place, kind[:, :1]) if channels == 1 else swap_channels(louder, place)
 
 
 def gain(stems: Tensor, level: Tensor) -> Tensor:
@@ -29,12 +29,18 @@ def gain(stems: Tensor, level: Tensor) -> Tensor:
     return stems * 10 ** (GAIN_DB * (2 * level - 1) / 20)
 
 
-def pan(stems: Tensor, where: Tensor, side: Tensor) -> Tensor:
-    """One channel (b, s, 1, n) of each stem: half of them left or right, the others mixed from both."""
-    left = torch.where(side < 0.5, where.round(), where)
-    return left * stems[:, :, :1] + (1 - left) * stems[:, :, 1:]
+def one_channel(stems: Tensor, place: Tensor, kind: Tensor) -> Tensor:
+    """One channel (b, s, 1, n) of stereo stems, as a network of one channel will hear songs.
+
+    Half of the examples are the middle of all their stems and a quarter the sides, half the sum and half the difference of
+    left and right; the rest have each stem from a place of its own between left and right. `place` is (b, s, 1, 1), `kind`
+    one for each example, (b, 1, 1, 1).
+    """
+    left_share = torch.where(kind < 0.75, 0.5, place)
+    right_share = torch.where((kind >= 0.5) & (kind < 0.75), -0.5, 1 - left_share)
+    return left_share * stems[:, :, :1] + right_share * stems[:, :, 1:]
 
 
-def swap_channels(stems: Tensor, side: Tensor) -> Tensor:
+def swap_channels(stems: Tensor, place: Tensor) -> Tensor:
     """Left and right exchanged in half of the stems."""
-    return torch.where(side < 0.5, stems.flip(2), stems)
+    return torch.where(place < 0.5, stems.flip(2), stems)

@@ -1,4 +1,4 @@
-"""The U-Net of the plan: mixture magnitudes in, one vocal mask out, the mixture's phase kept.
+"""The U-Net of the plan: magnitudes of one channel in, its vocal mask out, the mixture's phase kept.
 
 Encoder with max-pooling, bottleneck, decoder with transposed convolutions, concatenated skips; and three things that make
 it better for what it costs:
@@ -62,9 +62,16 @@ class Classic(nn.Module):
     def forward(self, mixture: Tensor) -> Tensor:
         """Stem spectrograms (b, 2, c, f, t), vocals and accompaniment, of a mixture spectrogram (b, c, f, t).
 
-        All channels of a song get the same mask, that of their root mean square: half the work for a stereo song.
+        Of a stereo song, what both channels share and what they differ by get a mask each: a voice is in the middle, most
+        instruments are not. The channels of any other song get one mask, that of their root mean square.
         """
-        vocals = self.vocal_mask(mixture.abs().square().mean(dim=1, keepdim=True).sqrt()) * mixture
+        if mixture.shape[1] == 2:
+            left, right = mixture.unbind(1)
+            rows = torch.stack([left + right, left - right], dim=1) / 2
+            middle, sides = (self.vocal_mask(rows.abs().flatten(0, 1)[:, None]).view(rows.shape) * rows).unbind(1)
+            vocals = torch.stack([middle + sides, middle - sides], dim=1)
+        else:
+            vocals = self.vocal_mask(mixture.abs().square().mean(dim=1, keepdim=True).sqrt()) * mixture
         return torch.stack([vocals, mixture - vocals], dim=1)
 
     def vocal_mask(self, magnitude: Tensor) -> Tensor:

@@ -41,15 +41,17 @@ def test_a_batch_equals_its_rows(tiny_spec: ModelSpec, network: nn.Module) -> No
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
 
 
-def test_a_channel_is_separated_alike_alone_and_among_others(
+def test_a_song_is_separated_alike_as_mono_as_stereo_and_with_its_channels_exchanged(
     tiny_spec: ModelSpec, network: nn.Module, song: Audio
 ) -> None:
     separator = Separator(tiny_spec, network, "cpu")
-    both = separator.separate(song, 44_100)
-    for channel in range(2):
-        alone = separator.separate(song[channel : channel + 1], 44_100)
-        for stem in tiny_spec.stems:
-            np.testing.assert_allclose(both[stem][channel], alone[stem][0], rtol=0, atol=1e-6)
+    mono, exchanged = song[:1], song[::-1].copy()
+    alone, twice = (separator.separate(np.repeat(mono, copies, axis=0), 44_100) for copies in (1, 2))
+    both, other_way = separator.separate(song, 44_100), separator.separate(exchanged, 44_100)
+    for stem in tiny_spec.stems:
+        for channel in range(2):
+            np.testing.assert_allclose(twice[stem][channel], alone[stem][0], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(other_way[stem][::-1], both[stem], rtol=0, atol=1e-6)
 
 
 def test_a_reloaded_archive_equals_the_live_model_bit_for_bit(

@@ -49,15 +49,38 @@ def test_any_number_of_frames(network: Classic, frames: int) -> None:
     assert mask.shape == (1, 1, 1025, frames) and mask.min() >= 0 and mask.max() <= 1
 
 
+@pytest.mark.parametrize("channels", [1, 6])
+def test_channels_that_are_not_two_get_one_mask(network: Classic, channels: int) -> None:
+    mixture = torch.randn(2, channels, 1025, 20, dtype=torch.complex64)
+    with torch.inference_mode():
+        vocals = network(mixture)[:, 0]
+        mask = network.vocal_mask(torch.linalg.vector_norm(mixture, dim=1, keepdim=True) / channels**0.5)
+    torch.testing.assert_close(vocals, mask * mixture, rtol=0, atol=1e-5)
+
+
+def test_the_middle_and_the_sides_of_a_stereo_song_get_a_mask_each(network: Classic) -> None:
+    middle, sides = torch.randn(2, 3, 1, 1025, 20, dtype=torch.complex64)
+    with torch.inference_mode():
+        vocals = network(torch.cat([middle + sides, middle - sides], dim=1))[:, 0]
+        expected = [network.vocal_mask(part.abs()) * part for part in (middle, sides)]
+    torch.testing.assert_close((vocals[:, :1] + vocals[:, 1:]) / 2, expected[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close((vocals[:, :1] - vocals[:, 1:]) / 2, expected[1], rtol=0, atol=1e-5)
+
+
+def test_left_and_right_are_alike(network: Classic) -> None:
+    mixture = torch.randn(1, 2, 1025, 20, dtype=torch.complex64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(mixture.flip(1)), network(mixture).flip(2))
+        mono = mixture[:, :1]
+        torch.testing.assert_close(network(mono.expand(1, 2, 1025, 20))[:, :, :1], network(mono), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 6])
 def test_vocals_and_accompaniment_are_the_mixture(network: Classic, channels: int) -> None:
-    """All channels get one mask, that of their root mean square."""
     mixture = torch.randn(2, channels, 1025, 20, dtype=torch.complex64)
     with torch.inference_mode():
         stems = network(mixture)
-        expected = network.vocal_mask(torch.linalg.vector_norm(mixture, dim=1, keepdim=True) / channels**0.5) * mixture
     assert stems.shape == (2, 2, channels, 1025, 20)
-    torch.testing.assert_close(stems[:, 0], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(stems.sum(dim=1), mixture)
 
 

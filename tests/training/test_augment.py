@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from training.augment import DRAWS, GAIN_DB, augment, chances, gain, pan, swap_channels
+from training.augment import DRAWS, GAIN_DB, augment, chances, gain, one_channel, swap_channels
 
 
 @pytest.fixture
@@ -22,14 +22,15 @@ def test_gain_is_one_factor_a_stem_within_its_range(stems: Tensor, draw: Tensor)
     torch.testing.assert_close(20 * factor[..., :1, :1].log10(), GAIN_DB * (2 * draw - 1), rtol=0, atol=1e-3)
 
 
-def test_pan_weighs_left_and_right_by_numbers_that_sum_to_one(stems: Tensor, draw: Tensor) -> None:
-    side = draw.flip(0)
-    left = pan(torch.cat([torch.ones_like(stems[:, :, :1]), torch.zeros_like(stems[:, :, 1:])], dim=2), draw, side)
-    right = pan(torch.cat([torch.zeros_like(stems[:, :, :1]), torch.ones_like(stems[:, :, 1:])], dim=2), draw, side)
-    torch.testing.assert_close(left + right, torch.ones_like(left))
-    assert left.shape == (500, 4, 1, 16) and left.min() >= 0 and left.max() <= 1
-    shares = [(left[..., 0] == one).float().mean().item() for one in (0.0, 1.0)]
-    assert all(abs(share - 0.25) < 0.04 for share in shares)
+def test_a_network_of_one_channel_hears_the_middle_the_sides_or_stems_from_places_of_their_own(stems: Tensor) -> None:
+    place = torch.rand(500, 4, 1, 1, generator=Generator().manual_seed(2))
+    kind = torch.linspace(0, 0.999, 500)[:, None, None, None]
+    heard = one_channel(stems, place, kind)
+    left, right = stems[:, :, :1], stems[:, :, 1:]
+    assert heard.shape == (500, 4, 1, 16)
+    torch.testing.assert_close(heard[:250], ((left + right) / 2)[:250])
+    torch.testing.assert_close(heard[251:375], ((left - right) / 2)[251:375])
+    torch.testing.assert_close(heard[376:], (place * left + (1 - place) * right)[376:])
 
 
 def test_channels_are_swapped_in_half_of_the_stems(stems: Tensor, draw: Tensor) -> None:
