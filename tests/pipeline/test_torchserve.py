@@ -41,6 +41,12 @@ SPEC = ModelSpec(
 )
 
 
+def request(method: str, address: str, **options: Any) -> urllib3.BaseHTTPResponse:
+    """A request on a connection of its own, which does not stay open."""
+    with urllib3.PoolManager(retries=False) as pool:
+        return pool.request(method, address, **options)
+
+
 @dataclass(frozen=True)
 class Server:
     """A running `python -m serving serve`, what it printed so far, and how to ask it."""
@@ -63,11 +69,11 @@ class Server:
 
     def post(self, body: bytes, **headers: str) -> urllib3.BaseHTTPResponse:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return urllib3.request("POST", self.endpoint, body=body, headers=named, timeout=60, retries=False)
+        return request("POST", self.endpoint, body=body, headers=named, timeout=60)
 
     def worker_pid(self) -> int:
         address = f"http://127.0.0.1:{self.management_port}/models/stemwright"
-        (worker,) = urllib3.request("GET", address, timeout=10, retries=False).json()[0]["workers"]
+        (worker,) = request("GET", address, timeout=10).json()[0]["workers"]
         assert worker["status"] == "READY"
         return int(worker["pid"])
 
@@ -167,7 +173,7 @@ def test_one_stem_is_a_file_of_its_own(server: Server, song: bytes, mixture: np.
 
 
 def test_a_form_is_as_good_as_a_body(server: Server, song: bytes) -> None:
-    form = urllib3.request("POST", server.endpoint, fields={"song": ("song.wav", song)}, timeout=60, retries=False)
+    form = request("POST", server.endpoint, fields={"song": ("song.wav", song)}, timeout=60)
     assert form.status == 200
     assert form.data == server.post(song).data
 
@@ -179,8 +185,8 @@ def test_other_formats_go_in(server: Server, mixture: np.ndarray, audio_format: 
 
 
 def test_the_answer_is_the_one_that_the_archive_gives_in_process(server: Server, archive: Path, song: bytes) -> None:
-    request = Request.from_headers({"accept": "application/zip, audio/flac"}, SPEC.stems)
-    here = b"".join(request.answer(Separator.open(archive, "cpu"), song))
+    wanted = Request.from_headers({"accept": "application/zip, audio/flac"}, SPEC.stems)
+    here = b"".join(wanted.answer(Separator.open(archive, "cpu"), song))
     assert server.post(song, accept="application/zip, audio/flac").data == here
 
 
@@ -226,7 +232,7 @@ def test_a_request_over_the_limit_is_refused(server: Server) -> None:
 
 def facts(server: Server) -> dict[str, Any]:
     address = f"http://127.0.0.1:{server.management_port}/models/stemwright?customized=true"
-    told: dict[str, Any] = urllib3.request("GET", address, timeout=10, retries=False).json()[0]["customizedMetadata"]
+    told: dict[str, Any] = request("GET", address, timeout=10).json()[0]["customizedMetadata"]
     return told
 
 
@@ -234,14 +240,14 @@ def test_the_server_says_what_it_serves_on_both_ports(server: Server, archive: P
     inspected = subprocess.run(command("inspect", str(archive)), capture_output=True, check=True)
     assert facts(server)["weights_sha256"] == json.loads(inspected.stdout)["weights_sha256"]
     assert facts(server)["origin"] == {"run": "r1"}
-    asked = urllib3.request("GET", server.endpoint, headers={"Describe": "True"}, timeout=10, retries=False)
+    asked = request("GET", server.endpoint, headers={"Describe": "True"}, timeout=10)
     assert asked.json() == facts(server)
 
 
 def metrics(server: Server) -> dict[str, float]:
     """Values by name and labels, without the name of the host."""
     port = server.said(r"^ready: .*metrics port (\d+)")
-    text = urllib3.request("GET", f"http://127.0.0.1:{port}/metrics", timeout=10, retries=False).data.decode()
+    text = request("GET", f"http://127.0.0.1:{port}/metrics", timeout=10).data.decode()
     lines = [re.sub(r'[Hh]ostname="[^"]*",', "", line).rpartition(" ") for line in text.splitlines() if line[0] != "#"]
     return {name.replace("{}", ""): float(value) for name, _, value in lines}
 
