@@ -2,6 +2,7 @@
 
     StemwrightError                 500
     ├── RequestError                400   the request asks for what the model does not have
+    │   └── Forbidden               403   an address that this server may not read or write
     ├── AudioError                  422   the audio is readable but cannot be separated
     │   ├── UnsupportedAudio        415   the bytes are no audio format that can be read here
     │   └── AudioTooLong            413   longer than the server accepts
@@ -28,6 +29,12 @@ class RequestError(StemwrightError):
     """A stem, format or option that this model or server does not offer."""
 
     status = 400
+
+
+class Forbidden(RequestError):
+    """An address that the operator has not allowed, or that leads into a private network."""
+
+    status = 403
 
 
 class AudioError(StemwrightError):
