@@ -5,13 +5,9 @@ import json
 import re
 import socket
 import subprocess
-import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,140 +15,24 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
-import torch
-import urllib3
 
-from serving.archive import write_archive
-from serving.networks import build
 from serving.request import Request
 from serving.separator import Separator
-from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
-
-pytestmark = pytest.mark.slow
-
-MAX_DURATION_S = 30
-SPEC = ModelSpec(
-    architecture="classic",
-    dimensions={"channels": (4, 4, 8), "fold": 8, "memory_inputs": 8, "memory_units": 4},
-    stems=("vocals", "accompaniment"),
-    audio=AudioSpec(sample_rate_hz=8_000, channels=1),
-    stft=StftSpec(n_fft=256, hop_samples=64),
-    chunk=ChunkSpec(length_s=4, overlap_s=1),
+from tests.torchserve import (
+    MAX_DURATION_S,
+    SPEC,
+    Server,
+    command,
+    encoded,
+    metrics,
+    request,
+    serving,
+    stems_in,
+    wait_for,
+    wait_until_ready,
 )
 
-
-def request(method: str, address: str, **options: Any) -> urllib3.BaseHTTPResponse:
-    """A request on a connection of its own, which does not stay open."""
-    with urllib3.PoolManager(retries=False) as pool:
-        return pool.request(method, address, **options)
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running `python -m serving serve`, what it printed so far, and how to ask it."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def said(self, pattern: str) -> str:
-        match = re.search(pattern, self.log.read_text(), re.MULTILINE)
-        assert match, self.log.read_text()
-        return match[1]
-
-    @property
-    def endpoint(self) -> str:
-        return self.said(r"^ready: (\S+)")
-
-    @property
-    def management_port(self) -> str:
-        return self.said(r"^ready: .*management port (\d+)")
-
-    def post(self, body: bytes, **headers: str) -> urllib3.BaseHTTPResponse:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return request("POST", self.endpoint, body=body, headers=named, timeout=60)
-
-    def worker_pid(self) -> int:
-        address = f"http://127.0.0.1:{self.management_port}/models/stemwright"
-        (worker,) = request("GET", address, timeout=10).json()[0]["workers"]
-        assert worker["status"] == "READY"
-        return int(worker["pid"])
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "serving", *arguments]
-
-
-@contextmanager
-def serving(model: Path, log: Path, environment: dict[str, str]) -> Iterator[Server]:
-    """A server from its start to SIGTERM, without waiting for it to be ready."""
-    inherited = psutil.Process().environ()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command("serve", "--model", str(model), "--port", "0"),
-            stdout=output,
-            stderr=output,
-            env=inherited | environment,
-        )
-        try:
-            yield Server(process, log)
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
-
-
-def wait_until_ready(server: Server) -> None:
-    for _ in range(600):
-        if "\nready: " in server.log.read_text():
-            return
-        assert server.process.poll() is None, server.log.read_text()
-        time.sleep(0.1)
-    raise AssertionError(server.log.read_text())
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("archive") / "tiny.mar"
-    torch.manual_seed(0)
-    write_archive(path, SPEC, build(SPEC), {"run": "r1"})
-    return path
-
-
-@pytest.fixture(scope="module")
-def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("server") / "log"
-    environment = {
-        "STEMWRIGHT_MAX_DURATION_S": str(MAX_DURATION_S),
-        "STEMWRIGHT_MAX_REQUEST_MB": "10",
-        "AWS_SECRET_ACCESS_KEY": "hush-hush",
-    }
-    with serving(archive, log, environment) as server:
-        wait_until_ready(server)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def mixture() -> np.ndarray:
-    """Nine seconds of stereo noise (n, c), three windows and a bit, at another rate than the model's."""
-    return np.random.default_rng(0).uniform(-0.5, 0.5, (9 * 22_050 + 1, 2)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def song(mixture: np.ndarray) -> bytes:
-    return encoded(mixture)
-
-
-def encoded(audio: np.ndarray, rate_hz: int = 22_050, audio_format: str = "WAV", subtype: str | None = None) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, audio, rate_hz, format=audio_format, subtype=subtype)
-    return file.getvalue()
-
-
-def stems_in(answer: bytes) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(io.BytesIO(answer)) as members:
-        return {
-            Path(name).stem: soundfile.read(io.BytesIO(members.read(name)), dtype="float32")[0]
-            for name in members.namelist()
-        }
+pytestmark = pytest.mark.slow
 
 
 def test_a_song_becomes_stems_that_sum_to_it(server: Server, song: bytes, mixture: np.ndarray) -> None:
@@ -244,25 +124,13 @@ def test_the_server_says_what_it_serves_on_both_ports(server: Server, archive: P
     assert asked.json() == facts(server)
 
 
-def metrics(server: Server) -> dict[str, float]:
-    """Values by name and labels, without the name of the host."""
-    port = server.said(r"^ready: .*metrics port (\d+)")
-    text = request("GET", f"http://127.0.0.1:{port}/metrics", timeout=10).data.decode()
-    lines = [re.sub(r'[Hh]ostname="[^"]*",', "", line).rpartition(" ") for line in text.splitlines() if line[0] != "#"]
-    return {name.replace("{}", ""): float(value) for name, _, value in lines}
-
-
 def test_metrics_tell_what_was_done(server: Server, song: bytes, mixture: np.ndarray) -> None:
     server.post(song)
     before = metrics(server)
     assert server.post(song).status == 200
     assert server.post(b"hello").status == 415
-    wait_for(
-        lambda: (
-            metrics(server).get('stemwright_requests_total{status="415",}', 0)
-            > before.get('stemwright_requests_total{status="415",}', 0)
-        )
-    )
+    refused = 'stemwright_requests_total{status="415",}'
+    wait_for(lambda: metrics(server).get(refused, 0) > before.get(refused, 0))
     after = metrics(server)
     grown = {name: value - before.get(name, 0) for name, value in after.items()}
     assert grown['stemwright_requests_total{status="200",}'] == 1
@@ -344,13 +212,6 @@ def test_two_servers_run_side_by_side_and_sigterm_finishes_and_leaves_nothing(
         assert not folder.exists()
         assert subprocess.run(command("ready"), env=ready, check=False).returncode == 1
     assert server.post(encoded(NOISE)).status == 200, "the first runs on"
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
