@@ -99,7 +99,7 @@ def run_separate(options: argparse.Namespace) -> int:
 
 def write_stems(answer: Iterator[bytes], audio_format: "AudioFormat", out: Path) -> list[Path]:
     """Unpack the zip that is the answer, as the client does with a server's: all of the stems, or none."""
-    from serving.client import unpack
+    from serving.delivery import unpack
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:

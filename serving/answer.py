@@ -8,16 +8,21 @@ import json
 import logging
 import math
 import re
+import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from serving.errors import AudioTooLong, RequestError, ServerError, StemwrightError, UnsupportedAudio
-from serving.request import Request
+from serving.reference import Place, Reach, Reference, stored
+from serving.request import Request, plain_name
 from serving.separator import Separator
 from serving.spec import ChunkSpec
 from serving.work import Work
@@ -52,9 +57,16 @@ class Answer:
         self._started = time.monotonic()
         self._pieces: Iterator[bytes] = iter(())
 
-    def separate(self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float) -> None:
-        """Answer with the stems of the song that was sent as the body or as the one field of a form."""
-        self._pieces = self._stems(separator, fields, max_duration_s)
+    def separate(
+        self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float, reach: Reach | None = None
+    ) -> None:
+        """Answer with the stems of the song that was sent as the body or as the one field of a form; of a song within
+        `reach` that was named in a body of JSON."""
+        body_type = self._request_headers.get("content-type", "").split(";")[0].strip().lower()
+        if body_type == "application/json":
+            self._pieces = self._stems_by_reference(separator, fields, max_duration_s, reach or Reach())
+        else:
+            self._pieces = self._stems(separator, fields, max_duration_s)
 
     def refuse(self, error: StemwrightError) -> None:
         """Answer with an error, before anything else was sent."""
@@ -109,9 +121,30 @@ class Answer:
 
     def _stems(self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float) -> Iterator[bytes]:
         request = Request.from_headers(self._request_headers, separator.spec.stems)
+        self._announce(request)
+        with on_disk(audio_of(fields)) as song:
+            yield from request.answer(separator, song, max_duration_s, self.work)
+
+    def _stems_by_reference(
+        self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float, reach: Reach
+    ) -> Iterator[bytes]:
+        request = Request.from_headers(self._request_headers, separator.spec.stems)
+        named = Reference.from_json(audio_of(fields))
+        request = replace(request, song_name=request.song_name or plain_name(Place.of(named.uri).name))
+        if named.output is not None:
+            reach.check_output(named.output)
+            request = replace(request, zipped=True)
+        else:
+            self._announce(request)
+        with reach.song(named.uri) as path:
+            pieces = request.answer(separator, path, max_duration_s, self.work)
+            if named.output is not None:
+                pieces = stored(pieces, request.audio_format, reach, named.output)
+            yield from pieces
+
+    def _announce(self, request: Request) -> None:
         self.content_type = request.content_type
         self.headers["Content-Disposition"] = request.content_disposition
-        yield from request.answer(separator, audio_of(fields), max_duration_s, self.work)
 
     def _check_time(self) -> None:
         if time.monotonic() - self._started > self._limit_s:
@@ -127,6 +160,17 @@ def audio_of(fields: Mapping[str, Any]) -> bytes | bytearray:
     if not isinstance(audio, bytes | bytearray):
         raise UnsupportedAudio("the body is text and no audio: send the file itself, with an audio Content-Type")
     return audio
+
+
+@contextmanager
+def on_disk(audio: bytes | bytearray) -> Iterator[Path]:
+    """The bytes as a file. A bytearray is emptied: TorchServe would hold it for as long as the song is worked on."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "the audio")  # what messages call it
+        path.write_bytes(audio)
+        if isinstance(audio, bytearray):
+            audio.clear()
+        yield path
 
 
 def for_the_caller(error: Exception, request_id: str) -> StemwrightError:

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import urllib3
 
+from serving.delivery import unpack
 from serving.encoding import AudioFormat
 from serving.errors import AudioError, AudioTooLong, RequestError, ServerError, StemwrightError, UnsupportedAudio
-from serving.spec import STEMS
 
 CONNECT_TIMEOUT_S = 10
 BACKOFF_S = 0.5
@@ -122,13 +122,3 @@ def refusal(endpoint: str, status: int, body: bytes, size_bytes: int) -> Stemwri
             f"{endpoint} takes no request of {size_bytes:,} bytes: send FLAC or MP3, or raise its limit"
         )
     return ServerError(f"{endpoint} answered {status} ({message or 'without a message'}): see the log of the server")
-
-
-def unpack(archive: Path, audio_format: AudioFormat) -> dict[str, Path]:
-    """The stems of a zip, by name, unpacked beside it. Raises BadZipFile where a checksum is wrong."""
-    names = {f"{stem}.{audio_format}": stem for stem in STEMS}
-    with zipfile.ZipFile(archive) as stems:
-        unknown = [name for name in stems.namelist() if name not in names]
-        if unknown:
-            raise zipfile.BadZipFile(f"it holds {unknown[0]}")
-        return {names[name]: Path(stems.extract(name, archive.parent)) for name in stems.namelist()}

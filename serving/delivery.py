@@ -10,10 +10,12 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from serving.chunks import Audio
-from serving.encoding import Encoding, Outbox, StemFile
+from serving.encoding import AudioFormat, Encoding, Outbox, StemFile
 from serving.errors import RequestError, StemwrightError
+from serving.spec import STEMS
 
 PIECE_BYTES = 1 << 20  # well under TorchServe's limit of 6.5 MB for one message
 
@@ -76,3 +78,13 @@ def zip_of_stems(blocks: Iterable[Audio], stems: Sequence[str], encoding: Encodi
                     member.write(data)
                     yield outbox.take()
     yield outbox.take()
+
+
+def unpack(archive: Path, audio_format: AudioFormat) -> dict[str, Path]:
+    """The stems of a zip, by name, unpacked beside it. Raises BadZipFile where a checksum is wrong."""
+    names = {f"{stem}.{audio_format}": stem for stem in STEMS}
+    with zipfile.ZipFile(archive) as stems:
+        unknown = [name for name in stems.namelist() if name not in names]
+        if unknown:
+            raise zipfile.BadZipFile(f"it holds {unknown[0]}")
+        return {names[name]: Path(stems.extract(name, archive.parent)) for name in stems.namelist()}

@@ -27,6 +27,7 @@ from serving.connections import connections
 from serving.drain import Drain
 from serving.errors import ServerError
 from serving.processor import available_cpus
+from serving.reference import Reach
 from serving.separator import Separator
 from serving.settings import Settings
 
@@ -52,6 +53,7 @@ class Handler:
         logger.info("separating on %s, %d threads, %s", self.separator.device, torch.get_num_threads(), precision)
         rate_hz = archive.spec.audio.sample_rate_hz
         self.separator.separate(np.random.default_rng(0).standard_normal((2, rate_hz)).astype(np.float32), rate_hz)
+        self.reach = Reach.of(self.settings.allowed_uris, self.settings.max_reference_mb * 10**6)
         self.facts = {"weights_sha256": archive.weights_sha256, "origin": archive.origin, **archive.spec.to_json()}
         self.drain = Drain(Path(self.settings.run_dir)) if self.settings.run_dir else None
 
@@ -65,7 +67,7 @@ class Handler:
             if self.drain and self.drain.begun:
                 answer.refuse(ServerError("the server is stopping: try again, there may be another"))
             else:
-                answer.separate(self.separator, data[0], self.settings.max_duration_s)
+                answer.separate(self.separator, data[0], self.settings.max_duration_s, self.reach)
             status: int = HTTPStatus.INTERNAL_SERVER_ERROR
             try:
                 piece, status = self.send(answer, context)

@@ -8,6 +8,7 @@ the prefix gives in numbers is taken as it is. A store inside the own network is
 
 import ipaddress
 import json
+import re
 import socket
 import tempfile
 import time
@@ -21,6 +22,8 @@ from urllib.parse import unquote, urlsplit
 
 import urllib3
 
+from serving.delivery import unpack
+from serving.encoding import AudioFormat
 from serving.errors import AudioTooLong, Forbidden, RequestError, ServerError
 
 DEFAULT_PORTS = {"https": 443, "http": 80, "s3": 0}
@@ -69,21 +72,32 @@ class Place:
     @classmethod
     def of(cls, uri: str) -> Self:
         """Raises RequestError for what is no plain s3://, https:// or http:// address."""
+        place = cls._in_bucket(uri) if uri.startswith("s3://") else cls._on_the_web(uri)
+        if {".", ".."} & set(place.folders.split("/")) or "\\" in place.folders:
+            raise RequestError("the address has dots or backslashes in its path: write it out")
+        return place
+
+    @classmethod
+    def _in_bucket(cls, uri: str) -> Self:
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket) or not key.isprintable():
+            raise RequestError("the address is no s3://bucket/key: check it")
+        return cls("s3", bucket, DEFAULT_PORTS["s3"], f"/{key}", "")
+
+    @classmethod
+    def _on_the_web(cls, uri: str) -> Self:
         if not (uri.isascii() and uri.isprintable()) or {" ", "\\"} & set(uri):
             raise RequestError("the address holds letters that none can hold: percent-encode it")
         try:
             parts = urlsplit(uri, allow_fragments=False)
-            port = parts.port
-        except ValueError as error:
-            raise RequestError("the address cannot be read: check it") from error
-        plain = parts.scheme in DEFAULT_PORTS and parts.hostname and parts.username is None and parts.password is None
-        if not plain or not parts.hostname or (parts.scheme == "s3" and (parts.query or port is not None)):
-            raise RequestError("the address is none of s3://bucket/key, https://host/path and http://host/path")
-        path = unquote(parts.path) if parts.scheme != "s3" else parts.path
-        if {".", ".."} & set(path.split("/")) or "\\" in path:
-            raise RequestError("the address has dots or backslashes in its path: write it out")
-        host = parts.netloc if parts.scheme == "s3" else parts.hostname
-        return cls(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], parts.path or "/", parts.query)
+            port = parts.port or DEFAULT_PORTS[parts.scheme]
+        except (ValueError, KeyError) as error:
+            raise RequestError(
+                "the address is none of s3://bucket/key, https://host/path and http://host/path"
+            ) from error
+        if not parts.hostname or "@" in parts.netloc:
+            raise RequestError("the address has no host, or a password: name a plain or a presigned one")
+        return cls(parts.scheme, parts.hostname, port, parts.path or "/", parts.query)
 
     def __str__(self) -> str:
         """Without the query, which is a secret."""
@@ -92,15 +106,19 @@ class Place:
         return f"{self.scheme}://{host}{port}{self.path}"
 
     @property
+    def folders(self) -> str:
+        """The path as the store understands it; keys in buckets are taken as they are."""
+        return self.path if self.scheme == "s3" else unquote(self.path)
+
+    @property
     def name(self) -> str:
-        return PurePosixPath(unquote(self.path)).name or "song"
+        return PurePosixPath(self.folders).name
 
     def is_below(self, prefix: "Place") -> bool:
         """Whether this is the prefix or lies in its folder: `/a` has `/a/b` below it, not `/ab`."""
-        folder = unquote(prefix.path).rstrip("/")
-        path = unquote(self.path)
+        folder = prefix.folders.rstrip("/")
         same_store = (self.scheme, self.host, self.port) == (prefix.scheme, prefix.host, prefix.port)
-        return same_store and (path == folder or path.startswith(f"{folder}/"))
+        return same_store and (self.folders == folder or self.folders.startswith(f"{folder}/"))
 
 
 @dataclass(frozen=True)
@@ -232,8 +250,22 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
+def stored(zip_pieces: Iterator[bytes], audio_format: AudioFormat, reach: Reach, output: str) -> Iterator[bytes]:
+    """An answer of JSON, `{"stems": {name: address}}`, once the stems in a zip are stored below `output`; until then spaces,
+    which JSON may begin with, so that nobody takes the server for dead."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder, "stems.zip")
+        with archive.open("wb") as file:
+            for piece in zip_pieces:
+                file.write(piece)
+                yield b" "
+        stems = unpack(archive, audio_format)
+        urls = yield from awaited(lambda: reach.store(stems, output))
+    yield json.dumps({"stems": urls}).encode()
+
+
 def awaited(work: Callable[[], Result]) -> Generator[bytes, None, Result]:
-    """Do something slow and give a space, which JSON may begin with, every few seconds until it is done."""
+    """Do something slow and give a space every few seconds until it is done."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         future: Future[Result] = pool.submit(work)
         while wait([future], timeout=SIGN_OF_LIFE_S).not_done:

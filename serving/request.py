@@ -111,9 +111,14 @@ def stems_named(names: str, there: Sequence[str]) -> tuple[str, ...]:
 
 
 def song_name(content_disposition: str) -> str:
-    """The file name in the header, without folders, suffix and what no file name should hold; "" where there is none."""
+    """The plain name of the file in the header, "" where it has none."""
     header = Message()
     header["Content-Disposition"] = content_disposition
-    name = PurePosixPath((header.get_filename("")).replace("\\", "/")).stem
+    return plain_name(header.get_filename(""))
+
+
+def plain_name(file_name: str) -> str:
+    """A file name without folders, suffix and what no file name should hold."""
+    name = PurePosixPath(file_name.replace("\\", "/")).stem
     printable = "".join(letter for letter in name if letter.isprintable() and letter not in '"<>:|?*%')
     return printable.strip(". ")[:MAX_NAME_LENGTH]

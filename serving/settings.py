@@ -41,6 +41,11 @@ class Settings:
     max_duration_s: int = 3600
     """Compressed audio can be short in bytes and endless in time: an hour of it is minutes of work on a CPU, and the stems of
     an hour are gigabytes that Java holds for a client that reads slowly."""
+    allowed_uris: str = ""
+    """Where songs may be read from and stems written to by reference: prefixes such as s3://bucket/songs and
+    https://bucket.s3.amazonaws.com/songs/, commas between them. With an s3:// prefix the workers get the AWS_ credentials."""
+    max_reference_mb: int = 2_000
+    """The largest song by reference. It goes through a temporary file and costs no memory."""
     workers: int = 1
     """Processes with a model each; more than one pays on as many GPUs."""
     queue_size: int = 8
@@ -90,12 +95,15 @@ def worker_environment(settings: Settings, environ: Mapping[str, str] = os.envir
     """The environment of TorchServe and its workers: this one, with the settings as they are used.
 
     Left out: credentials, which only the parent needs, to fetch the archive, and all else whose name says secret; `TS_*`,
-    which would override TorchServe's configuration; PYTHONPATH, before whose packages those in the archive must go.
+    which would override TorchServe's configuration; PYTHONPATH, before whose packages those in the archive must go. The
+    credentials of object storage stay where songs may be read from buckets.
     """
     kept = {
         name: value
         for name, value in environ.items()
         if not name.startswith(HIDDEN_FROM_WORKERS) and not SECRET.search(name)
     }
+    if "s3://" in settings.allowed_uris:
+        kept |= {name: value for name, value in environ.items() if name.startswith("AWS_")}
     facts = {PREFIX + name.upper(): str(value) for name, value in vars(settings).items() if value is not None}
     return kept | facts

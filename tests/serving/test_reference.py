@@ -1,21 +1,30 @@
 """Songs by reference from a real S3 server and a small real HTTP server; and everything that must not be reached."""
 
+import io
+import json
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from torch import nn
 
 from serving import reference
+from serving.answer import Answer as Answered
 from serving.errors import AudioTooLong, Forbidden, RequestError, ServerError, StorageError
 from serving.reference import Place, Reach, Reference, awaited, checked_address, is_public
+from serving.separator import Separator
+from serving.spec import ModelSpec
 from tests.s3 import bucket_fixture  # noqa: F401
 
 SONG = b"a song" * 1_000
@@ -162,7 +171,8 @@ ALLOWED = "https://store.example.com/music/, s3://bucket/in, http://127.0.0.1:90
     [
         "https://store.example.com/music/a.wav?X-Amz-Signature=1",
         "https://STORE.example.com:443/music/album/a.wav",
-        "s3://bucket/in/a?b#c".replace("?b#c", ".wav"),
+        "s3://bucket/in/Jóga? 100% #1.wav",
+        "s3://bucket/in/%2e%2e/a.wav",
         "http://127.0.0.1:9000/anything",
     ],
 )
@@ -303,8 +313,9 @@ def test_a_certificate_must_be_the_names_not_the_addresss(
     certified: str, welcome: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate = tmp_path / "certificate.pem"
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj".split()
-    make += [f"/CN={certified}", "-addext", f"subjectAltName=DNS:{certified}", "-keyout", "-", "-out", "-"]
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    make += ["-days", "2", "-subj", f"/CN={certified}", "-addext", f"subjectAltName=DNS:{certified}"]
+    make += ["-keyout", "-", "-out", "-"]
     certificate.write_bytes(subprocess.run(make, check=True, capture_output=True).stdout)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     real = socket.getaddrinfo
@@ -364,3 +375,49 @@ def test_slow_work_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
             signs.append(next(work))
     assert end.value.value == "done"
     assert set(signs) == {b" "}
+
+
+def answered(
+    body: dict[str, str], allowed: str, spec: ModelSpec, network: nn.Module, **headers: str
+) -> tuple[Answered, bytes]:
+    """What a server that allows these addresses answers."""
+    answer = Answered("r1", {"content-type": "application/json; charset=utf-8", **headers}, limit_s=60)
+    separator = Separator(spec, network, "cpu")
+    answer.separate(separator, {"body": bytearray(json.dumps(body).encode())}, 60, Reach.of(allowed, 10**7))
+    return answer, b"".join(iter(answer.next_piece, b""))
+
+
+@pytest.fixture
+def song_in_bucket(bucket: Path) -> Path:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (8_000, 2))
+    soundfile.write(bucket / "a song.flac", noise, 8_000)
+    return bucket
+
+
+@pytest.mark.usefixtures("song_in_bucket")
+def test_stems_of_a_named_song_come_back(tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
+    answer, body = answered({"uri": "s3://a-bucket/a song.flac"}, "s3://a-bucket", tiny_spec, tiny_network)
+    assert (answer.status, answer.content_type) == (200, "application/zip")
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="a song.zip"'
+    assert zipfile.ZipFile(io.BytesIO(body)).namelist() == ["vocals.wav", "accompaniment.wav"]
+
+
+def test_stems_of_a_named_song_go_to_a_bucket(
+    song_in_bucket: Path, tiny_spec: ModelSpec, tiny_network: nn.Module
+) -> None:
+    named = {"uri": "s3://a-bucket/a song.flac", "output": "s3://a-bucket/stems/song"}
+    answer, body = answered(named, "s3://a-bucket", tiny_spec, tiny_network, accept="audio/flac")
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    addresses = {stem: f"s3://a-bucket/stems/song/{stem}.flac" for stem in ("vocals", "accompaniment")}
+    assert json.loads(body) == {"stems": addresses}
+    stems = [soundfile.read(song_in_bucket / "stems" / "song" / f"{stem}.flac")[0] for stem in addresses]
+    np.testing.assert_allclose(sum(stems), soundfile.read(song_in_bucket / "a song.flac")[0], atol=2**-13)
+
+
+def test_what_is_not_allowed_is_said_before_anything_is_done(tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
+    for allowed, output in (("", None), ("s3://in", "s3://out/x"), ("s3://other", None)):
+        named = {"uri": "s3://in/song.wav"} | ({"output": output} if output else {})
+        answer, body = answered(named, allowed, tiny_spec, tiny_network)
+        assert (answer.status, answer.content_type) == (403, "application/json")
+        assert json.loads(body)["error"] == "Forbidden"
+        assert "Content-Disposition" not in answer.headers

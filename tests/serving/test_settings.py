@@ -19,6 +19,8 @@ def test_every_setting_has_a_variable() -> None:
         "STEMWRIGHT_METRICS_PORT": "8082",
         "STEMWRIGHT_MAX_REQUEST_MB": "50",
         "STEMWRIGHT_MAX_DURATION_S": "7200",
+        "STEMWRIGHT_ALLOWED_URIS": "s3://bucket/songs",
+        "STEMWRIGHT_MAX_REFERENCE_MB": "500",
         "STEMWRIGHT_WORKERS": "2",
         "STEMWRIGHT_QUEUE_SIZE": "3",
         "STEMWRIGHT_RESPONSE_TIMEOUT_S": "30",
@@ -81,3 +83,13 @@ def test_workers_get_no_credentials_and_nothing_that_overrides_their_configurati
     environment = worker_environment(Settings(), environ)
     assert environment["PATH"] == "/bin"
     assert not environment.keys() & (environ.keys() - {"PATH"})
+
+
+def test_workers_get_credentials_of_buckets_only_where_they_may_read_some() -> None:
+    environ = {"AWS_SECRET_ACCESS_KEY": "a", "AWS_ENDPOINT_URL": "b", "MLFLOW_TRACKING_PASSWORD": "c", "API_KEY": "d"}
+
+    def kept(allowed_uris: str) -> set[str]:
+        return worker_environment(Settings(allowed_uris=allowed_uris), environ).keys() & environ.keys()
+
+    assert kept("https://host/songs") == set()
+    assert kept("https://host/songs, s3://bucket") == {"AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"}
