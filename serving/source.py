@@ -39,7 +39,7 @@ def from_mlflow(uri: str, folder: Path) -> Path:
         raise StorageError(
             f"{uri} needs MLflow: pip install mlflow-skinny, or give the archive as a path or s3://"
         ) from error
-    if not mlflow.is_tracking_uri_set():  # type: ignore[no-untyped-call]
+    if not mlflow.is_tracking_uri_set():
         raise StorageError(f"{uri} is in no known store: set MLFLOW_TRACKING_URI to the address of your MLflow")
     try:
         artifact = version_source(uri) if uri.startswith("models:/") else uri

@@ -1,7 +1,4 @@
-"""The state of a run in one file: tensors as safetensors, the rest as JSON in its header; no pickle.
-
-A file appears under its name only when it is complete, so a run that is killed at any moment can go on.
-"""
+"""The state of a run in one file: tensors as safetensors, the rest as JSON in its header; no pickle."""
 
 import json
 import os
@@ -42,7 +39,7 @@ class RunState:
         self.songs: list[tuple[int, list[str]]] = []
 
     def write(self, path: Path) -> None:
-        """Write the state to a file."""
+        """Write the state to a file; whoever calls makes it last."""
         tensors = {
             **with_prefix("network", self.network.state_dict()),
             **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
@@ -59,7 +56,7 @@ class RunState:
             "songs": self.songs,
             "scaler": self.scaler.state_dict(),
         }
-        write_tensors(path, tensors, facts)
+        path.write_bytes(serialized(tensors, facts))
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Take up what `read_tensors` found in a file that `write` made. Raises CheckpointError where it is another run's."""
@@ -97,13 +94,18 @@ def load_network(path: Path, config: TrainConfig) -> tuple[nn.Module, dict[str, 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write tensors and facts to a file that appears only when it is complete and on disk."""
     partial = path.with_name(f".{path.name}.partial")
-    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with partial.open("wb") as file:
-        file.write(safetensors.torch.save(copies, metadata={"facts": json.dumps(facts)}))
+        file.write(serialized(tensors, facts))
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def serialized(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(copies, metadata={"facts": json.dumps(facts)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,7 +10,7 @@ import itertools
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -177,7 +177,7 @@ def free_starts(n_samples: int, crop_samples: int, spans: Sequence[tuple[int, in
     return [starts for starts in ranges if starts]
 
 
-def batches(crops: Crops, first_step: int, pin_memory: bool) -> Iterator[Tensor]:
+def batches(crops: Crops, first_step: int, pin_memory: bool) -> Generator[Tensor]:
     """The batches of `first_step` and every later one, AHEAD of them prepared; closing it stops the work.
 
     By threads: copying out of a memory map does not hold the interpreter up, and processes would need more shared memory

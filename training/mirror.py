@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving.errors import StorageError
-from serving.storage import delete, list_files, store_file
+from serving.storage import delete, is_remote, list_files, store_file
 from training.progress import say
 
 LONGEST_PAUSE_S = 60.0
@@ -49,7 +49,9 @@ class Mirror:
         self._ask(CHECKPOINT, path)
 
     def urls(self) -> dict[str, str]:
-        """The URL of every stored file by its name. Raises StorageError."""
+        """The URL of every stored file by its name; none where the mirror is a folder that is still to be made."""
+        if not is_remote(self.url) and not Path(self.url).exists():
+            return {}
         return {file.name: file.url for file in list_files(self.url)}
 
     def close(self, timeout_s: float) -> None:

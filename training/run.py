@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,39 +56,45 @@ class Run:
             raise type(error)(message) from error
 
     def steps(self) -> None:
-        config, state, stop = self.config, self.state, self.stop
+        config, state = self.config, self.state
         stepper = Stepper(config, state, self.device, self.ranks)
-        upcoming = batches(self.crops, state.step, pin_memory=self.device.type == "cuda")
         stepper.fit(self.crops.batch(state.step))
-        bar, audio_s_per_s = run_bar(config.preset), Rate(config.batches.batch_size * config.batches.crop_s)
-        while True:
-            state.trained_s, signal = self.ranks.largest(state.trained_s, stop.signal or 0)
-            stop.signal = int(signal) or None
-            progress = config.budget.progress(state.step, state.trained_s)
-            due = progress * config.validation.validations >= state.validations + 1
-            if due:
-                self.validate(progress)
-            stalled = state.stale_validations >= (config.validation.patience or math.inf)
-            finished = progress >= 1 or stalled or stop.signal is not None
-            if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
-                self.save()
-            if finished:
-                bar.close()
-                return
-            self.take_songs()
+        upcoming = batches(self.crops, state.step, pin_memory=self.device.type == "cuda")
+        audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
+        with closing(upcoming), closing(run_bar(config.preset)) as bar:
+            while not self.finished():
+                started = time.monotonic()
+                self.take_songs()
+                rate = config.optimization.learning_rate * schedule(self.progress, config.optimization.warmup)
+                stepper(next(upcoming), rate)
+                if state.step % LOG_INTERVAL_STEPS == 0:
+                    report = stepper.report()
+                    numbers = {"loss": report.loss, "learning_rate": rate, "skipped": len(report.skipped)}
+                    numbers["audio_s_per_s"] = audio_s_per_s(state.step)
+                    self.log(numbers, report.skipped)
+                    news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
+                    bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
+                    bar.update(self.progress - bar.n)
+                state.trained_s += time.monotonic() - started
 
-            started = time.monotonic()
-            learning_rate = config.optimization.learning_rate * schedule(progress, config.optimization.warmup)
-            stepper(next(upcoming), learning_rate)
-            if state.step % LOG_INTERVAL_STEPS == 0:
-                report = stepper.report()
-                numbers = {"loss": report.loss, "learning_rate": learning_rate, "skipped": len(report.skipped)}
-                numbers["audio_s_per_s"] = audio_s_per_s(state.step)
-                self.log(numbers, report.skipped)
-                news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
-                bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
-                bar.update(progress - bar.n)
-            state.trained_s += time.monotonic() - started
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is spent, 0..1."""
+        return self.config.budget.progress(self.state.step, self.state.trained_s)
+
+    def finished(self) -> bool:
+        """Whether the run ends here, on all ranks alike. Validates and saves when it is time to, and at the end."""
+        state, validation = self.state, self.config.validation
+        state.trained_s, signal = self.ranks.largest(state.trained_s, self.stop.signal or 0)
+        self.stop.signal = int(signal) or None
+        due = self.progress * validation.validations >= state.validations + 1
+        if due and self.stop.signal is None:
+            self.validate()
+        stalled = state.stale_validations >= (validation.patience or math.inf)
+        finished = self.progress >= 1 or stalled or self.stop.signal is not None
+        if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
+            self.save()
+        return finished
 
     def take_songs(self) -> None:
         """Let the batches that are not prepared yet draw from the songs that have arrived."""
@@ -97,11 +104,13 @@ class Run:
             self.state.songs = self.crops.schedule
             self.log_songs()
 
-    def validate(self, progress: float) -> None:
-        """Score the averages, keep the best weights of the run, show what they do."""
+    def validate(self) -> None:
+        """Score the averages, keep the best weights of the run, show what they do. A stop leaves it for the next time."""
         config, state, songs = self.config, self.state, self.data.valid
-        state.validations = math.floor(progress * config.validation.validations)
-        scored = validate(config, state.averages, songs, self.device, self.ranks)
+        scored = validate(config, state.averages, songs, self.device, self.ranks, self.stop)
+        if scored is None:
+            return
+        state.validations = math.floor(self.progress * config.validation.validations)
         better = scored.evaluation.usdr > state.best_usdr
         state.stale_validations = 0 if better else state.stale_validations + 1
         state.best_usdr = max(state.best_usdr, scored.evaluation.usdr)

@@ -171,8 +171,8 @@ class Stepper:
             if self.skipped_in_a_row == SKIPPED_IN_A_ROW:
                 self.state.step = step + 1 - SKIPPED_IN_A_ROW
                 raise NotFinite(
-                    f"no gradient was finite from step {self.state.step} to {step}: go on from there with --resume "
-                    f"and a --learning-rate below {self.config.optimization.learning_rate:g}"
+                    f"no gradient was finite from step {self.state.step} to {step}: take a --learning-rate below "
+                    f"{self.config.optimization.learning_rate:g}"
                 )
         return Report(loss, tuple(skipped))
 

@@ -10,6 +10,7 @@ from serving.separator import Separator
 from training.averages import Average
 from training.config import TrainConfig
 from training.evaluate import Evaluation, evaluate_song, middle
+from training.interrupt import StopRequest
 from training.musdb18 import Song
 from training.plots import spectrogram_figure
 from training.ranks import Ranks
@@ -27,20 +28,26 @@ class Scored:
 
 
 def validate(
-    config: TrainConfig, averages: Sequence[Average], songs: Sequence[Song], device: torch.device, ranks: Ranks
-) -> Scored:
-    """Score every average; the one with the highest uSDR. All ranks come to the same."""
-    scored = [Scored(average, scores(config, average, songs, device, ranks)) for average in averages]
+    config: TrainConfig,
+    averages: Sequence[Average],
+    songs: Sequence[Song],
+    device: torch.device,
+    ranks: Ranks,
+    stop: StopRequest,
+) -> Scored | None:
+    """Score every average; the one with the highest uSDR. All ranks come to the same. None where a stop is asked for."""
+    scored = []
+    for average in averages:
+        separator = Separator(config.model, average.network, device)
+        mine = []
+        for song in songs[ranks.share]:
+            if stop.signal is None:  # a signal has to be answered within seconds, songs take longer
+                mine.append(evaluate_song(separator, song, config.validation.valid_excerpt_s))
+        if ranks.largest(stop.signal or 0) != [0]:
+            return None
+        in_order = chain.from_iterable(zip_longest(*ranks.gathered(mine)))
+        scored.append(Scored(average, Evaluation(tuple(song for song in in_order if song is not None))))
     return max(scored, key=lambda one: one.evaluation.usdr)
-
-
-def scores(
-    config: TrainConfig, average: Average, songs: Sequence[Song], device: torch.device, ranks: Ranks
-) -> Evaluation:
-    separator = Separator(config.model, average.network, device)
-    mine = [evaluate_song(separator, song, config.validation.valid_excerpt_s) for song in songs[ranks.share]]
-    in_order = chain.from_iterable(zip_longest(*ranks.gathered(mine)))
-    return Evaluation(tuple(song for song in in_order if song is not None))
 
 
 def show(config: TrainConfig, scored: Scored, song: Song, device: torch.device, tracker: Tracker, step: int) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +13,18 @@ import pytest
 import torch
 
 import training.run
+import training.validate
 from serving.archive import read_archive
 from serving.spec import ModelSpec
 from training.checkpoint import read_tensors
 from training.config import Batches, Budget, TrainConfig, Validation, classic
 from training.errors import ConfigError
+from training.evaluate import Score, SongScores, evaluate_song
 from training.ranks import Ranks
 from training.run import schedule
 from training.songs import write_songs
 from training.step import Stepper
-from training.train import Places, Result, train
+from training.train import Places, Result, stored_config, train
 
 CPU = torch.device("cpu")
 
@@ -120,3 +123,59 @@ def test_the_schedule_rises_falls_and_ends_at_zero() -> None:
     assert schedule(0.0, warmup=0.1) == 0.0 and schedule(0.05, warmup=0.1) == 0.5
     assert schedule(0.1, warmup=0.1) == 1.0 and schedule(0.55, warmup=0.1) == pytest.approx(0.5)
     assert schedule(1.0, warmup=0.1) == pytest.approx(0.0) and schedule(0.0, warmup=0.0) == 1.0
+
+
+def test_a_stop_that_comes_during_validation_leaves_it_for_the_next_time(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score_and_be_told_to_stop(*arguments: object) -> SongScores:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_song(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.validate, "evaluate_song", score_and_be_told_to_stop)
+        stopped = start(config, tmp_path / "run")
+    assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 3
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert stopped.run_id is not None and tracked.get_run(stopped.run_id).info.status == "KILLED"
+    resumed = start(config, tmp_path / "run", resume=True)
+    assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "valid.vocals.usdr_db")] == [3, 6]
+
+
+def test_patience_ends_a_run_that_does_not_get_better(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, validation=Validation(validations=6, patience=2))
+    scores = Score(csdr_db=1.0, usdr_db=1.0, mixture_csdr_db=0.0, mixture_usdr_db=0.0)
+    monkeypatch.setattr(
+        training.validate, "evaluate_song", lambda *_: SongScores("song", dict.fromkeys(config.model.stems, scores))
+    )
+    result = start(config, tmp_path / "run")
+    assert result.steps == 3 and result.best_usdr == 1.0 and result.archive is not None
+
+
+def test_a_run_goes_on_elsewhere_from_its_mirror(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient
+) -> None:
+    mirror, first = str(tmp_path / "mirror"), tmp_path / "first"
+    half = dataclasses.replace(config, budget=Budget(steps=3))
+    begun = train(half, Places(first, tmp_path / "cache", mirror), CPU, Ranks(), resume=True, wait=False)
+    shutil.rmtree(first)
+    stored = stored_config(tmp_path / "second", mirror)
+    assert stored == half
+    resumed = train(config, Places(tmp_path / "second", tmp_path / "cache", mirror), CPU, Ranks(), True, wait=False)
+    assert resumed.run_id == begun.run_id and resumed.steps == 6
+    assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_starts_from_an_archive_has_its_weights(config: TrainConfig, tmp_path: Path) -> None:
+    start(config, tmp_path / "first")
+    archive = tmp_path / "first" / "classic.mar"
+    still = dataclasses.replace(
+        config, init=str(archive), optimization=dataclasses.replace(config.optimization, learning_rate=1e-30)
+    )
+    start(still, tmp_path / "second")
+    weights, again = (
+        read_archive(run / "classic.mar").tensors["mask.weight"] for run in (tmp_path / "first", tmp_path / "second")
+    )
+    assert torch.equal(weights, again)
