@@ -144,7 +144,7 @@ def run_push(given: argparse.Namespace) -> int:
 
 
 def run_fetch(given: argparse.Namespace) -> int:
-    from training.musdb18 import SPLITS, copy_dataset
+    from training.data_set import SPLITS, copy_dataset
     from training.progress import ProgressBar
 
     data_set = copy_dataset(given.data, given.to, [given.split] if given.split else SPLITS, ProgressBar())
@@ -201,8 +201,8 @@ def run_profile(given: argparse.Namespace) -> int:
 def run_evaluate(given: argparse.Namespace) -> int:
     from serving.separator import Separator
     from serving.source import resolve
+    from training.data_set import open_dataset
     from training.evaluate import evaluate
-    from training.musdb18 import open_dataset
     from training.progress import ProgressBar
 
     with tempfile.TemporaryDirectory() as folder:

@@ -20,9 +20,9 @@ from serving.storage import no_progress
 from training.checkpoint import RunState
 from training.config import TrainConfig
 from training.crops import Crops, batches
+from training.data_set import open_dataset
 from training.decoded import decode
 from training.losses import relative_error_db
-from training.musdb18 import open_dataset
 from training.precision import prepare
 from training.progress import ProgressBar
 from training.ranks import Ranks, alone, synced

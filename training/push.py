@@ -9,9 +9,9 @@ from pathlib import Path
 from serving.errors import StorageError
 from serving.storage import CONNECTIONS, Progress, StoredFile, counter, is_remote, list_files
 from training.bucket import Bucket, Part
+from training.data_set import DataSet
 from training.errors import DataError
 from training.manifest import NAME, Entry, Manifest
-from training.musdb18 import DataSet
 from training.parallel import run_parallel
 from training.source import SONG_FILE, Zip, find_source
 

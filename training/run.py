@@ -14,9 +14,9 @@ from training.checkpoint import RunState, write_tensors
 from training.checkpoints import Checkpoints
 from training.config import TrainConfig, git_commit
 from training.crops import AHEAD, Crops, batches
+from training.data_set import DataSet
 from training.errors import TrainingError
 from training.interrupt import StopRequest
-from training.musdb18 import DataSet
 from training.progress import run_bar, say
 from training.ranks import Ranks
 from training.step import Stepper

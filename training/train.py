@@ -16,12 +16,13 @@ from training.checkpoint import RunState, read_tensors
 from training.checkpoints import Checkpoints
 from training.config import TrainConfig, git_commit, read_config, tracking_uri
 from training.crops import Crops
+from training.data_set import DataSet, list_dataset
 from training.decoded import DecodedSong, decode
 from training.errata import reports
 from training.errors import ConfigError
 from training.export import export
 from training.interrupt import stop_requests
-from training.musdb18 import DataSet, Song, list_dataset
+from training.musdb18 import Song
 from training.precision import prepare
 from training.pretrained import take_weights
 from training.progress import ProgressBar, say

@@ -59,7 +59,7 @@ def seconds(work: Callable[[], object]) -> float:
 FETCH = """
 import re, sys, time
 from pathlib import Path
-from training.musdb18 import SPLITS, copy_dataset
+from training.data_set import SPLITS, copy_dataset
 started = time.perf_counter()
 copy_dataset(sys.argv[1], Path(sys.argv[2]), SPLITS)
 print(time.perf_counter() - started)

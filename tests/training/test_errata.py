@@ -1,5 +1,6 @@
+from training.data_set import VALIDATION_NAMES
 from training.errata import ERRATA, faults, reports
-from training.musdb18 import SOURCES, VALIDATION_NAMES
+from training.musdb18 import SOURCES
 
 
 def test_each_is_reported_in_one_sentence() -> None:

@@ -21,9 +21,9 @@ from serving.storage import delete, no_progress, store_file
 from tests.bad_network import BadNetwork, Fault, Request
 from tests.data_sets import write_data_set
 from training import arrivals, bucket, fetch
+from training.data_set import SPLITS, copy_dataset
 from training.errors import DataError
 from training.local_s3 import S3Server, free_port, serve_s3, wait_for
-from training.musdb18 import SPLITS, copy_dataset
 from training.push import push
 
 pytestmark = pytest.mark.slow
@@ -321,7 +321,7 @@ import resource, signal, sys
 from pathlib import Path
 from training import fetch
 from training.errors import DataError
-from training.musdb18 import SPLITS, copy_dataset
+from training.data_set import SPLITS, copy_dataset
 fetch.PART_BYTES = {PART_BYTES}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
@@ -343,7 +343,7 @@ def test_two_processes_fetch_once(songs: Path, network: BadNetwork, tmp_path: Pa
 import sys
 from pathlib import Path
 from training import fetch
-from training.musdb18 import SPLITS, copy_dataset
+from training.data_set import SPLITS, copy_dataset
 fetch.PART_BYTES = {PART_BYTES}
 copy_dataset({DATA!r}, Path(sys.argv[1]), SPLITS)
 """

@@ -21,8 +21,8 @@ from tests.data_sets import write_data_set
 from tests.s3 import bucket_fixture  # noqa: F401
 from training import bucket as bucket_module
 from training import push as push_module
+from training.data_set import SPLITS, copy_dataset
 from training.errors import DataError
-from training.musdb18 import SPLITS, copy_dataset
 from training.push import Pushed, push
 
 DATA = "s3://a-bucket/songs"

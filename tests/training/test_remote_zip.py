@@ -16,7 +16,7 @@ from tests.s3 import bucket_fixture  # noqa: F401
 from training import bucket as bucket_module
 from training import remote_zip
 from training.bucket import Bucket
-from training.musdb18 import list_dataset
+from training.data_set import list_dataset
 from training.remote_zip import RangedFile, opener
 
 pytestmark = pytest.mark.slow

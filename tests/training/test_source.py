@@ -9,8 +9,8 @@ from serving.errors import StorageError
 from serving.storage import delete, no_progress, store_file
 from tests.data_sets import STEMS, write_data_set
 from tests.s3 import bucket_fixture  # noqa: F401
+from training.data_set import list_dataset, open_dataset
 from training.errors import DataError
-from training.musdb18 import list_dataset, open_dataset
 from training.push import push
 from training.source import find_source
 

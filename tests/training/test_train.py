@@ -1,6 +1,7 @@
 """Whole runs in miniature: real songs of a few seconds, a real MLflow store, a network of hardly any weights."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -13,17 +14,21 @@ import pytest
 import torch
 
 import training.run
+import training.supply
 import training.validate
 from serving.archive import read_archive
 from serving.spec import ModelSpec
 from training.checkpoint import read_tensors
 from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.crops import AHEAD
+from training.decoded import DecodedSong
 from training.errors import ConfigError
 from training.evaluate import Score, SongScores, evaluate_song
 from training.ranks import Ranks
 from training.run import schedule
 from training.songs import write_songs
 from training.step import Stepper
+from training.supply import Supply
 from training.train import Places, Result, stored_config, train
 
 CPU = torch.device("cpu")
@@ -179,3 +184,30 @@ def test_a_run_that_starts_from_an_archive_has_its_weights(config: TrainConfig, 
         read_archive(run / "classic.mar").tensors["mask.weight"] for run in (tmp_path / "first", tmp_path / "second")
     )
     assert torch.equal(weights, again)
+
+
+def test_songs_that_arrive_later_are_trained_on_from_then_on_and_after_a_resume(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the songs to train on, one is there at the start; a group of one more arrives when the run is at step 2."""
+    monkeypatch.setattr(training.supply, "ENOUGH_SONGS", 1)
+    real_arrived, calls = Supply.arrived, itertools.count()
+
+    def prepared_late(self: Supply) -> list[DecodedSong]:
+        if next(calls) < 2:
+            return []
+        self.thread.join()
+        return real_arrived(self)
+
+    monkeypatch.setattr(Supply, "arrived", prepared_late)
+    config = dataclasses.replace(config, budget=Budget(steps=12), validation=Validation(validations=1))
+    result = start(config, tmp_path / "run")
+    _, facts = read_tensors(last_checkpoint(tmp_path / "run"))
+    (start_step, first), (later_step, second) = facts["songs"]
+    assert (start_step, later_step) == (0, 2 + AHEAD + 1) and len(first) == len(second) == 1
+    assert [(m.step, m.value) for m in tracked.get_metric_history(str(result.run_id), "songs")] == [(0, 1), (2, 2)]
+
+    resumed = dataclasses.replace(config, budget=Budget(steps=14))
+    start(resumed, tmp_path / "run", resume=True)
+    _, again = read_tensors(last_checkpoint(tmp_path / "run"))
+    assert again["songs"] == facts["songs"]
