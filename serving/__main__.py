@@ -1,21 +1,27 @@
 """The command line: python -m serving serve | separate | inspect | ready.
 
-One of the two edges that catch the error tree; here an error becomes one line on stderr and exit code 1.
+One of the two edges that catch the error tree; here an error becomes one line on stderr and exit code 1. Of many songs, those
+that fail do not keep the others waiting. A signal ends the command with 130 or 143, and no file half written.
 """
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from serving.errors import RequestError, StemwrightError
-from serving.settings import Settings
+from serving.settings import Settings, api_key
 
 if TYPE_CHECKING:
+    from serving.client import Progress
     from serving.encoding import AudioFormat
 
 
@@ -26,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     except StemwrightError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,13 +48,21 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="without it STEMWRIGHT_HTTP_PORT, or 8080; 0 is any free one")
     serve.set_defaults(run=run_serve)
 
-    separate = commands.add_parser("separate", help="write the stems of songs")
-    separate.add_argument("songs", nargs="+", type=Path, metavar="SONG")
+    separate = commands.add_parser(
+        "separate", help="write the stems of songs; those that are there already are left out"
+    )
+    separate.add_argument("songs", nargs="+", type=Path, metavar="SONG", help="a file, or a folder with songs below it")
     where = separate.add_mutually_exclusive_group(required=True)
     where.add_argument("--server", metavar="URL", help="let a server do it, such as http://127.0.0.1:8080")
     where.add_argument("--model", help=f"do it here with {archive}")
     separate.add_argument("--stems", help="such as vocals,accompaniment; all that the model gives without it")
-    separate.add_argument("--format", choices=("wav", "flac"), default="wav")
+    separate.add_argument("--format", choices=("wav", "flac", "mp3", "ogg"), default="wav")
+    separate.add_argument(
+        "--bit-depth", choices=("16", "24", "float"), help="of wav and flac; the song's own without it"
+    )
+    separate.add_argument(
+        "--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, where a proxy asks for one"
+    )
     separate.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each song comes into it")
     separate.set_defaults(run=run_separate)
 
@@ -72,29 +88,52 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 def run_separate(options: argparse.Namespace) -> int:
-    if len({song.stem for song in options.songs}) < len(options.songs):
-        raise RequestError("two of the songs have one name and would share a folder: separate them into different ones")
-    names = options.stems or ""
+    from serving.batch import Job, jobs, separate_all
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    stems = [stem.strip() for stem in options.stems.split(",")] if options.stems else None
+    todo = jobs(options.songs, options.out)
     if options.server:
         from serving.client import Client
 
-        client = Client(options.server)
-        stems = [name.strip() for name in names.split(",")] if names else None
-        for song in options.songs:
-            written = client.separate(song, options.out / song.stem, stems=stems, audio_format=options.format)
-            print(*written.values(), sep="\n")
-        return 0
+        client = Client(options.server, options.api_key)
 
-    from serving.request import Request, stems_named
-    from serving.separator import Separator
-    from serving.source import resolve
+        def separate(job: Job) -> list[Path]:
+            with progress_bar(job.song.name) as on_progress:
+                form = {"audio_format": options.format, "bit_depth": options.bit_depth}
+                return list(client.save(job.song, job.out, stems=stems, **form, on_progress=on_progress).values())
 
-    with tempfile.TemporaryDirectory() as folder:
-        separator = Separator.open(resolve(options.model, Path(folder)))
-    request = Request(stems_named(names, separator.spec.stems), options.format, zipped=True)
-    for song in options.songs:
-        print(*write_stems(request.answer(separator, song), options.format, options.out / song.stem), sep="\n")
-    return 0
+    else:
+        from serving.request import Request, stems_named
+        from serving.separator import Separator
+        from serving.source import resolve
+
+        with tempfile.TemporaryDirectory() as folder:
+            separator = Separator.open(resolve(options.model, Path(folder)))
+        names = stems_named(options.stems or "", separator.spec.stems)
+        request = Request(names, options.format, zipped=True, bit_depth=options.bit_depth)
+
+        def separate(job: Job) -> list[Path]:
+            return write_stems(request.answer(separator, job.song), options.format, job.out)
+
+    return 1 if separate_all(todo, separate, stems, options.format) else 0
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator["Progress"]:
+    """A bar on a terminal for the way of one song to the server and of its stems back."""
+    with tqdm(unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        doing = ""
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal doing
+            if what != doing or done < bar.n:  # a new way, or the same once more
+                doing = what
+                bar.reset(total or None)
+                bar.set_description(f"{name} {what}", refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def write_stems(answer: Iterator[bytes], audio_format: "AudioFormat", out: Path) -> list[Path]:

@@ -1,38 +1,70 @@
 """A Python client of the separation endpoint: a song goes up; all of its stems arrive whole, or none."""
 
+import io
 import json
-import shutil
 import tempfile
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
+import numpy as np
+import soundfile
 import urllib3
 
+from serving.audio_io import read
+from serving.chunks import Audio
 from serving.delivery import unpack
-from serving.encoding import AudioFormat
-from serving.errors import AudioError, AudioTooLong, RequestError, ServerError, StemwrightError, UnsupportedAudio
+from serving.encoding import AUDIO_TYPES, AudioFormat
+from serving.errors import (
+    AudioError,
+    AudioTooLong,
+    Forbidden,
+    RequestError,
+    ServerError,
+    StemwrightError,
+    UnsupportedAudio,
+)
 
 CONNECT_TIMEOUT_S = 10
 BACKOFF_S = 0.5
+LONGEST_WAIT_S = 120
+PIECE_BYTES = 1 << 20
 ERRORS: dict[int, type[StemwrightError]] = {
-    error.status: error for error in (RequestError, AudioError, UnsupportedAudio, AudioTooLong)
+    error.status: error for error in (RequestError, Forbidden, AudioError, UnsupportedAudio, AudioTooLong)
 }
+
+Progress = Callable[[str, int, int], None]
+"""Called with "send" or "receive", the bytes that are through, and how many there are in all, 0 where nobody knows yet."""
+
+
+def no_progress(_what: str, _done: int, _total: int) -> None:
+    """The `Progress` of a caller who does not look."""
+
+
+class TryAgain(Exception):
+    """What went wrong may pass; the server may have said in how many seconds."""
+
+    def __init__(self, error: ServerError, after_s: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error, self.after_s = error, after_s
 
 
 @dataclass(frozen=True)
 class Client:
     """One endpoint: `http://host:port`, or its full address that ends in /predictions/<model>.
 
-    `timeout_s` is the longest silence to be borne, not the time of a whole song. `attempts` counts connections that are
-    refused and answers of 503; a request that breaks off on its way is not sent again.
+    `api_key` is for a proxy that asks for one. `timeout_s` is the longest silence to be borne, not the time of a whole song.
+    A server that is busy, cannot be reached or is lost is tried up to `attempts` times, after as long as it says or after
+    waits that double.
     """
 
     url: str
+    api_key: str | None = field(default=None, repr=False)
     timeout_s: float = 300
     attempts: int = 5
 
@@ -42,25 +74,56 @@ class Client:
         return url if "/predictions/" in urlsplit(url).path else f"{url}/predictions/stemwright"
 
     def separate(
-        self, source: Path | bytes, out: Path, *, stems: Sequence[str] | None = None, audio_format: AudioFormat = "wav"
+        self,
+        song: Path | bytes | Audio,
+        rate_hz: int | None = None,
+        *,
+        stems: Sequence[str] | None = None,
+        on_progress: Progress = no_progress,
+    ) -> dict[str, Audio]:
+        """Stems (c, n) by name of a song: a file, a file's bytes, or audio (c, n) at `rate_hz`. Raises as `save` does."""
+        if isinstance(song, np.ndarray):
+            if rate_hz is None:
+                raise RequestError("the rate of the audio is not known: give rate_hz with an array")
+            file = io.BytesIO()
+            soundfile.write(file, song.T, rate_hz, format="WAV", subtype="FLOAT")
+            song = file.getvalue()
+        with tempfile.TemporaryDirectory() as folder:
+            saved = self.save(song, Path(folder), stems=stems, bit_depth="float", on_progress=on_progress)
+            return {stem: read(path)[0] for stem, path in saved.items()}
+
+    def save(
+        self,
+        song: Path | bytes,
+        out: Path,
+        *,
+        stems: Sequence[str] | None = None,
+        audio_format: AudioFormat = "wav",
+        bit_depth: str | None = None,
+        on_progress: Progress = no_progress,
     ) -> dict[str, Path]:
         """Separate a song; gives the file `out`/<stem>.<format> of each stem: of those asked for, or of all there are.
 
         Raises RequestError, UnsupportedAudio, AudioTooLong or AudioError where the server refuses the song, with its own
-        message, and ServerError where no complete answer comes. Nothing is left in `out` then.
+        message, and ServerError where no complete answer comes. Nothing new is left in `out` then.
         """
+        types = {audio_format: name for name, audio_format in AUDIO_TYPES.items()}
         # A zip even for one stem: its checksums show what a connection has lost.
-        headers = {"Accept": f"application/zip, audio/{audio_format}", "Content-Type": "application/octet-stream"}
+        headers = {"Accept": f"application/zip, {types[audio_format]}", "Content-Type": "application/octet-stream"}
         if stems is not None:
             headers["X-Stems"] = ",".join(stems)
+        if bit_depth is not None:
+            headers["X-Bit-Depth"] = bit_depth
+        if self.api_key is not None:
+            headers["X-Api-Key"] = self.api_key
+        if isinstance(song, Path):
+            headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(song.name, safe='')}"
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:
             archive = Path(folder, "stems.zip")
+            self._fetch(song, headers, archive, on_progress)
             try:
-                self.fetch(source, headers, archive)
                 arrived = unpack(archive, audio_format)
-            except urllib3.exceptions.HTTPError as error:
-                raise ServerError(f"{self.endpoint} gave no complete answer ({error}): check that it runs") from error
             except zipfile.BadZipFile as error:
                 raise ServerError(f"{self.endpoint} sent a damaged zip ({error}): ask again") from error
             if not arrived or (stems is not None and set(arrived) != set(stems)):
@@ -69,44 +132,75 @@ class Client:
                 )
             return {stem: path.replace(out / path.name) for stem, path in arrived.items()}
 
-    def fetch(self, source: Path | bytes, headers: dict[str, str], target: Path) -> None:
-        """Post the song and write the answer's body to `target`."""
-        retries = urllib3.Retry(
-            total=self.attempts - 1,
-            read=0,
-            redirect=0,
-            status_forcelist=[503],
-            allowed_methods=None,
-            backoff_factor=BACKOFF_S,
-            raise_on_status=False,
-        )
-        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=self.timeout_s)
-        with ExitStack() as stack:
-            body, size_bytes = opened(source, stack)
-            pool = stack.enter_context(urllib3.PoolManager())
-            response = pool.request(
-                "POST",
-                self.endpoint,
-                body=body,
-                headers=headers | {"Content-Length": str(size_bytes)},
-                retries=retries,
-                timeout=timeout,
-                preload_content=False,
-            )
-            stack.callback(response.close)
-            if response.status != 200:
-                raise refusal(self.endpoint, response.status, response.read(), size_bytes)
-            with target.open("wb") as file:
-                shutil.copyfileobj(response, file)
+    def _fetch(self, song: Path | bytes, headers: dict[str, str], target: Path, on_progress: Progress) -> None:
+        """Post the song and write the answer's body to `target`, in as many attempts as it takes."""
+        for attempt in range(self.attempts):
+            try:
+                self._post(song, headers, target, on_progress)
+                return
+            except TryAgain as trouble:
+                if attempt + 1 == self.attempts:
+                    raise trouble.error from trouble
+                wait_s = BACKOFF_S * 2**attempt if trouble.after_s is None else trouble.after_s
+                time.sleep(min(wait_s, LONGEST_WAIT_S))
+
+    def _post(self, song: Path | bytes, headers: dict[str, str], target: Path, on_progress: Progress) -> None:
+        try:
+            with ExitStack() as stack:
+                file = stack.enter_context(opened(song))
+                size_bytes = file.seek(0, io.SEEK_END)
+                file.seek(0)
+                pool = stack.enter_context(urllib3.PoolManager())
+                response = pool.request(
+                    "POST",
+                    self.endpoint,
+                    body=pieces(file, size_bytes, on_progress),
+                    headers=headers | {"Content-Length": str(size_bytes)},
+                    redirect=False,
+                    retries=False,
+                    timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=self.timeout_s),
+                    preload_content=False,
+                )
+                stack.callback(response.close)
+                if response.status != 200:
+                    error = refusal(self.endpoint, response.status, response.read(), size_bytes)
+                    if response.status == 503 and isinstance(error, ServerError):
+                        raise TryAgain(error, retry_after_s(response))
+                    raise error
+                total_bytes, received_bytes = int(response.headers.get("Content-Length", "0")), 0
+                with target.open("wb") as archive:
+                    for data in response.stream(PIECE_BYTES):
+                        received_bytes += archive.write(data)
+                        on_progress("receive", received_bytes, total_bytes)
+        except urllib3.exceptions.HTTPError as error:
+            told = ServerError(f"{self.endpoint} gave no complete answer ({error}): check that it runs")
+            lost = urllib3.exceptions.ProtocolError, urllib3.exceptions.NewConnectionError
+            if isinstance(error, (*lost, urllib3.exceptions.ConnectTimeoutError)):
+                raise TryAgain(told) from error
+            raise told from error
 
 
-def opened(source: Path | bytes, stack: ExitStack) -> tuple[IO[bytes] | bytes, int]:
-    """The body of a request, which a file is streamed into, and its size."""
-    if not isinstance(source, Path):
-        return source, len(source)
-    if not source.is_file():
-        raise AudioError(f"{source} is not a file: check the path")
-    return stack.enter_context(source.open("rb")), source.stat().st_size
+def opened(song: Path | bytes) -> IO[bytes]:
+    if not isinstance(song, Path):
+        return io.BytesIO(song)
+    if not song.is_file():
+        raise AudioError(f"{song} is not a file: check the path")
+    return song.open("rb")
+
+
+def pieces(file: IO[bytes], size_bytes: int, on_progress: Progress) -> Iterator[bytes]:
+    """The body of a request; says how much of it has been taken."""
+    while data := file.read(PIECE_BYTES):
+        yield data
+        on_progress("send", file.tell(), size_bytes)
+
+
+def retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
+    """The seconds to wait that an answer asks for, None where it names none that can be read."""
+    try:
+        return urllib3.Retry().get_retry_after(response)
+    except urllib3.exceptions.InvalidHeader:
+        return None
 
 
 def refusal(endpoint: str, status: int, body: bytes, size_bytes: int) -> StemwrightError:

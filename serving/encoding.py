@@ -21,6 +21,12 @@ from serving.chunks import Audio
 from serving.errors import RequestError
 
 AudioFormat = Literal["wav", "flac", "mp3", "ogg"]
+AUDIO_TYPES: Mapping[str, AudioFormat] = {
+    "audio/wav": "wav",
+    "audio/flac": "flac",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "ogg",
+}
 
 SAMPLE_BYTES = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 BIT_DEPTHS = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}

@@ -12,17 +12,11 @@ from urllib.parse import quote
 from serving.audio_io import Song, Source, open_audio
 from serving.chunks import Audio
 from serving.delivery import stream_stems
-from serving.encoding import AudioFormat, Encoding
+from serving.encoding import AUDIO_TYPES, AudioFormat, Encoding
 from serving.errors import RequestError
 from serving.separator import Separator
 from serving.work import Work
 
-AUDIO_TYPES: Mapping[str, AudioFormat] = {
-    "audio/wav": "wav",
-    "audio/flac": "flac",
-    "audio/mpeg": "mp3",
-    "audio/ogg": "ogg",
-}
 MAX_NAME_LENGTH = 150
 
 

@@ -155,7 +155,7 @@ def separate_noise(address: str, folder: Path, timeout_s: int) -> None:
     with wave.open(noise, "wb") as file:
         file.setparams((2, 2, 44_100, 44_100, "NONE", ""))
         file.writeframes(random.randbytes(4 * 44_100))
-    Client(address, timeout_s=timeout_s, attempts=1).separate(noise.getvalue(), folder / "noise")
+    Client(address, timeout_s=timeout_s, attempts=1).save(noise.getvalue(), folder / "noise")
 
 
 def endpoint(settings: Settings) -> str:

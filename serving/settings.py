@@ -84,6 +84,11 @@ def whole_number(name: str, value: str) -> int:
     return int(value)
 
 
+def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What the client shows to a proxy that asks for a key. No setting: a server has no use for it."""
+    return environ.get(f"{PREFIX}API_KEY", "").strip() or None
+
+
 def report(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
     """The settings as lines to print, with the names of the credentials that are set, never their values."""
     facts = [f"{PREFIX}{name.upper()}={'' if value is None else value}" for name, value in vars(settings).items()]

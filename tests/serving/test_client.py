@@ -15,10 +15,19 @@ import numpy as np
 import pytest
 import soundfile
 
+from serving import client
 from serving.client import Client
 from serving.delivery import stream_stems
 from serving.encoding import AudioFormat, Encoding
-from serving.errors import AudioError, AudioTooLong, RequestError, ServerError, StemwrightError, UnsupportedAudio
+from serving.errors import (
+    AudioError,
+    AudioTooLong,
+    Forbidden,
+    RequestError,
+    ServerError,
+    StemwrightError,
+    UnsupportedAudio,
+)
 
 SONG = b"a song" * 1_000
 STEMS = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 2, 20_000)).astype(np.float32)
@@ -81,8 +90,9 @@ def stems_zip(names: list[str] = NAMES, audio_format: AudioFormat = "wav") -> by
 def plain(status: int, body: bytes = b"", **headers: str) -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            handler.send_header(name.replace("_", "-"), value)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        for name, value in {"Content-Length": str(len(body)), **named}.items():
+            handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(body)
 
@@ -105,6 +115,10 @@ def chunked(body: bytes, ends: bool = True) -> Answer:
     return answer
 
 
+def hang_up(handler: BaseHTTPRequestHandler) -> None:
+    handler.close_connection = True
+
+
 def told(status: int, name: str, message: str) -> Answer:
     return plain(status, json.dumps({"error": name, "message": message}).encode())
 
@@ -123,7 +137,7 @@ def test_all_stems(audio_format: AudioFormat, tmp_path: Path) -> None:
     song, out = tmp_path / "song.mp3", tmp_path / "new" / "stems"
     song.write_bytes(SONG)
     with serving(chunked(stems_zip(audio_format=audio_format))) as server:
-        separated = Client(server.url).separate(song, out, audio_format=audio_format)
+        separated = Client(server.url).save(song, out, audio_format=audio_format)
     assert_right(separated, out, audio_format=audio_format)
     [request] = server.requests
     assert request.path == "/predictions/stemwright"
@@ -135,7 +149,7 @@ def test_all_stems(audio_format: AudioFormat, tmp_path: Path) -> None:
 
 def test_one_stem_from_bytes(tmp_path: Path) -> None:
     with serving(plain(200, stems_zip(["vocals"]))) as server:
-        separated = Client(f"{server.url}/predictions/other/1.0").separate(SONG, tmp_path, stems=["vocals"])
+        separated = Client(f"{server.url}/predictions/other/1.0").save(SONG, tmp_path, stems=["vocals"])
     assert_right(separated, tmp_path, ["vocals"])
     [request] = server.requests
     assert request.path == "/predictions/other/1.0"
@@ -146,7 +160,7 @@ def test_one_stem_from_bytes(tmp_path: Path) -> None:
 def test_new_stems_take_the_place_of_old_ones(tmp_path: Path) -> None:
     (tmp_path / "vocals.wav").write_bytes(b"old")
     with serving(chunked(stems_zip())) as server:
-        assert_right(Client(server.url).separate(SONG, tmp_path), tmp_path)
+        assert_right(Client(server.url).save(SONG, tmp_path), tmp_path)
 
 
 def broken(body: bytes) -> bytes:
@@ -167,24 +181,102 @@ def with_member(name: str) -> bytes:
     [
         (chunked(stems_zip()[:-100]), "damaged zip"),
         (chunked(stems_zip()[: len(stems_zip()) // 2]), "damaged zip"),
-        (chunked(stems_zip(), ends=False), "no complete answer"),
-        (chunked(stems_zip()[:50_000], ends=False), "no complete answer"),
-        (plain(200, stems_zip()[:50_000], Content_Length="100000"), "no complete answer"),
         (chunked(broken(stems_zip())), "damaged zip"),
         (chunked(b"<html>welcome</html>"), "damaged zip"),
         (chunked(with_member("../vocals.wav")), "it holds ../vocals.wav"),
         (chunked(stems_zip(audio_format="flac")), "it holds vocals.flac"),
         (chunked(stems_zip(["vocals"])), "sent the stems vocals"),
-        (plain(307, Location="/predictions/other"), "too many redirects"),
+        (plain(307, Location="/predictions/other"), "answered 307"),
     ],
 )
 def test_an_answer_that_is_not_whole_leaves_nothing(answer: Answer, message: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with serving(answer) as server, pytest.raises(ServerError, match=message):
-        Client(server.url).separate(SONG, out, stems=NAMES)
+        Client(server.url).save(SONG, out, stems=NAMES)
     assert list(tmp_path.iterdir()) == [out]
     assert list(out.iterdir()) == []
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        chunked(stems_zip(), ends=False),
+        chunked(stems_zip()[:50_000], ends=False),
+        plain(200, stems_zip()[:50_000], Content_Length="100000"),
+        hang_up,
+    ],
+    ids=["last byte", "middle", "with a length", "no answer"],
+)
+def test_a_lost_connection_is_tried_again(lost: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "BACKOFF_S", 0.01)
+    song, out = tmp_path / "song.wav", tmp_path / "out"
+    song.write_bytes(SONG)
+    with serving(lost, lost, chunked(stems_zip())) as server:
+        assert_right(Client(server.url).save(song, out), out)
+    assert [request.body for request in server.requests] == [SONG] * 3
+    with serving(lost) as server, pytest.raises(ServerError, match="no complete answer"):
+        Client(server.url, attempts=2).save(song, tmp_path / "none")
+    assert len(server.requests) == 2
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_waits_double_unless_the_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    answers = [
+        plain(503),
+        plain(503),
+        plain(503, Retry_After="7"),
+        plain(503, Retry_After="99999"),
+        chunked(stems_zip()),
+    ]
+    with serving(*answers) as server:
+        Client(server.url).save(SONG, tmp_path)
+    assert waits == [0.5, 1, 7, 120]
+
+
+def test_progress_ends_where_everything_ends(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    song, answer = bytes(3_000_000), stems_zip()
+    with serving(plain(200, answer)) as server:
+        Client(server.url).save(song, tmp_path, on_progress=lambda *what: told.append(what))
+    sent, received = ([step for step in told if step[0] == what] for what in ("send", "receive"))
+    assert [done for _, done, _ in sent] == [2**20, 2 * 2**20, 3_000_000]
+    assert {total for _, _, total in sent} == {3_000_000}
+    assert received[-1] == ("receive", len(answer), len(answer))
+
+
+def test_a_proxy_gets_its_key_and_the_server_the_songs_name(tmp_path: Path) -> None:
+    song = tmp_path / "Jóga.wav"
+    song.write_bytes(SONG)
+    with serving(chunked(stems_zip())) as server:
+        caller = Client(server.url, api_key="hush")
+        caller.save(song, tmp_path / "out", bit_depth="16")
+    assert "hush" not in repr(caller)
+    [request] = server.requests
+    assert request.headers["x-api-key"] == "hush"
+    assert request.headers["content-disposition"] == "attachment; filename*=UTF-8''J%C3%B3ga.wav"
+    assert request.headers["x-bit-depth"] == "16"
+
+
+def test_audio_in_and_audio_out() -> None:
+    audio = np.random.default_rng(1).uniform(-2, 2, (2, 1_000)).astype(np.float32)
+    with serving(chunked(stems_zip())) as server:
+        stems = Client(server.url).separate(audio, 44_100, stems=NAMES)
+    assert list(stems) == NAMES
+    for name, stem in zip(NAMES, STEMS, strict=True):
+        np.testing.assert_allclose(stems[name], stem, atol=2**-15)
+    [request] = server.requests
+    sent, rate_hz = soundfile.read(io.BytesIO(request.body), dtype="float32")
+    assert rate_hz == 44_100
+    assert np.array_equal(sent.T, audio)
+    assert request.headers["x-bit-depth"] == "float"
+
+
+def test_audio_needs_a_rate() -> None:
+    with pytest.raises(RequestError, match="give rate_hz"):
+        Client("http://127.0.0.1:9").separate(np.zeros((2, 10), np.float32))
 
 
 def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
@@ -193,7 +285,7 @@ def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
     busy = plain(503, Retry_After="1")
     start = time.monotonic()
     with serving(busy, busy, chunked(stems_zip())) as server:
-        assert_right(Client(server.url).separate(song, out), out)
+        assert_right(Client(server.url).save(song, out), out)
     assert [request.body for request in server.requests] == [SONG] * 3
     assert time.monotonic() - start > 2
 
@@ -201,17 +293,24 @@ def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
 def test_a_server_that_stays_busy(tmp_path: Path) -> None:
     message = "all workers are busy: ask again later"
     with serving(told(503, "ServerError", message)) as server, pytest.raises(ServerError, match=message):
-        Client(server.url, attempts=2).separate(SONG, tmp_path)
+        Client(server.url, attempts=2).save(SONG, tmp_path)
     assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(400, RequestError), (413, AudioTooLong), (415, UnsupportedAudio), (422, AudioError), (500, ServerError)],
+    [
+        (400, RequestError),
+        (403, Forbidden),
+        (413, AudioTooLong),
+        (415, UnsupportedAudio),
+        (422, AudioError),
+        (500, ServerError),
+    ],
 )
 def test_errors_arrive_as_what_they_were(status: int, error: type[StemwrightError], tmp_path: Path) -> None:
     with serving(told(status, "Name", "the song is wrong: mend it")) as server, pytest.raises(error) as caught:
-        Client(server.url).separate(SONG, tmp_path)
+        Client(server.url).save(SONG, tmp_path)
     assert type(caught.value) is error
     assert "the song is wrong: mend it" in str(caught.value)
     assert len(server.requests) == 1
@@ -220,31 +319,31 @@ def test_errors_arrive_as_what_they_were(status: int, error: type[StemwrightErro
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"code": 500}'])
 def test_errors_without_a_message(body: bytes, tmp_path: Path) -> None:
     with serving(plain(415, body)) as server, pytest.raises(ServerError, match="answered 415"):
-        Client(server.url).separate(SONG, tmp_path)
+        Client(server.url).save(SONG, tmp_path)
 
 
 def test_a_body_beyond_the_limit_of_torchserve(tmp_path: Path) -> None:
     # TorchServe answers before it has read the body, and says nothing.
     body = bytes(8_000_000)
     with serving(plain(413), reads_body=False) as server, pytest.raises(AudioTooLong, match=r"8,000,000 bytes"):
-        Client(server.url).separate(body, tmp_path)
+        Client(server.url).save(body, tmp_path)
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with serving(plain(200)) as server:
         url = server.url
     with pytest.raises(ServerError, match="no complete answer") as caught:
-        Client(url, attempts=2).separate(SONG, tmp_path)
+        Client(url, attempts=2).save(SONG, tmp_path)
     assert url in str(caught.value)
 
 
 def test_a_server_that_never_answers(tmp_path: Path) -> None:
     with serving(lambda _: time.sleep(1)) as server, pytest.raises(ServerError, match="no complete answer"):
-        Client(server.url, timeout_s=0.2).separate(SONG, tmp_path)
+        Client(server.url, timeout_s=0.2).save(SONG, tmp_path)
     assert len(server.requests) == 1
 
 
 def test_no_song(tmp_path: Path) -> None:
     with serving(plain(200)) as server, pytest.raises(AudioError, match="is not a file"):
-        Client(server.url).separate(tmp_path / "song.wav", tmp_path)
+        Client(server.url).save(tmp_path / "song.wav", tmp_path)
     assert server.requests == []

@@ -1,0 +1,72 @@
+"""The command line as a process: what it writes, how it ends."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from torch import nn
+
+from serving.__main__ import main
+from serving.archive import write_archive
+from serving.spec import ModelSpec
+from tests.serving.test_client import chunked, serving, stems_zip
+
+
+@pytest.fixture
+def songs(tmp_path: Path) -> Path:
+    (tmp_path / "songs" / "more").mkdir(parents=True)
+    for name in ("a.wav", "more/b.flac"):
+        soundfile.write(tmp_path / "songs" / name, np.random.default_rng(0).uniform(-0.5, 0.5, (8_000, 2)), 8_000)
+    (tmp_path / "songs" / "bad.wav").write_bytes(b"no song")
+    return tmp_path / "songs"
+
+
+def test_a_folder_here_and_the_rest_of_it_later(
+    songs: Path, tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_archive(tmp_path / "tiny.mar", tiny_spec, tiny_network, {})
+    out = tmp_path / "out"
+    command = ["separate", str(songs), "--model", str(tmp_path / "tiny.mar"), "--format", "ogg", "--out", str(out)]
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert sorted(told.out.splitlines()) == sorted(map(str, out.rglob("*.ogg")))
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.ogg")) == [
+        *("a/accompaniment.ogg", "a/vocals.ogg", "more/b/accompaniment.ogg", "more/b/vocals.ogg"),
+    ]
+    assert told.err.startswith(f"{songs / 'bad.wav'}: UnsupportedAudio: bad.wav is no ")
+    (songs / "bad.wav").unlink()
+    assert main(command) == 0
+    assert capsys.readouterr().err == "2 of 2 songs were done before\n"
+
+
+def test_a_server_does_it(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEMWRIGHT_API_KEY", "hush")
+    with serving(chunked(stems_zip(["vocals"]))) as server:
+        where = ["--server", server.url, "--out", str(tmp_path / "out"), "--stems", "vocals", "--bit-depth", "24"]
+        assert main(["separate", str(songs / "a.wav"), *where]) == 0
+    [request] = server.requests
+    assert (request.headers["x-api-key"], request.headers["x-bit-depth"]) == ("hush", "24")
+    assert (tmp_path / "out" / "a" / "vocals.wav").is_file()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing_half_done(sent: signal.Signals, code: int, songs: Path, tmp_path: Path) -> None:
+    def endless(_: object) -> None:
+        time.sleep(3)
+
+    with serving(endless) as server:
+        where = ["--server", server.url, "--out", str(tmp_path / "out")]
+        command = [sys.executable, "-m", "serving", "separate", str(songs / "a.wav"), *where]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while not server.requests:
+            time.sleep(0.02)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (code, "")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    assert list((tmp_path / "out" / "a").iterdir()) == []
