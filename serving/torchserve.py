@@ -63,6 +63,10 @@ LOG_CONFIG = """\
 """
 WORKER_LOST = "Retry worker: "
 
+# oneDNN keeps what it has compiled for every length of audio it has met, by default 1024 of them at up to 3 MB; the whole
+# windows of songs need a handful, and the last windows meet again by chance only.
+FEW_LENGTHS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+
 
 def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[int, int, int]) -> None:
     """Write all that TorchServe reads: the unpacked archive and its configuration. Raises ArchiveError for another file."""
@@ -118,7 +122,7 @@ class TorchServe:
         self.java = subprocess.Popen(
             java_command(folder),
             cwd=folder,
-            env=worker_environment(replace(settings, run_dir=str(folder))) | writable,
+            env=worker_environment(replace(settings, run_dir=str(folder))) | writable | FEW_LENGTHS,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
