@@ -84,7 +84,7 @@ BAD_REQUESTS = {
     "too long": (encoded(np.zeros((8_000 * MAX_DURATION_S + 1, 1)), 8_000, "FLAC"), {}, 413, "AudioTooLong"),
     "nothing": (b"", {}, 415, "UnsupportedAudio"),
     "text": (b"hello", {"content_type": "text/plain"}, 415, "UnsupportedAudio"),
-    "JSON": (b'{"instances": [1]}', {"content_type": "application/json"}, 415, "UnsupportedAudio"),
+    "JSON": (b'{"instances": [1]}', {"content_type": "application/json"}, 400, "RequestError"),
     "bytes of no format": (bytes(range(256)) * 999, {}, 415, "UnsupportedAudio"),
     "no samples": (encoded(NOISE[:0]), {}, 422, "AudioError"),
     "samples that are no numbers": (encoded(NOISE * np.nan, subtype="FLOAT"), {}, 422, "AudioError"),
