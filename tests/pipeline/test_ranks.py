@@ -37,7 +37,9 @@ def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
         classic(str(folder / "songs"), Budget(steps=20)),
         model=tiny_spec,
         batches=Batches(batch_size=4, crop_s=1),
-        optimization=Optimization(learning_rate=1e-4),  # Adam makes much of rounding where a gradient is next to nothing
+        optimization=Optimization(
+            learning_rate=1e-4
+        ),  # Adam makes much of rounding where a gradient is next to nothing
         validation=Validation(validations=1, valid_excerpt_s=2),
         precision="float32",
     )
