@@ -152,9 +152,12 @@ def test_a_stopped_run_goes_on_where_it_was(s3: S3Server, tmp_path: Path) -> Non
         assert json.loads(docker("inspect", container).stdout)[0]["State"]["ExitCode"] == 143
         stopped = int(docker("logs", container).stderr.rsplit("stopped at step ", 1)[1].split(";")[0])
         assert stopped >= 10
-        last = ["--resume", "--steps", str(stopped + 2)]
-        done = docker("run", "--rm", *flags, image, "train", "--run-dir", "/runs/first", *last)
+        last = ["train", "--run-dir", "/runs/first", "--resume", "--steps"]
+        done = docker("run", "--rm", *flags, image, *last, str(stopped + 2))
         assert f"{stopped + 2} steps" in done.stdout
+        two_ranks = ["--entrypoint", "torchrun", image, "--nproc-per-node", "2", "-m", "training"]
+        done = docker("run", "--rm", *flags, *two_ranks, *last, str(stopped + 4))
+        assert f"{stopped + 4} steps" in done.stdout
     finally:
         docker("rm", "-f", container)
         docker("volume", "rm", "-f", volume)
