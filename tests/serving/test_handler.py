@@ -132,7 +132,8 @@ def test_a_request_leaves_one_line_without_anything_of_the_song(
     told = record(caplog)
     assert (told["request_id"], told["status"], told["audio_s"], told["channels"]) == ("abc.1", 200, 2.0, 1)
     assert told["sent_bytes"] == sum(map(len, [*context.cl_socket.messages])) - overhead(context)
-    assert 0 < told["decode_s"] + told["separate_s"] + told["encode_s"] <= told["seconds"]
+    parts = told["decode_s"] + told["separate_s"] + told["encode_s"]
+    assert 0 < parts <= told["seconds"] + 0.002  # each is rounded to a thousandth
     assert "My Song" not in caplog.text
     assert context.get_response_headers(0)["X-Correlation-Id"] == "abc.1"
 

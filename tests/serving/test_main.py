@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,9 @@ def test_a_signal_leaves_nothing_half_done(sent: signal.Signals, code: int, song
     with serving(endless) as server:
         where = ["--server", server.url, "--out", str(tmp_path / "out")]
         command = [sys.executable, "-m", "serving", "separate", str(songs / "a.wav"), *where]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        # A suite that runs in the background of a script has SIGINT ignored, and its children with it.
+        heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
         while not server.requests:
             time.sleep(0.02)
         process.send_signal(sent)
