@@ -13,9 +13,10 @@ def bar(form: str, **options: Any) -> "tqdm[Any]":
     return tqdm(bar_format=f"{form}\n", mininterval=10, ncols=100, ascii=" =", **options)
 
 
-def run_bar(name: str) -> "tqdm[Any]":
+def run_bar(name: str, shown: bool) -> "tqdm[Any]":
     """A bar over the budget of a run, 0..1."""
-    return bar("{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}", total=1.0, desc=name)
+    form = "{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"
+    return bar(form, total=1.0, desc=name, disable=not shown)
 
 
 # What is counted in bytes.

@@ -15,7 +15,7 @@ from training.checkpoints import Checkpoints
 from training.config import TrainConfig, git_commit
 from training.crops import AHEAD, Crops, batches
 from training.data_set import DataSet
-from training.errors import TrainingError
+from training.errors import CheckpointError, TrainingError
 from training.interrupt import StopRequest
 from training.progress import run_bar, say
 from training.ranks import Ranks
@@ -50,6 +50,8 @@ class Run:
         self.log_songs()
         try:
             self.steps()
+        except CheckpointError:
+            raise
         except (TrainingError, StemwrightError) as error:
             self.save()
             message = f"{error}; step {self.state.step} is saved: go on with --resume"
@@ -61,7 +63,7 @@ class Run:
         stepper.fit(self.crops.batch(state.step))
         upcoming = batches(self.crops, state.step, pin_memory=self.device.type == "cuda")
         audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
-        with closing(upcoming), closing(run_bar(config.preset)) as bar:
+        with closing(upcoming), closing(run_bar(config.preset, self.ranks.first)) as bar:
             while not self.finished():
                 started = time.monotonic()
                 self.take_songs()

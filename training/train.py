@@ -93,7 +93,8 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
                     checkpoints.mirror(write_config(config, places.run_dir))
                 Run(config, places.run_dir, device, ranks, data, supply, crops, state, checkpoints, tracker, stop).go()
             finally:
-                checkpoints.close(CLOSING_S)
+                if ranks.first:
+                    checkpoints.close(CLOSING_S)
             if tracker is not None and stop.signal is not None:
                 tracker.close("KILLED", CLOSING_S)
             elif tracker is not None:
