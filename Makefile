@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/python -m training demo
 
 test: .venv/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/containers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/containers
 
 images: .venv/installed
 	$(BIN)/python -m pytest tests/containers
