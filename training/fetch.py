@@ -61,6 +61,7 @@ class Incoming:
         self.lock = threading.Lock()
         self.parts = -(-wanted.stored.size_bytes // PART_BYTES)
         self.path.touch()
+        self.sha256: str | None = None  # known on arrival of a file of one part
         self.missing = set(range(self.parts)) - self.arrived()
 
     def part_bytes(self, part: int) -> int:
@@ -86,15 +87,24 @@ class Incoming:
                 crc, left = zlib.crc32(block, crc), left - len(block)
         return crc
 
+    def sha256_on_disk(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def bring(self, part: int, bucket: Bucket, count: Callable[[int], None]) -> None:
         """Fetch one part; the last one to arrive finishes the file."""
-        start, crc = part * PART_BYTES, 0
+        start, crc, whole = part * PART_BYTES, 0, hashlib.sha256()
         with self.path.open("r+b") as file:
             file.seek(start)
             for block in bucket.read(self.wanted.stored, start, start + self.part_bytes(part)):
                 file.write(block)
-                crc = zlib.crc32(block, crc)
+                if self.parts == 1:
+                    whole.update(block)
+                else:
+                    crc = zlib.crc32(block, crc)
                 count(len(block))
+        if self.parts == 1:
+            self.sha256 = whole.hexdigest()
         with self.lock:
             if self.parts > 1:
                 with self.journal.open("a") as journal:
@@ -108,8 +118,7 @@ class Incoming:
         """Give the file its name if it is what the manifest says."""
         os.truncate(self.path, self.wanted.stored.size_bytes)
         if self.wanted.sha256:
-            with self.path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = self.sha256 or self.sha256_on_disk()
             if found != self.wanted.sha256:
                 self.path.unlink()
                 self.journal.unlink(missing_ok=True)
