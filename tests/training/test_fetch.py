@@ -338,7 +338,13 @@ except DataError as error:
 
 
 def test_two_processes_fetch_once(songs: Path, network: BadNetwork, tmp_path: Path) -> None:
-    network.bytes_per_s = 20_000
+    second_waits = threading.Event()
+
+    def hold(request: Request) -> None:
+        if parts_of([request]):
+            second_waits.wait(60)
+
+    network.fault = hold
     code = f"""
 import sys
 from pathlib import Path
@@ -354,7 +360,7 @@ copy_dataset({DATA!r}, Path(sys.argv[1]), SPLITS)
     second = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert second.stderr is not None
     said = second.stderr.readline()
-    network.bytes_per_s = 10_000_000
+    second_waits.set()
     assert (first.wait(), second.wait()) == (0, 0)
     assert contents(tmp_path / "to") == contents(songs)
     assert len(parts_of(network.requests)) == count_of_parts(songs)

@@ -73,7 +73,9 @@ def test_appending_does_not_wait_for_a_receiver_that_hangs(tmp_path: Path) -> No
         assert time.monotonic() - started < 1
         assert not sending.close(0.1)
         assert time.monotonic() - started < 2
-    assert send_all(Spool(tmp_path), receiver) == 1000
+    sent = send_all(Spool(tmp_path), receiver)
+    assert sent in (999, 1000)  # the one that hung may have got through when the receiver answered again
+    assert {operation["n"] for operation in receiver.received} == set(range(1000))
 
 
 def test_what_failed_comes_again_and_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
