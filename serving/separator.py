@@ -96,7 +96,7 @@ class Separator:
         """Stems (s, c, n) of a window (c, n) and its estimates (s - 1, r, c, n). The last stem is what the others leave."""
         channels, samples = window.shape
         stems = np.empty((len(self.spec.stems), channels, samples), np.float32)
-        for stem, estimate in zip(stems, estimates, strict=False):
+        for stem, estimate in zip(stems[:-1], estimates, strict=True):
             of_channels = from_rows(estimate, channels)
             stem[:] = fit(resample(of_channels, self.spec.audio.sample_rate_hz, rate_hz), samples)
         stems[-1] = window - stems[:-1].sum(axis=0)

@@ -88,12 +88,14 @@ class Run:
         """Whether the run ends here, on all ranks alike. Validates and saves when it is time to, and at the end."""
         state, validation = self.state, self.config.validation
         state.trained_s, signal = self.ranks.largest(state.trained_s, self.stop.signal or 0)
-        self.stop.signal = int(signal) or None
+        stopped = signal > 0  # as all ranks know it: a signal that comes from here on waits for the next time
+        if stopped:
+            self.stop.signal = int(signal)
         due = self.progress * validation.validations >= state.validations + 1
-        if due and self.stop.signal is None:
-            self.validate()
+        if due and not stopped:
+            stopped = not self.validate()
         stalled = state.stale_validations >= (validation.patience or math.inf)
-        finished = self.progress >= 1 or stalled or self.stop.signal is not None
+        finished = self.progress >= 1 or stalled or stopped
         if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
             self.save()
         return finished
@@ -106,23 +108,23 @@ class Run:
             self.state.songs = self.crops.schedule
             self.log_songs()
 
-    def validate(self) -> None:
-        """Score the averages, keep the best weights of the run, show what they do. A stop leaves it for the next time."""
+    def validate(self) -> bool:
+        """Score the averages, keep the best weights of the run, show what they do; or leave it, False, where a stop comes."""
         config, state, songs = self.config, self.state, self.data.valid
         scored = validate(config, state.averages, songs, self.device, self.ranks, self.stop)
         if scored is None:
-            return
+            return False
         state.validations = math.floor(self.progress * config.validation.validations)
         better = scored.evaluation.usdr > state.best_usdr
         state.stale_validations = 0 if better else state.stale_validations + 1
         state.best_usdr = max(state.best_usdr, scored.evaluation.usdr)
-        if self.tracker is None:
-            return
-        if better:
-            best = self.run_dir / "best.safetensors"
-            write_tensors(best, scored.average.network.state_dict(), self.origin(scored, self.tracker.run_id))
-            self.checkpoints.mirror(best)
-        show(config, scored, songs[0], self.device, self.tracker, state.step)
+        if self.tracker is not None:
+            if better:
+                best = self.run_dir / "best.safetensors"
+                write_tensors(best, scored.average.network.state_dict(), self.origin(scored, self.tracker.run_id))
+                self.checkpoints.mirror(best)
+            show(config, scored, songs[0], self.device, self.tracker, state.step)
+        return True
 
     def save(self) -> None:
         self.saved_at = time.monotonic()

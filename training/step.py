@@ -3,9 +3,8 @@
 Axes: b batch, s stem, c channel, n sample.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from training.config import TrainConfig
 from training.errors import NotFinite, OutOfMemory, RankLost
 from training.losses import relative_error_db
 from training.precision import Precision
+from training.progress import say
 from training.ranks import Ranks, alone
 from training.stems import model_stems
 
@@ -66,7 +66,7 @@ class Stepper:
         """
         while True:
             try:
-                with self.undone(), alone(self.state.network):
+                with alone(self.state.network):
                     self.backward(decoded)
                 break
             except torch.OutOfMemoryError as error:
@@ -80,10 +80,12 @@ class Stepper:
                 if self.forward is self.state.network:
                     raise
                 self.forward = self.state.network
-                print(f"not compiled, as it fails here: {str(error).splitlines()[0]}", file=sys.stderr)
+                say(f"not compiled, as it fails here: {str(error).splitlines()[0]}")
+            finally:
+                self.undo()
         self.pieces = int(self.ranks.largest(self.pieces)[0])
         if self.pieces > 1:
-            print(f"a batch does not fit {self.device}: its gradients add up in {self.pieces} pieces", file=sys.stderr)
+            say(f"a batch does not fit {self.device}: its gradients add up in {self.pieces} pieces")
 
     def __call__(self, decoded: Tensor, learning_rate: float) -> None:
         """One step on this rank's excerpts, int16 (b, s, 2, n). Raises OutOfMemory or RankLost, the state as before."""
@@ -92,8 +94,7 @@ class Stepper:
             with self.phase("exchange"):
                 self.ranks.average([p.grad for p in self.parameters if p.grad is not None])
         except (torch.OutOfMemoryError, RankLost) as error:
-            with self.undone():
-                pass
+            self.undo()
             if isinstance(error, RankLost):
                 raise
             raise OutOfMemory(f"the memory of {self.device} ran out at step {self.state.step}: {error}") from error
@@ -146,14 +147,10 @@ class Stepper:
             buffer.copy_(torch.where(finite, buffer, before))
         return finite
 
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        """Gradients and statistics that the block leaves are dropped."""
-        try:
-            yield
-        finally:
-            copy_all(self.buffers_before, self.buffers)
-            self.state.optimizer.zero_grad(set_to_none=True)
+    def undo(self) -> None:
+        """Drop what `backward` left: gradients, and statistics of the batch."""
+        copy_all(self.buffers_before, self.buffers)
+        self.state.optimizer.zero_grad(set_to_none=True)
 
     def report(self) -> Report:
         """Of the steps since the last report. Waits for the device. Raises NotFinite after too many skipped in a row."""

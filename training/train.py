@@ -61,8 +61,8 @@ class Result:
 def train(config: TrainConfig, places: Places, device: torch.device, ranks: Ranks, resume: bool, wait: bool) -> Result:
     """Train, keep the weights that score best in validation, export them; a copy of the archive goes to `publish`.
 
-    The run folder holds config.json, checkpoints/, best.safetensors and, at the end, <preset>.mar. With `resume` the run goes
-    on from its newest good checkpoint, there or at `checkpoint_uri`; where there is none it starts.
+    The run folder holds config.json, step-….safetensors, best.safetensors and, at the end, <preset>.mar. With `resume` the
+    run goes on from its newest good checkpoint, there or at `checkpoint_uri`; where there is none it starts.
     Raises TrainingError or StemwrightError with one sentence on what is wrong.
     """
     with ranks.connected(device), stop_requests() as stop:

@@ -43,7 +43,9 @@ def validate(
         for song in songs[ranks.share]:
             if stop.signal is None:  # a signal has to be answered within seconds, songs take longer
                 mine.append(evaluate_song(separator, song, config.validation.valid_excerpt_s))
-        if ranks.largest(stop.signal or 0) != [0]:
+        (signal,) = ranks.largest(stop.signal or 0)
+        if signal:
+            stop.signal = int(signal)
             return None
         in_order = chain.from_iterable(zip_longest(*ranks.gathered(mine)))
         scored.append(Scored(average, Evaluation(tuple(song for song in in_order if song is not None))))

@@ -47,7 +47,7 @@ class Classic(nn.Module):
         self.frame_multiple = 2**depth
         self.normalize = nn.BatchNorm1d(self.bins)
         self.encoder = nn.ModuleList(
-            level(before, after, row) for before, after, row in zip((fold, *channels), channels, rows, strict=False)
+            level(before, after, row) for before, after, row in zip((fold, *channels[:-1]), channels, rows, strict=True)
         )
         self.memory = Memory(channels[-1], rows[-1], memory_inputs, memory_units)
         self.up = nn.ModuleList(

@@ -211,3 +211,20 @@ def test_songs_that_arrive_later_are_trained_on_from_then_on_and_after_a_resume(
     start(resumed, tmp_path / "run", resume=True)
     _, again = read_tensors(last_checkpoint(tmp_path / "run"))
     assert again["songs"] == facts["songs"]
+
+
+def test_a_signal_while_the_ranks_agree_is_not_lost(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agree = Ranks.largest
+
+    def agree_and_be_told_to_stop(self: Ranks, *values: float) -> list[float]:
+        agreed = agree(self, *values)
+        if len(values) == 2 and next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agreed
+
+    calls = itertools.count()
+    monkeypatch.setattr(Ranks, "largest", agree_and_be_told_to_stop)
+    stopped = start(config, tmp_path / "run")
+    assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 3
