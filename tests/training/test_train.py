@@ -133,14 +133,18 @@ def test_the_schedule_rises_falls_and_ends_at_zero() -> None:
 def test_a_stop_that_comes_during_validation_leaves_it_for_the_next_time(
     config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = dataclasses.replace(config, validation=Validation(validations=2, valid_share=0.6))  # two songs
+    scored = []
+
     def score_and_be_told_to_stop(*arguments: object) -> SongScores:
+        scored.append(arguments)
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate_song(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(training.validate, "evaluate_song", score_and_be_told_to_stop)
         stopped = start(config, tmp_path / "run")
-    assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 3
+    assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 3 and len(scored) == 1
     assert not (tmp_path / "run" / "best.safetensors").exists()
     assert stopped.run_id is not None and tracked.get_run(stopped.run_id).info.status == "KILLED"
     resumed = start(config, tmp_path / "run", resume=True)
