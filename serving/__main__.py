@@ -61,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
         "--bit-depth", choices=("16", "24", "float"), help="of wav and flac; the song's own without it"
     )
     separate.add_argument(
+        "--quality",
+        choices=("fast", "best"),
+        default="fast",
+        help="best overlaps more and takes two to four times as long",
+    )
+    separate.add_argument(
         "--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, where a proxy asks for one"
     )
     separate.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each song comes into it")
@@ -100,7 +106,7 @@ def run_separate(options: argparse.Namespace) -> int:
 
         def separate(job: Job) -> list[Path]:
             with progress_bar(job.song.name) as on_progress:
-                form = {"audio_format": options.format, "bit_depth": options.bit_depth}
+                form = {"audio_format": options.format, "bit_depth": options.bit_depth, "quality": options.quality}
                 return list(client.save(job.song, job.out, stems=stems, **form, on_progress=on_progress).values())
 
     else:
@@ -110,8 +116,8 @@ def run_separate(options: argparse.Namespace) -> int:
 
         with tempfile.TemporaryDirectory() as folder:
             separator = Separator.open(resolve(options.model, Path(folder)))
-        names = stems_named(options.stems or "", separator.spec.stems)
-        request = Request(names, options.format, zipped=True, bit_depth=options.bit_depth)
+        names = stems_named(options.stems or "", separator.spec)
+        request = Request(names, options.format, zipped=True, bit_depth=options.bit_depth, quality=options.quality)
 
         def separate(job: Job) -> list[Path]:
             return write_stems(request.answer(separator, job.song), options.format, job.out)

@@ -120,7 +120,7 @@ class Answer:
         return json.dumps(facts)
 
     def _stems(self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float) -> Iterator[bytes]:
-        request = Request.from_headers(self._request_headers, separator.spec.stems)
+        request = Request.from_headers(self._request_headers, separator.spec)
         self._announce(request)
         with on_disk(audio_of(fields)) as song:
             yield from request.answer(separator, song, max_duration_s, self.work)
@@ -128,7 +128,7 @@ class Answer:
     def _stems_by_reference(
         self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float, reach: Reach
     ) -> Iterator[bytes]:
-        request = Request.from_headers(self._request_headers, separator.spec.stems)
+        request = Request.from_headers(self._request_headers, separator.spec)
         named = Reference.from_json(audio_of(fields))
         request = replace(request, song_name=request.song_name or plain_name(Place.of(named.uri).name))
         if named.output is not None:

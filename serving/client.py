@@ -29,6 +29,7 @@ from serving.errors import (
     StemwrightError,
     UnsupportedAudio,
 )
+from serving.spec import Quality
 
 CONNECT_TIMEOUT_S = 10
 BACKOFF_S = 0.5
@@ -79,6 +80,7 @@ class Client:
         rate_hz: int | None = None,
         *,
         stems: Sequence[str] | None = None,
+        quality: Quality = "fast",
         on_progress: Progress = no_progress,
     ) -> dict[str, Audio]:
         """Stems (c, n) by name of a song: a file, a file's bytes, or audio (c, n) at `rate_hz`. Raises as `save` does."""
@@ -89,7 +91,9 @@ class Client:
             soundfile.write(file, song.T, rate_hz, format="WAV", subtype="FLOAT")
             song = file.getvalue()
         with tempfile.TemporaryDirectory() as folder:
-            saved = self.save(song, Path(folder), stems=stems, bit_depth="float", on_progress=on_progress)
+            saved = self.save(
+                song, Path(folder), stems=stems, bit_depth="float", quality=quality, on_progress=on_progress
+            )
             return {stem: read(path)[0] for stem, path in saved.items()}
 
     def save(
@@ -100,6 +104,7 @@ class Client:
         stems: Sequence[str] | None = None,
         audio_format: AudioFormat = "wav",
         bit_depth: str | None = None,
+        quality: Quality = "fast",
         on_progress: Progress = no_progress,
     ) -> dict[str, Path]:
         """Separate a song; gives the file `out`/<stem>.<format> of each stem: of those asked for, or of all there are.
@@ -114,6 +119,8 @@ class Client:
             headers["X-Stems"] = ",".join(stems)
         if bit_depth is not None:
             headers["X-Bit-Depth"] = bit_depth
+        if quality != "fast":
+            headers["X-Quality"] = quality
         if self.api_key is not None:
             headers["X-Api-Key"] = self.api_key
         if isinstance(song, Path):

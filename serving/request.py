@@ -1,7 +1,7 @@
 """What can be asked of a separator, and its answer: which stems of a song, in which form. The handler reads it from headers,
 the command line from flags; the same request gets the same bytes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from email.message import Message
@@ -9,12 +9,15 @@ from pathlib import PurePosixPath
 from typing import Self
 from urllib.parse import quote
 
+import numpy as np
+
 from serving.audio_io import Song, Source, open_audio
 from serving.chunks import Audio
 from serving.delivery import stream_stems
 from serving.encoding import AUDIO_TYPES, AudioFormat, Encoding
 from serving.errors import RequestError
 from serving.separator import Separator
+from serving.spec import ModelSpec, Quality
 from serving.work import Work
 
 MAX_NAME_LENGTH = 150
@@ -33,16 +36,17 @@ class Request:
     zipped: bool
     bit_depth: str | None = None
     song_name: str = ""
+    quality: Quality = "fast"
 
     @classmethod
-    def from_headers(cls, headers: Mapping[str, str], there: Sequence[str]) -> Self:
-        """The request of headers with names in small letters, to a model with the stems that are `there`.
+    def from_headers(cls, headers: Mapping[str, str], model: ModelSpec) -> Self:
+        """The request of headers with names in small letters, to a model.
 
-        `x-stems` names stems, all of them without it. `accept` names an audio type, application/zip or both; without a wish
-        it is a zip of WAV. `x-bit-depth` is a wish for WAV and FLAC, `content-disposition` may name the song's file. Raises
-        RequestError for what there is not.
+        `x-stems` names stems, all of the model's without it; `x-quality` is fast or best. `accept` names an audio type,
+        application/zip or both; without a wish it is a zip of WAV. `x-bit-depth` is a wish for WAV and FLAC,
+        `content-disposition` may name the song's file. Raises RequestError for what there is not.
         """
-        stems = stems_named(headers.get("x-stems", ""), there)
+        stems = stems_named(headers.get("x-stems", ""), model)
         accepted = headers.get("accept", "*/*")
         types = [part.split(";")[0].strip().lower() for part in accepted.split(",")]
         formats = [AUDIO_TYPES[name] for name in types if name in AUDIO_TYPES]
@@ -50,7 +54,8 @@ class Request:
             raise RequestError(f"Accept cannot be {accepted}: ask for application/zip, {' or '.join(AUDIO_TYPES)}")
         zipped = "application/zip" in types or not formats or len(stems) > 1
         name = song_name(headers.get("content-disposition", ""))
-        return cls(stems, (formats or ["wav"])[0], zipped, headers.get("x-bit-depth"), name)
+        quality = quality_named(headers.get("x-quality", "fast"))
+        return cls(stems, (formats or ["wav"])[0], zipped, headers.get("x-bit-depth"), name, quality)
 
     @property
     def content_type(self) -> str:
@@ -89,19 +94,28 @@ class Request:
 
     def separate(self, separator: Separator, song: Song, work: Work) -> Iterator[Audio]:
         """The stems asked for (s, c, n), block by block."""
-        rows = [separator.spec.stems.index(stem) for stem in self.stems]
+        parts = [separator.spec.rows_of(stem) for stem in self.stems]
         blocks = work.over("decode", song.blocks())
-        for block in work.over("separate", separator.stream(blocks, song.info.rate_hz)):
-            yield block[rows]
+        for block in work.over("separate", separator.stream(blocks, song.info.rate_hz, self.quality)):
+            yield np.stack([block[rows].sum(axis=0) for rows in parts])
 
 
-def stems_named(names: str, there: Sequence[str]) -> tuple[str, ...]:
-    """The stems in a list with commas, all where it is empty. Raises RequestError for a stem that is not there."""
+def stems_named(names: str, model: ModelSpec) -> tuple[str, ...]:
+    """The stems in a list with commas, the model's own where it is empty. Raises RequestError for one that is not offered."""
     stems = tuple(dict.fromkeys(stem for name in names.split(",") if (stem := name.strip().lower())))
-    unknown = [stem for stem in stems if stem not in there]
+    unknown = [stem for stem in stems if stem not in model.offered]
     if unknown:
-        raise RequestError(f"this model has no stem {', '.join(unknown)}: it gives {', '.join(there)}")
-    return stems or tuple(there)
+        raise RequestError(f"this model has no stem {', '.join(unknown)}: it gives {', '.join(model.offered)}")
+    return stems or model.stems
+
+
+def quality_named(name: str) -> Quality:
+    match name.strip().lower():
+        case "fast" | "":
+            return "fast"
+        case "best":
+            return "best"
+    raise RequestError(f"X-Quality cannot be {name}: ask for fast or best")
 
 
 def song_name(content_disposition: str) -> str:

@@ -9,12 +9,16 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from serving.errors import SpecError
 
 STEMS = ("vocals", "drums", "bass", "other", "accompaniment")
 """Every stem a model may give. `accompaniment` is all but the vocals."""
+
+
+Quality = Literal["fast", "best"]
+"""How much work a song is worth: once over, or in windows that overlap by half, each heard with its sides exchanged, too."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,17 @@ class ModelSpec:
             self.stems[-1] in ("other", "accompaniment"),
             f"the last stem takes the remainder and must be other or accompaniment, not {self.stems[-1]}",
         )
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The stems that can be asked for: the model's own, and the accompaniment as the sum of all but the vocals."""
+        derived = "vocals" in self.stems and "accompaniment" not in self.stems
+        return (*self.stems, "accompaniment") if derived else self.stems
+
+    def rows_of(self, stem: str) -> list[int]:
+        """Where the parts of an offered stem are among the model's own."""
+        parts = {stem} if stem in self.stems else set(self.stems) - {"vocals"}
+        return [row for row, name in enumerate(self.stems) if name in parts]
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

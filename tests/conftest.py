@@ -48,6 +48,24 @@ def tiny_spec() -> ModelSpec:
 
 
 @pytest.fixture
+def tiny_banded() -> tuple[ModelSpec, nn.Module]:
+    """The studio preset with hardly any weights."""
+    spec = ModelSpec(
+        architecture="banded",
+        dimensions={
+            **{"band_bins": (64, 128, 320), "band_widths": (2, 8, 20)},
+            **{"channels": (4, 6, 8), "paths": 1, "units": 4},
+        },
+        stems=("vocals", "drums", "bass", "other"),
+        audio=AudioSpec(sample_rate_hz=44_100, channels=2),
+        stft=StftSpec(n_fft=1024, hop_samples=256),
+        chunk=ChunkSpec(length_s=4, overlap_s=1),
+    )
+    torch.manual_seed(0)
+    return spec, build(spec).eval()
+
+
+@pytest.fixture
 def tiny_network(tiny_spec: ModelSpec) -> nn.Module:
     torch.manual_seed(0)
     return build(tiny_spec).eval()

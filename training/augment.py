@@ -21,7 +21,9 @@ def augment(stems: Tensor, channels: int, chances: Tensor) -> Tensor:
     """Stereo stems (b, s, 2, n) as stems (b, s, c, n) for a model of one channel or two: other levels, other sides."""
     level, place, kind = chances[..., None, None].unbind(2)
     louder = gain(stems, level)
-    return one_channel(louder, place, kind[:, :1]) if channels == 1 else swap_channels(louder, place)
+    if channels == 1:
+        return one_channel(louder, place, kind[:, :1])
+    return flip_signs(swap_channels(louder, place), kind)
 
 
 def gain(stems: Tensor, level: Tensor) -> Tensor:
@@ -44,3 +46,8 @@ def one_channel(stems: Tensor, place: Tensor, kind: Tensor) -> Tensor:
 def swap_channels(stems: Tensor, place: Tensor) -> Tensor:
     """Left and right exchanged in half of the stems."""
     return torch.where(place < 0.5, stems.flip(2), stems)
+
+
+def flip_signs(stems: Tensor, kind: Tensor) -> Tensor:
+    """Half of the stems upside down: what they add to each other and take from each other is another mixture."""
+    return torch.where(kind < 0.5, -stems, stems)

@@ -137,7 +137,36 @@ def classic(data: str, budget: Budget) -> TrainConfig:
     )
 
 
-PRESETS = {"classic": classic}
+def studio(data: str, budget: Budget) -> TrainConfig:
+    """The band-split U-Net: 44.1 kHz stereo, 4096/1024, four stems."""
+    return banded("studio", {"channels": (80, 160, 240), "paths": 4, "units": 160}, data, budget)
+
+
+def studio_small(data: str, budget: Budget) -> TrainConfig:
+    """The same for laptops."""
+    return banded("studio-small", {"channels": (40, 80, 160), "paths": 3, "units": 112}, data, budget)
+
+
+def banded(preset: str, size: Mapping[str, int | tuple[int, ...]], data: str, budget: Budget) -> TrainConfig:
+    return TrainConfig(
+        preset=preset,
+        data=data,
+        model=ModelSpec(
+            architecture="banded",
+            dimensions={"band_bins": (256, 512, 1280), "band_widths": (2, 8, 20), **size},
+            stems=("vocals", "drums", "bass", "other"),
+            audio=AudioSpec(sample_rate_hz=44_100, channels=2),
+            stft=StftSpec(n_fft=4096, hop_samples=1024),
+            chunk=ChunkSpec(length_s=12, overlap_s=1),
+        ),
+        budget=budget,
+        batches=Batches(),
+        optimization=Optimization(),
+        validation=Validation(),
+    )
+
+
+PRESETS = {"classic": classic, "studio": studio, "studio-small": studio_small}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -23,4 +23,5 @@ def relative_error_db(estimates: Tensor, references: Tensor) -> Tensor:
 
 def energy(spectrograms: Tensor) -> Tensor:
     """Sum of squared magnitudes (b, s) of spectrograms (b, s, c, f, t)."""
-    return torch.view_as_real(spectrograms).square().sum(dim=(2, 3, 4, 5))
+    norms: Tensor = torch.linalg.vector_norm(torch.view_as_real(spectrograms), dim=(2, 3, 4, 5))
+    return norms.square()

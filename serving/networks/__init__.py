@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from serving.errors import SpecError
+from serving.networks.banded import Banded
 from serving.networks.classic import Classic
 from serving.spec import ModelSpec
 
 
 def build(spec: ModelSpec) -> nn.Module:
     """The network of a spec with fresh weights, in channels-last order. Raises SpecError for one that there is not."""
-    architectures: dict[str, Callable[..., nn.Module]] = {"classic": Classic}
+    architectures: dict[str, Callable[..., nn.Module]] = {"classic": Classic, "banded": Banded}
     if spec.architecture not in architectures:
         raise SpecError(f"unknown architecture {spec.architecture!r}: there are {', '.join(architectures)}")
     try:

@@ -5,9 +5,8 @@ it better for what it costs:
 
 - Folding: `fold` neighbouring bins become channels, so that the first level, the dearest, has so many times fewer rows.
   A reshape, undone at the output.
-- Frequency mixing: a convolution sees a few bins, a voice is a comb across all of them. Each level has a small perceptron
-  over its whole frequency axis (the TDF of Choi et al., "Investigating U-Nets with various intermediate blocks for
-  spectrogram-based singing voice separation", ISMIR 2020).
+- Frequency mixing: a convolution sees a few bins, a voice is a comb across all of them, so that each level has a small
+  perceptron over its whole frequency axis (`FrequencyMixer`).
 - Memory: at the bottom an LSTM reads the spectrum of each moment, forwards and backwards in time.
 
 Axes: b batch, s stem, c channel, f bin or row of folded bins, t frame.
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from serving.networks.level import level
 from serving.spec import ModelSpec, require
 
 FLOOR = 1e-3
@@ -93,47 +93,6 @@ class Classic(nn.Module):
 
         mask = torch.sigmoid(self.mask(x).float()).transpose(1, 2).flatten(1, 2)[:, None, :, :frames]
         return functional.pad(mask, (0, 0, 0, 1), mode="replicate")
-
-
-def level(channels_in: int, channels_out: int, rows: int) -> nn.Sequential:
-    """Convolution, frequency mixing, convolution."""
-    return nn.Sequential(
-        *convolution(channels_in, channels_out),
-        FrequencyMixer(channels_out, rows),
-        *convolution(channels_out, channels_out),
-    )
-
-
-def convolution(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(),
-    )
-
-
-class FrequencyMixer(nn.Module):
-    """Adds a perceptron over all rows, the same for every channel and frame; it passes through a quarter of them."""
-
-    def __init__(self, channels: int, rows: int) -> None:
-        super().__init__()
-        hidden = max(16, rows // 4)
-        self.squeeze = nn.Linear(rows, hidden, bias=False)
-        self.norm_hidden = nn.BatchNorm2d(channels)
-        self.expand = nn.Linear(hidden, rows, bias=False)
-        self.norm_rows = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = functional.relu(self.norm_hidden(over_rows(self.squeeze, x)))
-        added: Tensor = functional.relu(self.norm_rows(over_rows(self.expand, hidden)))
-        return x + added
-
-
-def over_rows(linear: nn.Linear, x: Tensor) -> Tensor:
-    """`linear` along the rows of (b, c, f, t): one matrix product and no copy in channels-last order."""
-    batch, channels, rows, frames = x.shape
-    flat = x.permute(0, 2, 3, 1).reshape(batch, rows, frames * channels)
-    return torch.matmul(linear.weight, flat).view(batch, -1, frames, channels).permute(0, 3, 1, 2)
 
 
 class Memory(nn.Module):

@@ -136,7 +136,7 @@ def test_a_song_over_http_beside_in_process_and_the_bare_network(server: Server,
     separator.separate(mixture, RATE_HZ)
     in_process_s = time.perf_counter() - started
     network_s = network_alone_s(separator, body)
-    request = Request.from_headers({}, separator.spec.stems)
+    request = Request.from_headers({}, separator.spec)
     started = time.perf_counter()
     answer_bytes = sum(map(len, request.answer(separator, body)))
     file_to_file_s = time.perf_counter() - started

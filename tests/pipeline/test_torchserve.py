@@ -65,7 +65,7 @@ def test_other_formats_go_in(server: Server, mixture: np.ndarray, audio_format: 
 
 
 def test_the_answer_is_the_one_that_the_archive_gives_in_process(server: Server, archive: Path, song: bytes) -> None:
-    wanted = Request.from_headers({"accept": "application/zip, audio/flac"}, SPEC.stems)
+    wanted = Request.from_headers({"accept": "application/zip, audio/flac"}, SPEC)
     here = b"".join(wanted.answer(Separator.open(archive, "cpu"), song))
     assert server.post(song, accept="application/zip, audio/flac").data == here
 

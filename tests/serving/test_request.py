@@ -8,9 +8,17 @@ from torch import nn
 from serving.errors import AudioError, RequestError
 from serving.request import Request
 from serving.separator import Separator
-from serving.spec import ModelSpec
+from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
 
-THERE = ("vocals", "drums", "other")
+SPEC = ModelSpec(
+    architecture="banded",
+    dimensions={},
+    stems=("vocals", "drums", "other"),
+    audio=AudioSpec(sample_rate_hz=44_100, channels=2),
+    stft=StftSpec(n_fft=4096, hop_samples=1024),
+    chunk=ChunkSpec(length_s=12, overlap_s=1),
+)
+THERE = SPEC.stems
 
 
 @pytest.mark.parametrize(
@@ -32,7 +40,7 @@ THERE = ("vocals", "drums", "other")
 )
 def test_headers_say_what_is_wanted(stems: str | None, accept: str | None, answer: Request) -> None:
     headers = {name: value for name, value in (("x-stems", stems), ("accept", accept)) if value is not None}
-    assert Request.from_headers(headers, THERE) == answer
+    assert Request.from_headers(headers, SPEC) == answer
 
 
 @pytest.mark.parametrize(
@@ -49,13 +57,14 @@ def test_an_answer_has_a_type_and_a_name(request_: Request, content_type: str, f
 @pytest.mark.parametrize(
     ("headers", "message"),
     [
-        ({"x-stems": "vocals,guitar,piano"}, "no stem guitar, piano: it gives vocals, drums, other"),
+        ({"x-stems": "vocals,guitar,piano"}, "no stem guitar, piano: it gives vocals, drums, other, accompaniment"),
+        ({"x-quality": "ultra"}, "X-Quality cannot be ultra: ask for fast or best"),
         ({"accept": "image/png, audio/aac"}, "Accept cannot be image/png, audio/aac: ask for application/zip"),
     ],
 )
 def test_what_there_is_not_is_named(headers: dict[str, str], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        Request.from_headers(headers, THERE)
+        Request.from_headers(headers, SPEC)
 
 
 def test_stems_come_by_name_not_by_place(tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path) -> None:
@@ -72,6 +81,24 @@ def test_stems_come_by_name_not_by_place(tiny_spec: ModelSpec, tiny_network: nn.
     for name in tiny_spec.stems:
         np.testing.assert_allclose(stem(name), wanted[name].T, atol=1e-4)
     assert np.abs(wanted["vocals"] - wanted["accompaniment"]).max() > 0.1, "or the two could be mixed up"
+
+
+def test_quality_is_asked_for_by_a_header() -> None:
+    assert Request.from_headers({}, SPEC).quality == "fast"
+    assert Request.from_headers({"x-quality": " Best"}, SPEC).quality == "best"
+
+
+def test_accompaniment_is_offered_by_a_model_of_four_stems_as_the_sum_of_all_but_the_vocals(
+    tiny_banded: tuple[ModelSpec, nn.Module], tmp_path: Path
+) -> None:
+    separator, song = Separator(*tiny_banded), tmp_path / "song.wav"
+    soundfile.write(song, np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, 2)), 44_100, "FLOAT")
+    request = Request.from_headers({"x-stems": "accompaniment", "accept": "audio/wav"}, separator.spec)
+    (tmp_path / "music.wav").write_bytes(b"".join(request.answer(separator, song)))
+    stems = separator.separate(np.ascontiguousarray(soundfile.read(song, dtype="float32")[0].T), 44_100)
+    wanted = stems["drums"] + stems["bass"] + stems["other"]
+    np.testing.assert_allclose(soundfile.read(tmp_path / "music.wav")[0].T, wanted, rtol=0, atol=1e-6)
+    assert Request.from_headers({}, separator.spec).stems == ("vocals", "drums", "bass", "other")
 
 
 def test_bad_audio_is_refused_before_the_first_piece(
@@ -105,7 +132,7 @@ def test_bad_audio_is_refused_before_the_first_piece(
     ],
 )
 def test_the_answer_is_named_after_the_song(sent: str, zip_name: str, disposition: str | None) -> None:
-    request = Request.from_headers({"content-disposition": sent}, THERE)
+    request = Request.from_headers({"content-disposition": sent}, SPEC)
     assert request.file_name == zip_name
     assert disposition in (None, request.content_disposition)
     assert request.content_disposition.isascii()
@@ -114,4 +141,4 @@ def test_the_answer_is_named_after_the_song(sent: str, zip_name: str, dispositio
 
 def test_one_stem_is_named_after_the_song_and_itself() -> None:
     headers = {"content-disposition": 'attachment; filename="song.wav"', "accept": "audio/mpeg", "x-stems": "drums"}
-    assert Request.from_headers(headers, THERE).file_name == "song (drums).mp3"
+    assert Request.from_headers(headers, SPEC).file_name == "song (drums).mp3"

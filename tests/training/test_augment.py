@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from training.augment import DRAWS, GAIN_DB, augment, chances, gain, one_channel, swap_channels
+from training.augment import DRAWS, GAIN_DB, augment, chances, flip_signs, gain, one_channel, swap_channels
 
 
 @pytest.fixture
@@ -40,6 +40,12 @@ def test_channels_are_swapped_in_half_of_the_stems(stems: Tensor, draw: Tensor) 
         assert torch.equal(swapped[index], wanted)
     is_swapped = (swapped == stems.flip(2)).all(dim=-1).all(dim=-1)
     assert abs(is_swapped.float().mean().item() - 0.5) < 0.04
+
+
+def test_half_of_the_stems_are_upside_down(stems: Tensor, draw: Tensor) -> None:
+    flipped = flip_signs(stems, draw)
+    assert torch.equal(flipped, torch.where(draw < 0.5, -1, 1) * stems)
+    assert abs((flipped != stems).float().mean().item() - 0.5) < 0.04
 
 
 def test_chance_follows_from_seed_and_step_and_from_nothing_else() -> None:

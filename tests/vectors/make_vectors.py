@@ -27,23 +27,40 @@ CLASSIC = ModelSpec(
     stft=StftSpec(n_fft=2048, hop_samples=512),
     chunk=ChunkSpec(length_s=15, overlap_s=1),
 )
+BANDED = ModelSpec(
+    architecture="banded",
+    dimensions={
+        **{"band_bins": (64, 128, 320), "band_widths": (4, 16, 40)},
+        **{"channels": (2, 4, 6), "paths": 1, "units": 3},
+    },
+    stems=("vocals", "drums", "bass", "other"),
+    audio=AudioSpec(sample_rate_hz=44_100, channels=2),
+    stft=StftSpec(n_fft=1024, hop_samples=256),
+    chunk=ChunkSpec(length_s=12, overlap_s=1),
+)
+SPECS = {"classic": CLASSIC, "banded": BANDED}
 
 
 def main() -> None:
+    for name, spec in SPECS.items():
+        write_vector(VECTORS / f"{name}.safetensors", spec)
+
+
+def write_vector(path: Path, spec: ModelSpec) -> None:
     torch.manual_seed(0)
-    network = build(CLASSIC)
+    network = build(spec)
     for tensor in network.state_dict().values():  # away from the zeros and ones of fresh normalisation
         if tensor.is_floating_point():
             tensor.add_(0.1 * torch.rand_like(tensor))
     time_s = np.arange(RATE_HZ // 10) / RATE_HZ
     song = np.stack([0.5 * np.sin(2 * np.pi * 220 * time_s), 0.3 * np.sin(2 * np.pi * 3_000 * time_s**2)])
-    separator = Separator(CLASSIC, network, "cpu")
+    separator = Separator(spec, network, "cpu")
     separator.bfloat16 = False
     vocals = separator.separate(song.astype(np.float32), RATE_HZ)["vocals"]
     tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
     tensors["song"] = torch.from_numpy(song.astype(np.float32))
     tensors["vocals"] = torch.from_numpy(vocals)
-    safetensors.torch.save_file(tensors, VECTORS / "classic.safetensors")
+    safetensors.torch.save_file(tensors, path)
 
 
 if __name__ == "__main__":

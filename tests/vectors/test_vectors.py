@@ -1,16 +1,18 @@
 import numpy as np
+import pytest
 import safetensors.torch
 
 from serving.networks import build
 from serving.separator import Separator
-from tests.vectors.make_vectors import CLASSIC, RATE_HZ, VECTORS
+from tests.vectors.make_vectors import RATE_HZ, SPECS, VECTORS
 
 
-def test_classic_gives_the_vocals_it_gave() -> None:
-    tensors = safetensors.torch.load_file(VECTORS / "classic.safetensors")
-    network = build(CLASSIC)
+@pytest.mark.parametrize("name", SPECS)
+def test_a_network_gives_the_vocals_it_gave(name: str) -> None:
+    tensors = safetensors.torch.load_file(VECTORS / f"{name}.safetensors")
+    network = build(SPECS[name])
     network.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
-    separator = Separator(CLASSIC, network, "cpu")
+    separator = Separator(SPECS[name], network, "cpu")
     separator.bfloat16 = False
     vocals = separator.separate(tensors["song"].numpy(), RATE_HZ)["vocals"]
     assert tensors["vocals"].abs().max() > 0.01
