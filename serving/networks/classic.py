@@ -84,12 +84,12 @@ class Classic(nn.Module):
         x = x.unflatten(1, (-1, self.fold)).transpose(1, 2).contiguous(memory_format=torch.channels_last)
 
         skips: list[Tensor] = []
-        for level in self.encoder:
-            x = level(functional.max_pool2d(x, 2) if skips else x)
+        for encode in self.encoder:
+            x = encode(functional.max_pool2d(x, 2) if skips else x)
             skips.append(x)
         x = self.memory(skips.pop())
-        for up, level in zip(self.up, self.decoder, strict=True):
-            x = level(torch.cat([up(x), skips.pop()], dim=1))
+        for up, decode in zip(self.up, self.decoder, strict=True):
+            x = decode(torch.cat([up(x), skips.pop()], dim=1))
 
         mask = torch.sigmoid(self.mask(x).float()).transpose(1, 2).flatten(1, 2)[:, None, :, :frames]
         return functional.pad(mask, (0, 0, 0, 1), mode="replicate")
