@@ -85,4 +85,4 @@ def test_masks_sum_to_one_and_silence_has_none() -> None:
     masks = ratio_masks(magnitudes)
     torch.testing.assert_close(masks.sum(dim=0)[..., 1:], torch.ones(2, 5, 2))
     assert masks[..., 0].abs().max() == 0
-    assert 0 <= masks.min() and masks.max() <= 1
+    assert masks.min() >= 0 and masks.max() <= 1
