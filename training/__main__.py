@@ -208,10 +208,10 @@ def run_evaluate(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         separator = Separator.open(resolve(given.model, Path(folder)), device_of(given))
         data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
-        evaluation = evaluate(separator, data.split(given.split), progress=True)
-    print(evaluation.table())
+        report = evaluate(separator, data.split(given.split), progress=True)
+    print(report.table())
     if given.json:
-        given.json.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
+        given.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
     return 0
 
 
