@@ -208,4 +208,4 @@ def finite(value: float) -> float | None:
 
 
 def decimal(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+    return "-" if math.isnan(value) else f"{value:z.2f}"
