@@ -88,6 +88,20 @@ def parser() -> argparse.ArgumentParser:
     add_device(evaluate)
     evaluate.set_defaults(run=run_evaluate)
 
+    compare = commands.add_parser(
+        "compare", help="several archives in one table: how well they separate, what they cost"
+    )
+    compare.add_argument("archives", nargs="+", metavar="ARCHIVE", help="a .mar file, s3://…, runs:/… or models:/…")
+    compare.add_argument("--data", required=True, help="folder, zip or s3:// prefix of songs")
+    compare.add_argument("--split", choices=("valid", "test"), default="test")
+    compare.add_argument("--json", type=Path, help="write every score there")
+    compare.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw every song there, the first archive against each other one"
+    )
+    add_cache(compare)
+    add_device(compare)
+    compare.set_defaults(run=run_compare)
+
     export = commands.add_parser("export", help="make an archive of a run's best weights")
     export.add_argument("--run-dir", type=Path, required=True)
     export.add_argument("--to", required=True, help="X.mar or s3://bucket/X.mar")
@@ -208,10 +222,29 @@ def run_evaluate(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         separator = Separator.open(resolve(given.model, Path(folder)), device_of(given))
         data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
-        evaluation = evaluate(separator, data.split(given.split), progress=True)
-    print(evaluation.table())
+        report = evaluate(separator, data.split(given.split), progress=True)
+    print(report.table())
     if given.json:
-        given.json.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
+        given.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    return 0
+
+
+def run_compare(given: argparse.Namespace) -> int:
+    from training.compare import compare, resolved
+    from training.data_set import open_dataset
+    from training.progress import ProgressBar
+
+    if given.plot and given.plot.suffix != ".png":
+        raise ConfigError(f"--plot {given.plot} is no picture that is drawn here: let its name end in .png")
+    with tempfile.TemporaryDirectory() as folder:
+        archives = resolved(given.archives, Path(folder))
+        data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
+        comparison = compare(archives, data.split(given.split), device_of(given), progress=True)
+    print(comparison.table())
+    if given.json:
+        given.json.write_text(json.dumps(comparison.to_json(), indent=2) + "\n")
+    if given.plot:
+        comparison.figure().savefig(given.plot)
     return 0
 
 

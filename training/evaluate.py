@@ -1,12 +1,15 @@
 """How well a model separates songs with known stems.
 
-The songs go through `serving.separator`, so the scores are those of what is served. Beside them stand the scores of the
-mixture itself, taken for each stem: where a model has to start from.
+The songs go through `serving.separator`, so the scores are those of what is served. All stems of a song are scored
+together, in the seconds in which none of them is silent, as the field does it (`training.metrics`). Beside a model's scores
+stand those of two who separate nothing: the ideal ratio mask, which knows the stems, and the mixture in place of each stem.
+
+Axes: s stem, c channel, n sample.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,27 +21,22 @@ from serving.separator import Separator
 from training.errors import DataError
 from training.metrics import csdr, median, recovered_percent, usdr
 from training.musdb18 import Song
+from training.oracle import ideal_ratio_mask
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well one stem was found, in dB, and how well the mixture would do in its place.
-
-    A cSDR is NaN where no second of the song counts, because some stem is silent in each.
-    """
+    """How well one stem was found, in dB. A cSDR is NaN where no second of the song counts."""
 
     csdr_db: float
     usdr_db: float
-    mixture_csdr_db: float
-    mixture_usdr_db: float
 
     @property
     def recovered_percent(self) -> float:
         return recovered_percent(self.csdr_db)
 
-    def to_json(self) -> dict[str, float | None]:
-        facts = {**dataclasses.asdict(self), "recovered_percent": self.recovered_percent}
-        return {name: value if math.isfinite(value) else None for name, value in facts.items()}
+    def to_json(self, prefix: str = "") -> dict[str, float | None]:
+        return {prefix + name: finite(value) for name, value in dataclasses.asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class SongScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of songs."""
+    """The scores of songs, one or more, all of the same stems."""
 
     songs: tuple[SongScores, ...]
 
@@ -65,74 +63,137 @@ class Evaluation:
         """One number to choose weights by: uSDR in dB, the mean over songs and stems."""
         return float(np.mean([score.usdr_db for score in self.stems.values()]))
 
+    @property
+    def blocks(self) -> Iterator[SongScores]:
+        """What a table shows: all songs, then each song."""
+        yield SongScores(f"all {len(self.songs)} songs", self.stems)
+        yield from self.songs
+
+
+@dataclass(frozen=True)
+class Report:
+    """The scores of a model, of the ideal ratio mask at its sample rate and transform, and of the mixture."""
+
+    model: Evaluation
+    oracle: Evaluation
+    mixture: Evaluation
+
     def to_json(self) -> dict[str, Any]:
         """Everything in the shape of JSON; a score that is not finite is null."""
+        everything, *songs = zip(self.model.blocks, self.oracle.blocks, self.mixture.blocks, strict=True)
         return {
-            "stems": {stem: score.to_json() for stem, score in self.stems.items()},
+            "stems": stems_to_json(*everything),
             "songs": [
-                {"song": song.song, "stems": {stem: score.to_json() for stem, score in song.stems.items()}}
-                for song in self.songs
+                {"song": of_model.song, "stems": stems_to_json(of_model, *bounds)} for of_model, *bounds in songs
             ],
         }
 
     def table(self) -> str:
         """A text table: all songs, then each song."""
-        blocks = [SongScores(f"all {len(self.songs)} songs", self.stems), *self.songs]
-        width = max(len(block.song) for block in blocks)
+        width = max(len(block.song) for block in self.model.blocks)
+        bounds = 2 * f" {'cSDR':>9} {'uSDR':>9}"
         lines = [
-            f"{'':{width}} {'':13} {'':>9} {'':>9} {'':>12} {'mixture':>9} {'mixture':>9}",
-            f"{'':{width}} {'':13} {'cSDR':>9} {'uSDR':>9} {'recovered %':>12} {'cSDR':>9} {'uSDR':>9}",
+            f"{'':{width}} {'':13} {'model':>9} {'':>9} {'':>12} {'ideal':>9} {'mask':9} {'mixture':>9} {'':9}",
+            f"{'':{width}} {'':13} {'cSDR':>9} {'uSDR':>9} {'recovered %':>12}{bounds}",
         ]
-        for block in blocks:
-            for row, (stem, score) in enumerate(block.stems.items()):
+        for model, oracle, mixture in zip(self.model.blocks, self.oracle.blocks, self.mixture.blocks, strict=True):
+            for row, (stem, score) in enumerate(model.stems.items()):
+                of_bounds = (value for bound in (oracle, mixture) for value in dataclasses.astuple(bound.stems[stem]))
                 lines.append(
-                    f"{'' if row else block.song:{width}} {stem:13} {decimal(score.csdr_db):>9} {decimal(score.usdr_db):>9}"
-                    f" {decimal(score.recovered_percent):>12}"
-                    f" {decimal(score.mixture_csdr_db):>9} {decimal(score.mixture_usdr_db):>9}"
+                    f"{'' if row else model.song:{width}} {stem:13} {decimal(score.csdr_db):>9}"
+                    f" {decimal(score.usdr_db):>9} {decimal(score.recovered_percent):>12}"
+                    + "".join(f" {decimal(value):>9}" for value in of_bounds)
                 )
             lines.append("")
         return "\n".join(lines)
 
 
-def evaluate(separator: Separator, songs: Sequence[Song], progress: bool, excerpt_s: float | None = None) -> Evaluation:
-    """Separate each song at its own rate and channels and score all its stems together.
+@dataclass(frozen=True)
+class Excerpt:
+    """A song or its middle: what it holds (c, n) by stem, "mixture" among them."""
 
-    `excerpt_s` takes only so many seconds from the middle of each song; `progress` shows a bar. Raises DataError where
-    there are no songs or one is shorter than the second that cSDR needs.
+    song: str
+    audio: Mapping[str, Audio]
+    rate_hz: int
+
+    @property
+    def mixture(self) -> Audio:
+        return self.audio["mixture"]
+
+    def references(self, stems: Sequence[str]) -> Audio:
+        """The true stems (s, c, n)."""
+        return np.stack([self.audio[stem] for stem in stems])
+
+    def scores(self, stems: Sequence[str], estimates: Audio) -> SongScores:
+        """The scores of estimated stems (s, c, n), all of them together."""
+        references = self.references(stems)
+        columns = csdr(references, estimates, self.rate_hz), usdr(references, estimates)
+        scores = (Score(float(csdr_db), float(usdr_db)) for csdr_db, usdr_db in zip(*columns, strict=True))
+        return SongScores(self.song, dict(zip(stems, scores, strict=True)))
+
+    def mixture_scores(self, stems: Sequence[str]) -> SongScores:
+        """The scores of the mixture in place of each stem."""
+        return self.scores(stems, np.broadcast_to(self.mixture, (len(stems), *self.mixture.shape)))
+
+
+def evaluate(separator: Separator, songs: Sequence[Song], progress: bool) -> Report:
+    """Separate each song at its own rate and channels, and score what comes back beside the mask and the mixture.
+
+    `progress` shows a bar. Raises DataError where there are no songs or one is shorter than the second that cSDR needs.
     """
-    if not songs:
-        raise DataError("there are no songs to evaluate: name a split that has some")
-    bar = tqdm(songs, desc="evaluate", unit="song", disable=not progress)
-    return Evaluation(tuple(evaluate_song(separator, song, excerpt_s) for song in bar))
+    require_songs(songs)
+    spec, stems = separator.spec, separator.spec.stems
+    scored = []
+    for song in tqdm(songs, desc="evaluate", unit="song", disable=not progress):
+        excerpt = read_excerpt(song, stems)
+        by_mask = ideal_ratio_mask(excerpt.references(stems), excerpt.rate_hz, spec)
+        scored.append((model_scores(separator, excerpt), excerpt.scores(stems, by_mask), excerpt.mixture_scores(stems)))
+    return Report(*(Evaluation(of_songs) for of_songs in zip(*scored, strict=True)))
 
 
 def evaluate_song(separator: Separator, song: Song, excerpt_s: float | None) -> SongScores:
+    """The model's scores alone, of so many seconds from the middle of a song, or of the whole."""
+    return model_scores(separator, read_excerpt(song, separator.spec.stems, excerpt_s))
+
+
+def model_scores(separator: Separator, excerpt: Excerpt) -> SongScores:
     stems = separator.spec.stems
-    audio, rate_hz = song.read([*stems, "mixture"])
+    separated = separator.separate(excerpt.mixture, excerpt.rate_hz)
+    return excerpt.scores(stems, np.stack([separated[stem] for stem in stems]))
+
+
+def read_excerpt(song: Song, stems: Sequence[str], excerpt_s: float | None = None) -> Excerpt:
+    """Some stems and the mixture of a song. Raises DataError where it is shorter than a second."""
+    names = [*stems, "mixture"]
+    audio, rate_hz = song.read(names)
     if excerpt_s is not None:
         audio = middle(audio, round(excerpt_s * rate_hz))
     if audio.shape[-1] < rate_hz:
         raise DataError(f"{song.name} is shorter than the second that cSDR needs: leave it out")
-    references, mixture = audio[:-1], audio[-1]
-    separated = separator.separate(mixture, rate_hz)
-    estimates = np.stack([separated[stem] for stem in stems])
-    mixtures = np.broadcast_to(mixture, references.shape)
-    columns = (
-        csdr(references, estimates, rate_hz),
-        usdr(references, estimates),
-        csdr(references, mixtures, rate_hz),
-        usdr(references, mixtures),
-    )
-    scores = (Score(*(float(value) for value in values)) for values in zip(*columns, strict=True))
-    return SongScores(song.name, dict(zip(stems, scores, strict=True)))
+    return Excerpt(song.name, dict(zip(names, audio, strict=True)), rate_hz)
+
+
+def require_songs(songs: Sequence[Song]) -> None:
+    if not songs:
+        raise DataError("there are no songs to evaluate: name a split that has some")
+
+
+def stems_to_json(model: SongScores, oracle: SongScores, mixture: SongScores) -> dict[str, dict[str, float | None]]:
+    return {
+        stem: {
+            **score.to_json(),
+            "recovered_percent": finite(score.recovered_percent),
+            **oracle.stems[stem].to_json("oracle_"),
+            **mixture.stems[stem].to_json("mixture_"),
+        }
+        for stem, score in model.stems.items()
+    }
 
 
 def over_songs(scores: Sequence[Score]) -> Score:
     return Score(
         csdr_db=median(np.array([score.csdr_db for score in scores])),
         usdr_db=float(np.mean([score.usdr_db for score in scores])),
-        mixture_csdr_db=median(np.array([score.mixture_csdr_db for score in scores])),
-        mixture_usdr_db=float(np.mean([score.mixture_usdr_db for score in scores])),
     )
 
 
@@ -142,5 +203,9 @@ def middle(audio: Audio, samples: int) -> Audio:
     return audio[..., start : start + samples]
 
 
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def decimal(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+    return "-" if math.isnan(value) else f"{value:z.2f}"

@@ -4,6 +4,7 @@ Axes: c channel, n sample, f bin, t frame, m mel band.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import librosa
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from serving.chunks import Audio
-from serving.spec import StftSpec
+from serving.spec import STEMS, StftSpec
 from serving.spectrogram import Stft
 
 Image = NDArray[np.float32]
@@ -29,6 +30,21 @@ LOUDNESS = {"cmap": "magma", "vmin": -70, "vmax": 0}
 SHARE = {"cmap": "cividis", "vmin": 0, "vmax": 1}
 SILENCE = 1e-4
 """What counts as silent, as a share of the peak magnitude (-80 dB): there is nothing there to give to anyone."""
+
+STEM_COLOURS = dict(zip(STEMS, ("#d1495b", "#00798c", "#6a4c93", "#edae49", "#3d5a80"), strict=True))
+LOWEST_DB = -10
+"""Of what is worse, as of a stem that is silent, no picture is drawn: it would push all else into a corner."""
+LABELLED = 4
+
+
+@dataclass(frozen=True)
+class Point:
+    """The uSDR in dB of one stem of a song: of an archive to the right, of another upwards."""
+
+    song: str
+    stem: str
+    x_db: float
+    y_db: float
 
 
 def spectrogram_figure(mixture: Audio, target: Audio, estimate: Audio, rate_hz: int) -> Figure:
@@ -90,6 +106,63 @@ def profile_figure(
     for axis in above:
         axis.label_outer()
     return figure
+
+
+def scatter_figure(first: str, others: Mapping[str, Sequence[Point]]) -> Figure:
+    """Every song under two archives, a colour for each stem: above the diagonal the other one is better than `first`.
+
+    A panel for each other archive, by name. The songs that differ most are labelled. What is worse than LOWEST_DB lies on
+    the edge.
+    """
+    values = [
+        max(LOWEST_DB, value) for points in others.values() for point in points for value in (point.x_db, point.y_db)
+    ]
+    limits = min(values) - 1, max(values) + 1
+    columns = min(3, len(others))
+    rows = -(-len(others) // columns)
+    figure = Figure(figsize=(0.6 + 5.6 * columns, 5.6 * rows), dpi=110, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, (other, points) in zip(axes, others.items(), strict=False):
+        draw_points(axis, points, limits)
+        axis.set(xlabel=f"{first}: uSDR of a song, dB", ylabel=f"{other}: uSDR, dB")
+    for axis in axes[len(others) :]:
+        axis.remove()
+    legend = {label: dots for axis in axes for dots, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=len(legend), frameon=False)
+    return figure
+
+
+def draw_points(axis: Axes, points: Sequence[Point], limits: tuple[float, float]) -> None:
+    low, high = limits
+    axis.plot(limits, limits, color="0.6", linewidth=1, zorder=1)
+    for stem in STEMS:
+        places = [place(point) for point in points if point.stem == stem]
+        if places:
+            x, y = [x for x, _ in places], [y for _, y in places]
+            axis.scatter(x, y, sizes=[24], alpha=0.8, color=STEM_COLOURS[stem], linewidths=0, label=stem)
+    for point in most_different(points, apart_db=0.04 * (high - low)):
+        at = place(point)
+        across = (at[0] - low) / (high - low)
+        # On the side away from the diagonal, where there are few points, unless the panel ends there.
+        to_left = across > 0.35 if point.y_db > point.x_db else across > 0.65
+        form: dict[str, Any] = {"fontsize": 7, "color": "0.25", "va": "center", "ha": "right" if to_left else "left"}
+        axis.annotate(point.song, at, (-6 if to_left else 6, 0), textcoords="offset points", **form)
+    axis.set(xlim=limits, ylim=limits, aspect="equal")
+    axis.grid(color="0.92")
+    axis.set_axisbelow(True)
+
+
+def most_different(points: Sequence[Point], apart_db: float) -> list[Point]:
+    """The points farthest from the diagonal, but for those whose label would cover one of a point farther away."""
+    chosen: list[Point] = []
+    for point in sorted(points, key=lambda point: -abs(point.y_db - point.x_db)):
+        if all(abs(place(point)[1] - place(other)[1]) >= apart_db for other in chosen):
+            chosen.append(point)
+    return chosen[:LABELLED]
+
+
+def place(point: Point) -> tuple[float, float]:
+    return max(LOWEST_DB, point.x_db), max(LOWEST_DB, point.y_db)
 
 
 def mel(magnitude: Image, rate_hz: int) -> Image:

@@ -1,6 +1,5 @@
 """Where the time of a training step goes on this device, what limits it, and what to change."""
 
-import copy
 import os
 import resource
 from collections import defaultdict
@@ -13,12 +12,12 @@ from time import perf_counter
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from serving.spec import ModelSpec
 from serving.storage import no_progress
 from training.checkpoint import RunState
 from training.config import TrainConfig
+from training.cost import flop
 from training.crops import Crops, batches
 from training.data_set import open_dataset
 from training.decoded import decode
@@ -198,17 +197,15 @@ def nothing() -> None:
 
 
 def step_flop(network: nn.Module, model: ModelSpec, batch_size: int, crop_samples: int) -> int:
-    """Floating point operations of matrix products and convolutions, forwards and backwards.
-
-    Counted on torch's meta device, which computes nothing and takes an LSTM apart into its matrix products: the fused
-    one of other devices the counter does not see.
-    """
+    """Floating point operations of matrix products and convolutions, forwards and backwards."""
     shape = (batch_size, len(model.stems), model.audio.channels, model.stft.bins, model.stft.frames(crop_samples))
     references = torch.empty(shape, dtype=torch.complex64, device="meta")
-    on_meta = copy.deepcopy(network).to("meta").train()
-    with alone(on_meta), FlopCounterMode(display=False) as counter:
-        relative_error_db(on_meta(references.sum(dim=1)), references).backward()
-    return int(counter.get_total_flops())
+
+    def step(on_meta: nn.Module) -> None:
+        with alone(on_meta):
+            relative_error_db(on_meta.train()(references.sum(dim=1)), references).backward()
+
+    return flop(network, step)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

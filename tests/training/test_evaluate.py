@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import soundfile
 
+import training.evaluate
 from serving.separator import Separator
 from serving.spec import ModelSpec
 from tests.stubs import Share
 from training.errors import DataError
-from training.evaluate import Evaluation, Score, SongScores, evaluate, middle
+from training.evaluate import Evaluation, Report, Score, SongScores, evaluate, evaluate_song, middle
 from training.musdb18 import StemFolder
+from training.oracle import ideal_ratio_mask
 
 RATE_HZ = 8_000
 
@@ -34,37 +36,53 @@ def separator(tiny_spec: ModelSpec) -> Separator:
     return Separator(replace(tiny_spec, audio=audio), Share(0.6, 0.4), "cpu")
 
 
-def test_scores_are_those_of_what_the_separator_gives(separator: Separator, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stems", "shares"),
+    [(("vocals", "accompaniment"), (0.6, 0.4)), (("drums", "bass", "vocals", "other"), (0.4, 0.3, 0.2, 0.1))],
+)
+def test_scores_are_museval_s_of_what_the_separator_gives(
+    separator: Separator, tmp_path: Path, stems: tuple[str, ...], shares: tuple[float, ...]
+) -> None:
+    separator = Separator(replace(separator.spec, stems=stems), Share(*shares), "cpu")
     tested = song(tmp_path / "A - B", channels=1, vocals=0.3)
-    found = evaluate(separator, [tested], progress=False).songs[0]
-    (vocals, accompaniment, mixture), rate_hz = tested.read(["vocals", "accompaniment", "mixture"])
-    stems = separator.separate(mixture, rate_hz)
-    references = np.stack([vocals.T, accompaniment.T])
-    for estimates, column in (
-        ([stems["vocals"].T, stems["accompaniment"].T], "csdr_db"),
-        ([mixture.T, mixture.T], "mixture_csdr_db"),
+    (vocals, rate_hz) = soundfile.read(tested.path / "vocals.wav")
+    vocals[rate_hz : 2 * rate_hz] = 0  # a second that counts for no stem
+    soundfile.write(tested.path / "vocals.wav", vocals, rate_hz, subtype="FLOAT")
+    report = evaluate(separator, [tested], progress=False)
+    (*references, mixture), _ = tested.read([*stems, "mixture"])
+    separated = separator.separate(mixture, rate_hz)
+    for found, estimates in (
+        (report.model, [separated[stem] for stem in stems]),
+        (report.oracle, ideal_ratio_mask(np.stack(references), rate_hz, separator.spec)),
+        (report.mixture, [mixture] * len(stems)),
     ):
-        sdr, *_ = museval.evaluate(references, np.stack(estimates), win=rate_hz, hop=rate_hz)
-        for stem, by_museval in zip(("vocals", "accompaniment"), np.median(sdr, axis=1), strict=True):
-            assert getattr(found.stems[stem], column) == pytest.approx(by_museval, abs=1e-6)
-    assert found.song == "A - B"
-    assert found.stems["vocals"].usdr_db == pytest.approx(
-        10 * np.log10((vocals**2).sum() / ((vocals - stems["vocals"]) ** 2).sum()), abs=1e-3
-    )
+        sdr, *_ = museval.evaluate(
+            np.stack([stem.T for stem in references]), np.stack([e.T for e in estimates]), win=rate_hz, hop=rate_hz
+        )
+        assert np.isnan(sdr[:, 1]).all()
+        (of_song,) = found.songs
+        assert of_song.song == "A - B" and tuple(of_song.stems) == stems
+        for score, by_museval, reference, estimate in zip(
+            of_song.stems.values(), np.nanmedian(sdr, axis=1), references, estimates, strict=True
+        ):
+            assert score.csdr_db == pytest.approx(by_museval, abs=1e-6)
+            error = ((reference - estimate) ** 2).sum()
+            assert score.usdr_db == pytest.approx(10 * np.log10((reference**2).sum() / error), abs=1e-3)
 
 
 def test_a_known_mask_gives_its_decibels(separator: Separator, tmp_path: Path) -> None:
     # Vocals v and accompaniment a are independent, |a|² = 3 |v|² here. The mixture has the error a; 60 % of it 0.6 a - 0.4 v.
-    score = evaluate(separator, [song(tmp_path / "A - B", seconds=5)], progress=False).stems["vocals"]
-    assert score.mixture_csdr_db == pytest.approx(-10 * np.log10(3), abs=0.15)
-    assert score.csdr_db == pytest.approx(-10 * np.log10(0.36 * 3 + 0.16), abs=0.15)
+    report = evaluate(separator, [song(tmp_path / "A - B", seconds=5)], progress=False)
+    assert report.mixture.stems["vocals"].csdr_db == pytest.approx(-10 * np.log10(3), abs=0.15)
+    assert report.model.stems["vocals"].csdr_db == pytest.approx(-10 * np.log10(0.36 * 3 + 0.16), abs=0.15)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_four_stems_in_the_order_of_the_spec(tiny_spec: ModelSpec, tmp_path: Path, channels: int) -> None:
     spec = replace(tiny_spec, stems=("drums", "bass", "vocals", "other"))
     network = Share(0.7, 0.1, 0.1, 0.1)
-    scores = evaluate(Separator(spec, network, "cpu"), [song(tmp_path / "A - B", channels=channels, drums=0.5)], False)
+    tested = song(tmp_path / "A - B", channels=channels, drums=0.5)
+    scores = evaluate_song(Separator(spec, network, "cpu"), tested, None)
     assert list(scores.stems) == ["drums", "bass", "vocals", "other"]
     assert scores.stems["drums"].csdr_db > 6 > 2 > scores.stems["bass"].csdr_db
 
@@ -76,10 +94,19 @@ def test_an_excerpt_is_the_middle_of_the_song(separator: Separator, tmp_path: Pa
     for stem in ("drums", "bass", "other", "vocals"):
         audio, rate_hz = soundfile.read(tmp_path / "A - B" / f"{stem}.wav")
         soundfile.write(cut / f"{stem}.wav", audio[rate_hz : 3 * rate_hz], rate_hz, subtype="FLOAT")
-    excerpt = evaluate(separator, [whole], progress=False, excerpt_s=2).stems["vocals"]
-    by_hand = evaluate(separator, [StemFolder("cut", cut)], progress=False).stems["vocals"]
+    excerpt = evaluate_song(separator, whole, 2).stems["vocals"]
+    by_hand = evaluate_song(separator, StemFolder("cut", cut), None).stems["vocals"]
     assert astuple(excerpt) == pytest.approx(astuple(by_hand), abs=1e-6)
-    assert evaluate(separator, [whole], False, excerpt_s=9).stems == evaluate(separator, [whole], False).stems
+    assert evaluate_song(separator, whole, 9) == evaluate_song(separator, whole, None)
+
+
+def test_while_a_model_trains_only_the_model_is_scored(
+    separator: Separator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = song(tmp_path / "A - B")
+    (of_report,) = evaluate(separator, [tested], progress=False).model.songs
+    monkeypatch.setattr(training.evaluate, "ideal_ratio_mask", None)
+    assert evaluate_song(separator, tested, None) == of_report
 
 
 def test_middle() -> None:
@@ -97,22 +124,23 @@ def test_songs_that_cannot_be_scored_are_named(separator: Separator, tmp_path: P
 def test_a_song_without_voice_has_no_csdr_and_does_not_count(separator: Separator, tmp_path: Path) -> None:
     instrumental = song(tmp_path / "Ananas - Nan", vocals=0)
     sung = song(tmp_path / "A - B", seed=1)
-    evaluation = evaluate(separator, [instrumental, sung], progress=False)
+    report = evaluate(separator, [instrumental, sung], progress=False)
+    evaluation = report.model
     assert np.isnan(evaluation.songs[0].stems["vocals"].csdr_db)
     assert evaluation.stems["vocals"].csdr_db == evaluation.songs[1].stems["vocals"].csdr_db
-    stored = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
+    stored = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert stored["songs"][0]["song"] == "Ananas - Nan"
     assert stored["songs"][0]["stems"]["vocals"]["csdr_db"] is None
-    row = next(line for line in evaluation.table().splitlines() if line.startswith("Ananas - Nan"))
+    row = next(line for line in report.table().splitlines() if line.startswith("Ananas - Nan"))
     assert row.split()[3:6:2] == ["vocals", f"{evaluation.songs[0].stems['vocals'].usdr_db:.2f}"]
     assert row.split()[4] == "-"
 
 
-def three_songs() -> Evaluation:
+def three_songs(gain: float = 1) -> Evaluation:
     scores = [(1.0, 2.0), (3.0, 4.0), (11.0, 9.0)]
     return Evaluation(
         tuple(
-            SongScores(f"S{k}", {"vocals": Score(c, u, -c, -u), "other": Score(2 * c, 2 * u, 0, 0)})
+            SongScores(f"S{k}", {"vocals": Score(gain * c, gain * u), "other": Score(2 * gain * c, 2 * gain * u)})
             for k, (c, u) in enumerate(scores)
         )
     )
@@ -120,21 +148,29 @@ def three_songs() -> Evaluation:
 
 def test_over_songs_csdr_is_a_median_and_usdr_a_mean() -> None:
     evaluation = three_songs()
-    assert evaluation.stems["vocals"] == Score(3.0, 5.0, -3.0, -5.0)
+    assert evaluation.stems["vocals"] == Score(3.0, 5.0)
     assert evaluation.usdr == pytest.approx((5.0 + 10.0) / 2)
     assert evaluation.stems["vocals"].recovered_percent == pytest.approx(100 * (1 - 10**-0.3))
 
 
 def test_table_and_json_hold_every_score() -> None:
-    evaluation = three_songs()
-    lines = evaluation.table().splitlines()
-    assert lines[2].split() == ["all", "3", "songs", "vocals", "3.00", "5.00", "49.88", "-3.00", "-5.00"]
-    assert lines[3].split() == ["other", "6.00", "10.00", "74.88", "0.00", "0.00"]
+    report = Report(three_songs(), three_songs(10), three_songs(-1))
+    lines = report.table().splitlines()
+    assert lines[0].split() == ["model", "ideal", "mask", "mixture"]
+    assert " ".join(lines[2].split()) == "all 3 songs vocals 3.00 5.00 49.88 30.00 50.00 -3.00 -5.00"
+    assert " ".join(lines[3].split()) == "other 6.00 10.00 74.88 60.00 100.00 -6.00 -10.00"
     assert [line.split()[0] for line in lines if line.startswith("S")] == ["S0", "S1", "S2"]
-    assert len({line.rindex(line.split()[-1]) + len(line.split()[-1]) for line in lines if line}) == 1
-    facts = evaluation.to_json()
+    assert len({len(line) for line in lines[1:] if line}) == 1
+    facts = report.to_json()
     assert facts["stems"]["other"]["usdr_db"] == 10.0
-    assert [entry["stems"]["vocals"]["mixture_csdr_db"] for entry in facts["songs"]] == [-1.0, -3.0, -11.0]
+    for column, scores in (
+        ("csdr_db", [1, 3, 11]),
+        ("oracle_csdr_db", [10, 30, 110]),
+        ("mixture_usdr_db", [-2, -4, -9]),
+    ):
+        assert [entry["stems"]["vocals"][column] for entry in facts["songs"]] == scores
+    assert facts["songs"][1]["song"] == "S1"
+    assert facts["songs"][1]["stems"]["vocals"]["recovered_percent"] == pytest.approx(49.88, abs=0.01)
 
 
 def test_progress_is_shown_only_when_asked_for(

@@ -6,7 +6,17 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from training.plots import decibels, mel, profile_figure, ratio, spectrogram_figure
+from training.plots import (
+    LOWEST_DB,
+    Point,
+    decibels,
+    mel,
+    most_different,
+    profile_figure,
+    ratio,
+    scatter_figure,
+    spectrogram_figure,
+)
 
 RATE_HZ = 22_050
 
@@ -68,6 +78,43 @@ def test_profile_figure_without_a_mask_has_no_mask_panel() -> None:
     magnitude = np.ones((1025, 36), np.float32)
     figure = profile_figure(magnitude, None, [1.0] * 18, {"vocal band": [50.0] * 18}, RATE_HZ, 512)
     assert "Vocal mask" not in [axis.get_title() for axis in figure.axes]
+
+
+def test_scatter_figure_draws_every_song_of_every_stem_in_a_panel_for_each_archive(tmp_path: Path) -> None:
+    near = [Point(f"S{k}", "vocals", float(k), k + 0.1) for k in range(6)]
+    far = [Point("Far - Off", "drums", 2.0, 7.5), Point("Silent", "vocals", -60.0, -70.0)]
+    figure = scatter_figure("first", {"second": near, "third": near + far})
+    second, third = figure.axes
+    assert [axis.get_xlabel()[:5] for axis in figure.axes] == ["first", "first"]
+    assert [axis.get_ylabel()[:6] for axis in figure.axes] == ["second", "third:"]
+    (vocals,) = second.collections
+    np.testing.assert_allclose(vocals.get_offsets(), [(k, k + 0.1) for k in range(6)])
+    vocals, drums = third.collections
+    assert drums.get_offsets().tolist() == [[2.0, 7.5]]
+    assert vocals.get_offsets().tolist()[-1] == [LOWEST_DB, LOWEST_DB]
+    assert not np.array_equal(vocals.get_facecolor(), drums.get_facecolor())
+    assert {axis.get_xlim() for axis in figure.axes} == {axis.get_ylim() for axis in figure.axes} == {(-11.0, 8.5)}
+    (diagonal,) = third.lines
+    np.testing.assert_array_equal(diagonal.get_xdata(), diagonal.get_ydata())
+    assert "Far - Off" in [text.get_text() for text in third.texts]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["vocals", "drums"]
+    assert drawn(figure, tmp_path / "figure.png").std() > 0.05
+
+
+def test_scatter_figure_has_a_place_for_any_number_of_archives(tmp_path: Path) -> None:
+    points = [Point("A - 1", "bass", 1.0, 2.0)]
+    figure = scatter_figure("0", {str(k): points for k in range(1, 6)})
+    assert len(figure.axes) == 5
+    assert drawn(figure, tmp_path / "figure.png").std() > 0.05
+
+
+def test_the_songs_that_differ_most_are_labelled_where_labels_have_room() -> None:
+    points = [
+        Point(name, "bass", x, y) for name, x, y in (("a", 0, 1), ("b", 9, 3), ("c", 8, 3.1), ("d", 5, 9), ("e", 6, 6))
+    ]
+    assert [point.song for point in most_different(points, apart_db=0.5)] == ["b", "d", "a", "e"]
+    assert [point.song for point in most_different(points, apart_db=0.05)] == ["b", "c", "d", "a"]
 
 
 @pytest.mark.parametrize("rate_hz", [22_050, 44_100, 96_000])

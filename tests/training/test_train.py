@@ -155,7 +155,7 @@ def test_patience_ends_a_run_that_does_not_get_better(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(config, validation=Validation(validations=6, patience=2))
-    scores = Score(csdr_db=1.0, usdr_db=1.0, mixture_csdr_db=0.0, mixture_usdr_db=0.0)
+    scores = Score(csdr_db=1.0, usdr_db=1.0)
     monkeypatch.setattr(
         training.validate, "evaluate_song", lambda *_: SongScores("song", dict.fromkeys(config.model.stems, scores))
     )
