@@ -75,8 +75,10 @@ class Answer:
         self.headers.pop("Content-Disposition", None)
         if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
             self.headers["Retry-After"] = str(RETRY_AFTER_S)
-        told = {"error": type(error).__name__, "message": str(error), "request_id": self.request_id}
-        self._pieces = iter([json.dumps(told).encode()])
+        told = json.dumps({"error": type(error).__name__, "message": str(error), "request_id": self.request_id})
+        if self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.headers["X-Error"] = told  # TorchServe answers so, too; a proxy that replaces its words keeps these
+        self._pieces = iter([told.encode()])
 
     def next_piece(self) -> bytes:
         """The next bytes, b"" at the end. Raises what goes wrong once something was sent."""

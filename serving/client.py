@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -60,8 +60,8 @@ class Client:
     """One endpoint: `http://host:port`, or its full address that ends in /predictions/<model>.
 
     `api_key` is for a proxy that asks for one. `timeout_s` is the longest silence to be borne, not the time of a whole song.
-    A server that is busy, cannot be reached or is lost is tried up to `attempts` times, after as long as it says or after
-    waits that double.
+    A server that is busy, cannot be reached, is lost or has lost its worker is tried up to `attempts` times, after as long as
+    it says or after waits that double.
     """
 
     url: str
@@ -170,8 +170,9 @@ class Client:
                 )
                 stack.callback(response.close)
                 if response.status != 200:
-                    error = refusal(self.endpoint, response.status, response.read(), size_bytes)
-                    if response.status == 503 and isinstance(error, ServerError):
+                    body = response.read()
+                    error = refusal(self.endpoint, response.status, body, size_bytes)
+                    if isinstance(error, ServerError) and may_pass(response.status, body):
                         raise TryAgain(error, retry_after_s(response))
                     raise error
                 total_bytes, received_bytes = int(response.headers.get("Content-Length", "0")), 0
@@ -210,12 +211,24 @@ def retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
         return None
 
 
+def may_pass(status: int, body: bytes) -> bool:
+    """Whether the same request may succeed later: 503 says so. Other failures are final where Stemwright itself reports them;
+    else something before it does, TorchServe that has lost its worker (507, 500) or a proxy that has lost TorchServe (502)."""
+    return status == 503 or (status >= 500 and "error" not in told_by(body))
+
+
+def told_by(body: bytes) -> dict[str, Any]:
+    """What an answer says in JSON, {} where it says nothing so."""
+    try:
+        facts = json.loads(body)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def refusal(endpoint: str, status: int, body: bytes, size_bytes: int) -> StemwrightError:
     """The error that an answer other than 200 stands for."""
-    try:
-        message = str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
-        message = ""
+    message = str(told_by(body).get("message", ""))
     if status in ERRORS and message:
         return ERRORS[status](message)
     if status == 413:  # TorchServe itself, whose answer is empty

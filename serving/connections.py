@@ -9,8 +9,9 @@ TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 @dataclass(frozen=True)
 class Connection:
-    """One client; `unsent_bytes` wait in this machine to be taken by it."""
+    """One client, by the port that it is connected from; `unsent_bytes` wait in this machine to be taken by it."""
 
+    port: int
     unsent_bytes: int
 
 
@@ -20,7 +21,11 @@ def connections(port: int) -> list[Connection] | None:
         return None
     rows = [row.split() for table in TABLES if table.is_file() for row in table.read_text().splitlines()[1:]]
     return [
-        Connection(unsent_bytes=int(queues.partition(":")[0], 16))
-        for _, local, _, state, queues, *_ in rows
-        if state == ESTABLISHED and int(local.rpartition(":")[2], 16) == port
+        Connection(port_in(remote), unsent_bytes=int(queues.partition(":")[0], 16))
+        for _, local, remote, state, queues, *_ in rows
+        if state == ESTABLISHED and port_in(local) == port
     ]
+
+
+def port_in(address: str) -> int:
+    return int(address.rpartition(":")[2], 16)

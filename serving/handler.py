@@ -9,6 +9,7 @@ waiting, and asks for a description again and again.
 """
 
 import logging
+import time
 from contextlib import nullcontext
 from http import HTTPStatus
 from pathlib import Path
@@ -23,7 +24,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 from serving import metrics
 from serving.answer import CALLER_GONE, Answer, window_count
 from serving.archive import read_archive
-from serving.connections import connections
+from serving.caller import Caller
 from serving.drain import Drain
 from serving.errors import ServerError
 from serving.processor import available_cpus
@@ -81,17 +82,14 @@ class Handler:
         """Send all pieces but the last, which is returned with the status that counts."""
         piece = answer.next_piece()
         set_head(context, answer)
+        run_dir = self.settings.run_dir
+        caller = Caller(Path(run_dir), self.settings.http_port, time.time()) if run_dir else None
         while piece and answer.status == HTTPStatus.OK:
-            if self.nobody_listens():
+            if caller and caller.has_gone():
                 return b"", CALLER_GONE
             send_intermediate_predict_response([piece], context.request_ids, "Intermediate", 200, context)
             piece = answer.next_piece()
         return piece, answer.status
-
-    def nobody_listens(self) -> bool:
-        """Whether no caller at all is connected. TorchServe does not tell a worker that its own has gone; where others wait,
-        the work is done in vain."""
-        return self.drain is not None and connections(self.settings.http_port) == []
 
     def count(self, answer: Answer, status: int, context: Any) -> None:
         count(context, metrics.REQUESTS, 1, str(int(status)))

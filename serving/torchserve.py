@@ -19,6 +19,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from serving import caller
 from serving.errors import ArchiveError, ServerError
 from serving.metrics import torchserve_config
 from serving.settings import Settings, worker_environment
@@ -30,24 +31,30 @@ JAVA_VERSION = 17
 # One piece of an answer may be as large; the handler's pieces are far smaller.
 MAX_RESPONSE_BYTES = 64 * 2**20
 
-# What happens to requests and to workers goes to the console, nothing to files; left out are our own questions and a line for
-# every piece of an answer. A worker's record of a request is a line of JSON and stays one.
-LOG_CONFIG = """\
+# What happens to requests and to workers goes to the console; left out are our own questions and a line for every piece of an
+# answer. A worker's record of a request is a line of JSON and stays one. Answers go to a file, too, which `caller.py` reads.
+LOG_CONFIG = f"""\
 <?xml version="1.0" encoding="UTF-8"?>
 <Configuration>
   <Appenders>
     <Console name="console" target="SYSTEM_OUT">
-      <RegexFilter regex="\\{&quot;request_id&quot;.*" onMatch="DENY" onMismatch="NEUTRAL"/>
-      <PatternLayout pattern="%d{ISO8601} %-5p %m%n"/>
+      <RegexFilter regex="\\{{&quot;request_id&quot;.*" onMatch="DENY" onMismatch="NEUTRAL"/>
+      <PatternLayout pattern="%d{{ISO8601}} %-5p %m%n"/>
     </Console>
     <Console name="requests" target="SYSTEM_OUT">
-      <RegexFilter regex="\\{&quot;request_id&quot;.*" onMatch="NEUTRAL" onMismatch="DENY"/>
+      <RegexFilter regex="\\{{&quot;request_id&quot;.*" onMatch="NEUTRAL" onMismatch="DENY"/>
       <PatternLayout pattern="%m%n"/>
     </Console>
+    <RollingFile name="callers" fileName="{caller.LOG}" filePattern="{caller.LOG}.%i">
+      <PatternLayout pattern="{caller.LOG_PATTERN}"/>
+      <SizeBasedTriggeringPolicy size="100 KB"/>
+      <DefaultRolloverStrategy max="1"/>
+    </RollingFile>
   </Appenders>
   <Loggers>
     <Logger name="ACCESS_LOG" level="info">
       <RegexFilter regex=".*GET /models/.*" onMatch="DENY" onMismatch="NEUTRAL"/>
+      <AppenderRef ref="callers"/>
     </Logger>
     <Logger name="MODEL_LOG" level="info">
       <RegexFilter regex="Backend received inference.*" onMatch="DENY" onMismatch="NEUTRAL"/>

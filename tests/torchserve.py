@@ -53,6 +53,10 @@ class Server:
         return self.said(r"^ready: (\S+)")
 
     @property
+    def port(self) -> str:
+        return self.said(r"^ready: http://[^:]+:(\d+)/")
+
+    @property
     def management_port(self) -> str:
         return self.said(r"^ready: .*management port (\d+)")
 

@@ -7,7 +7,9 @@ import socket
 import subprocess
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +154,44 @@ def test_a_request_is_found_again_by_its_id(server: Server) -> None:
     assert json.loads(line)["status"] == 415
 
 
+@contextmanager
+def asking(server: Server, song: bytes, request_id: str) -> Iterator[socket.socket]:
+    """A caller who has sent a song and may read or leave."""
+    with socket.create_connection(("127.0.0.1", int(server.port))) as caller:
+        head = f"POST /predictions/stemwright HTTP/1.1\r\nHost: x\r\nX-Request-Id: {request_id}\r\n"
+        caller.sendall(f"{head}Content-Length: {len(song)}\r\n\r\n".encode() + song)
+        yield caller
+
+
+def record(server: Server, request_id: str) -> dict[str, Any]:
+    """What the log says of a request in the end."""
+    wanted = f'"request_id": "{request_id}"'
+    wait_for(lambda: wanted in server.log.read_text())
+    (line,) = [line for line in server.log.read_text().splitlines() if wanted in line]
+    facts: dict[str, Any] = json.loads(line)
+    return facts
+
+
 def test_the_work_for_a_caller_who_has_gone_ends(server: Server, mixture: np.ndarray) -> None:
-    long = encoded(np.tile(mixture, (3, 1)), audio_format="FLAC")
-    host, port = server.endpoint.split("/")[2].split(":")
-    with socket.create_connection((host, int(port))) as caller:
-        head = "POST /predictions/stemwright HTTP/1.1\r\nHost: x\r\nX-Request-Id: gone\r\n"
-        caller.sendall(f"{head}Content-Length: {len(long)}\r\n\r\n".encode() + long)
+    with asking(server, encoded(np.tile(mixture, (3, 1)), audio_format="FLAC"), "gone") as caller:
         caller.recv(100)
-    wait_for(lambda: '"gone"' in server.log.read_text())
-    (line,) = [line for line in server.log.read_text().splitlines() if '"request_id": "gone"' in line]
-    assert json.loads(line)["status"] == 499
+    assert record(server, "gone")["status"] == 499
     assert server.post(encoded(NOISE)).status == 200
+
+
+def test_the_work_for_a_caller_who_has_gone_ends_while_others_wait(server: Server, mixture: np.ndarray) -> None:
+    long = encoded(np.tile(mixture, (3, 1)), audio_format="FLAC")
+    whole_s = record(server, server.post(long, x_request_id="whole").headers["x-correlation-id"])["seconds"]
+    with ExitStack() as stays:
+        with asking(server, long, "leaves") as caller:
+            caller.recv(100)
+            stays.enter_context(asking(server, long, "stays"))
+            with asking(server, long, "leaves-the-queue"):
+                pass
+        assert record(server, "stays")["status"] == 200
+        for gone in ("leaves-the-queue", "leaves"):
+            ended = record(server, gone)
+            assert (ended["status"], ended["seconds"] < whole_s) == (499, True), ended
 
 
 def test_no_credential_reaches_a_worker_or_the_log(server: Server) -> None:

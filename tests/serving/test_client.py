@@ -290,6 +290,28 @@ def test_a_busy_server_is_asked_again_when_it_says(tmp_path: Path) -> None:
     assert time.monotonic() - start > 2
 
 
+@pytest.mark.parametrize(
+    "lost",
+    [
+        plain(507, b'{"code": 507, "type": "InternalServerException", "message": "Worker died."}'),
+        plain(500, b'{"code": 500, "type": "InternalServerException", "message": "Worker died."}'),
+        plain(502, b"<html>Bad Gateway</html>"),
+        plain(504),
+    ],
+    ids=["killed", "ended", "no TorchServe", "no answer"],
+)
+def test_a_server_that_has_lost_its_worker_is_asked_again(
+    lost: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "BACKOFF_S", 0.01)
+    with serving(lost, lost, chunked(stems_zip())) as server:
+        assert_right(Client(server.url).save(SONG, tmp_path / "out"), tmp_path / "out")
+    assert [request.body for request in server.requests] == [SONG] * 3
+    with serving(lost) as server, pytest.raises(ServerError, match=r"answered 50\d"):
+        Client(server.url, attempts=2).save(SONG, tmp_path / "none")
+    assert len(server.requests) == 2
+
+
 def test_a_server_that_stays_busy(tmp_path: Path) -> None:
     message = "all workers are busy: ask again later"
     with serving(told(503, "ServerError", message)) as server, pytest.raises(ServerError, match=message):
@@ -306,6 +328,7 @@ def test_a_server_that_stays_busy(tmp_path: Path) -> None:
         (415, UnsupportedAudio),
         (422, AudioError),
         (500, ServerError),
+        (502, ServerError),
     ],
 )
 def test_errors_arrive_as_what_they_were(status: int, error: type[StemwrightError], tmp_path: Path) -> None:

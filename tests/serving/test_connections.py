@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from serving.connections import connections
+from serving.connections import Connection, connections
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 
@@ -12,10 +12,10 @@ def test_clients_come_and_go() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         assert connections(port) == []
-        with socket.create_connection(("127.0.0.1", port)):
+        with socket.create_connection(("127.0.0.1", port)) as client:
             accepted, _ = listener.accept()
             with accepted:
-                assert [client.unsent_bytes for client in connections(port) or ()] == [0]
+                assert connections(port) == [Connection(client.getsockname()[1], unsent_bytes=0)]
         assert connections(port) == []
 
 

@@ -213,10 +213,9 @@ def test_a_server_that_stops_finishes_what_it_works_on_and_refuses_the_rest(serv
 
 
 def test_no_caller_at_all_ends_the_work(served: Handler, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    served.drain = Drain(tmp_path)
     with socket.socket() as closed:  # a port that nobody is connected to
         closed.bind(("127.0.0.1", 0))
-        served.settings = replace(served.settings, http_port=closed.getsockname()[1])
+        served.settings = replace(served.settings, run_dir=str(tmp_path), http_port=closed.getsockname()[1])
         context = context_for({})
         with caplog.at_level(logging.INFO):
             assert served.handle([{"body": song(seconds=70)}], context) == [b""]

@@ -1,0 +1,42 @@
+"""Whether the caller of one request is still there, which TorchServe does not tell its workers.
+
+It logs every answer when that begins, in the thread of the worker that gives it, with the caller's address. From there the
+worker learns the caller's port, and from the system whether anybody is still connected from it.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from serving.connections import connections
+
+LOG = "callers"
+"""The log, in TorchServe's folder."""
+LOG_PATTERN = "%d{UNIX_MILLIS} %t %m%n"
+
+
+class Caller:
+    """Of the answer that the worker of these arguments begins at a time or soon after."""
+
+    def __init__(self, folder: Path, http_port: int, now_s: float, arguments: Sequence[str] = sys.argv) -> None:
+        worker = re.search(r"--(?:sock-name \S*\.|port )(\d+)", " ".join(arguments))
+        self._line = re.compile(rf'^(\d+) W-{worker[1] if worker else ""}-\S* /\S*:(\d+) "', re.MULTILINE)
+        self._log = folder / LOG
+        self._http_port = http_port
+        self._begun_ms = int(now_s * 1_000)
+        self._port: int | None = None
+
+    def has_gone(self) -> bool:
+        """False where the system does not tell. As long as the port is not known, anybody might be the caller."""
+        there = connections(self._http_port)
+        if there is None:
+            return False
+        self._port = self._port or self._logged_port()
+        return not any(self._port in (None, client.port) for client in there)
+
+    def _logged_port(self) -> int | None:
+        if not self._log.is_file():
+            return None
+        answers = self._line.findall(self._log.read_text(errors="replace"))
+        return next((int(port) for time_ms, port in answers if int(time_ms) >= self._begun_ms), None)
