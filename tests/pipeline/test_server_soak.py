@@ -117,6 +117,7 @@ def test_every_answer_is_its_callers_own_with_random_songs(server: Server, times
 
 def test_workers_killed_at_random_come_back_and_harm_no_answer(server: Server, times: Times) -> None:
     chance, outcomes, stop = random.Random(0), Counter[str](), False
+    back_s: list[float] = []
     mixture = np.random.default_rng(0).uniform(-0.5, 0.5, (10 * RATE_HZ, 2)).astype(np.float32)
     song = encoded(mixture, RATE_HZ, subtype="FLOAT")
     # A kill hits one caller of three: ten in a row hit the same one once in twenty thousand times.
@@ -155,10 +156,8 @@ def test_workers_killed_at_random_come_back_and_harm_no_answer(server: Server, t
         wait_for(separates, timeout_s=60)
         return time.monotonic() - started
 
-    def load_s() -> float:
-        """Of the last start of a worker."""
-        return max(value for name, value in metrics(server).items() if name.startswith("WorkerLoadTime")) / 1_000
-
+    # Of the first start: TorchServe counts those after it from then on, too.
+    load_s = max(value for name, value in metrics(server).items() if name.startswith("WorkerLoadTime")) / 1_000
     with ThreadPoolExecutor(3) as callers:
         try:
             calls = [callers.submit(work) for work in (call, call, call_patiently)]
@@ -166,15 +165,16 @@ def test_workers_killed_at_random_come_back_and_harm_no_answer(server: Server, t
             for _ in range(times(1, 20)):
                 time.sleep(chance.uniform(0.2, 1))
                 psutil.Process(server.worker_pid()).kill()
-                back_s = seconds_until_separated()
-                print(f"back after {back_s:.1f} s, of them {load_s():.1f} s the start of the worker")
-                # One second is TorchServe's pause before it starts a worker again.
-                assert back_s < load_s() + 1 + 2 * busy_s, "back as soon as a start takes, beside other callers"
+                back_s.append(seconds_until_separated())
+                # One second is TorchServe's pause before it starts a worker again; the start shares the machine with callers.
+                assert back_s[-1] < 2 * load_s + 1 + 2 * busy_s, "back as soon as a start takes, beside other callers"
         finally:
             stop = True
         for done in calls:
             done.result()
-    print(dict(outcomes), f"a song takes {busy_s:.1f} s beside others")
+    print(
+        dict(outcomes), f"back after {max(back_s):.1f} s at most; a start takes {load_s:.1f} s, a song {busy_s:.1f} s"
+    )
     assert outcomes["200"] > 0
     assert outcomes["by the client"] > 0
     # TorchServe says 507 of a worker that was killed and 500 of one that ended.
