@@ -1,0 +1,137 @@
+"""Train scaled-down models and Open-Unmix for the same time on the same data, and score each on the validation songs.
+
+    pip install --no-deps --target peers openunmix
+    OMP_NUM_THREADS=1 PYTHONPATH=peers:. python tests/benchmarks/train_scaled.py MODEL --data … --out … --minutes 20
+
+MODEL is classic, studio, studio-small or open-unmix. What a GPU trains whole is narrowed here to what one core can train in
+minutes. All draw the same excerpts in the same order. Open-Unmix is trained as its own script does: mean square error of
+magnitudes, Adam at 1e-3 with a weight decay of 1e-5, four targets, each a network of its own; they share the time.
+"""
+
+import argparse
+import sys
+import time
+import types
+from contextlib import closing
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from serving.chunks import Audio
+from training.augment import augment, chances
+from training.config import PRESETS, Batches, Budget, TrainConfig, Validation
+from training.crops import Crops, batches
+from training.data_set import list_dataset
+from training.decoded import decode
+from training.evaluate import Evaluation, evaluate_song
+from training.precision import Precision
+from training.progress import ProgressBar
+from training.ranks import Ranks
+from training.stems import DECODED_STEMS
+from training.step import FULL_SCALE
+from training.train import Places, train
+
+NARROW = {
+    "classic": {"channels": (24, 48, 64), "memory_inputs": 192, "memory_units": 128},
+    "studio": {"channels": (24, 48, 96), "paths": 2, "units": 64},
+    "studio-small": {"channels": (16, 32, 64), "paths": 1, "units": 48},
+}
+UNMIX_HIDDEN = 256
+UNMIX_BINS = 2049
+DEVICE = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", choices=(*NARROW, "open-unmix"))
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=20)
+    given = parser.parse_args()
+    preset = "studio" if given.model == "open-unmix" else given.model
+    config = PRESETS[preset](given.data, Budget(minutes=given.minutes))
+    config = replace(config, batches=Batches(batch_size=4, crop_s=3.0), validation=Validation(validations=6))
+    if given.model == "open-unmix":
+        train_unmix(config, given.out)
+        return
+    model = replace(config.model, dimensions={**config.model.dimensions, **NARROW[preset]})
+    places = Places(given.out / given.model, given.out / "cache")
+    train(replace(config, model=model), places, DEVICE, Ranks(0, 1, 0), resume=False, wait=True)
+
+
+class Unmixed:
+    """Open-Unmix where a separator is expected."""
+
+    def __init__(self, config: TrainConfig, networks: dict[str, torch.nn.Module]) -> None:
+        from openunmix.model import Separator
+
+        self.spec = config.model
+        self.unmix = Separator(
+            target_models=networks, niter=1, residual=False, n_fft=4096, n_hop=1024, nb_channels=2
+        ).eval()
+
+    @torch.inference_mode()
+    def separate(self, audio: Audio, _rate_hz: int) -> dict[str, Audio]:
+        stems = self.unmix(torch.from_numpy(np.ascontiguousarray(audio))[None])[0]
+        return dict(zip(self.spec.stems, stems.numpy(), strict=True))
+
+
+def train_unmix(config: TrainConfig, out: Path) -> None:
+    if find_spec("torchaudio") is None:  # which it imports only to read files
+        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    from openunmix.model import OpenUnmix
+    from openunmix.transforms import ComplexNorm, make_filterbanks
+
+    data = list_dataset(config.data, out / "cache" / "data", config.validation.valid_share)
+    data.bring([*data.train, *data.valid], ProgressBar())
+    songs = decode(data.train, config.model.audio, DECODED_STEMS, out / "cache" / "decoded", ProgressBar())
+    batch_size = config.batches.batch_size
+    crops = Crops(songs, batch_size, round(config.batches.crop_s * 44_100), config.seed)
+    transform, _ = make_filterbanks(n_fft=4096, n_hop=1024, center=False, sample_rate=44_100.0)
+    encoder = torch.nn.Sequential(transform, ComplexNorm(mono=False))
+
+    def excerpts(step: int, decoded: torch.Tensor) -> torch.Tensor:
+        return augment(decoded / FULL_SCALE, 2, chances(config.seed, step, batch_size, len(DECODED_STEMS)))
+
+    with torch.no_grad():
+        some = [encoder(excerpts(step, crops.batch(step)).sum(dim=1)) for step in range(16)]
+        frames = torch.cat([magnitude.mean(dim=1).transpose(1, 2).flatten(0, 1) for magnitude in some])
+        mean, deviation = frames.mean(dim=0).numpy(), frames.std(dim=0).numpy()
+    deviation = np.maximum(deviation, 1e-4 * deviation.max())
+    torch.manual_seed(config.seed)
+    size = {"nb_bins": UNMIX_BINS, "nb_channels": 2, "hidden_size": UNMIX_HIDDEN, "max_bin": 1487}
+    networks = {s: OpenUnmix(input_mean=mean, input_scale=deviation, **size) for s in config.model.stems}
+    optimizers = {s: torch.optim.Adam(n.parameters(), lr=1e-3, weight_decay=1e-5) for s, n in networks.items()}
+    autocast = Precision.of(DEVICE, None).autocast(DEVICE)
+
+    spent_s, step, validations = 0.0, 0, 0
+    with closing(batches(crops, 0, pin_memory=False)) as upcoming:
+        while validations < config.validation.validations:
+            started = time.monotonic()
+            stems = excerpts(step, next(upcoming))
+            with torch.no_grad():
+                mixture, targets = encoder(stems.sum(dim=1)), encoder(stems.flatten(0, 1)).unflatten(0, stems.shape[:2])
+            for index, (stem, network) in enumerate(networks.items()):
+                with autocast:
+                    estimate = network(mixture)
+                optimizers[stem].zero_grad()
+                functional.mse_loss(estimate.float(), targets[:, index]).backward()
+                optimizers[stem].step()
+            step += 1
+            spent_s += time.monotonic() - started
+            if config.budget.progress(step, spent_s) * config.validation.validations >= validations + 1:
+                validations += 1
+                unmixed = Unmixed(config, networks)
+                scores = Evaluation(tuple(evaluate_song(unmixed, song, None) for song in data.valid))  # type: ignore[arg-type]
+                told = {stem: f"{s.csdr_db:.2f} / {s.usdr_db:.2f}" for stem, s in scores.stems.items()}
+                print(f"step {step}, {spent_s / 60:.1f} min, cSDR / uSDR: {told}", flush=True)
+                for network in networks.values():
+                    network.train()
+
+
+if __name__ == "__main__":
+    main()
