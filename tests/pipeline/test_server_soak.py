@@ -158,11 +158,12 @@ def test_workers_killed_at_random_come_back_and_harm_no_answer(server: Server, t
 
     # Of the first start: TorchServe counts those after it from then on, too.
     load_s = max(value for name, value in metrics(server).items() if name.startswith("WorkerLoadTime")) / 1_000
+    kills = times(1, 20)
     with ThreadPoolExecutor(3) as callers:
         try:
             calls = [callers.submit(work) for work in (call, call, call_patiently)]
             busy_s = max(seconds_until_separated() for _ in range(3))
-            for _ in range(times(1, 20)):
+            for _ in range(kills):
                 time.sleep(chance.uniform(0.2, 1))
                 psutil.Process(server.worker_pid()).kill()
                 back_s.append(seconds_until_separated())
@@ -177,6 +178,6 @@ def test_workers_killed_at_random_come_back_and_harm_no_answer(server: Server, t
     )
     assert outcomes["200"] > 0
     assert outcomes["by the client"] > 0
-    # TorchServe says 507 of a worker that was killed and 500 of one that ended.
-    assert outcomes["cut"] + outcomes["500"] + outcomes["507"] > 0, "or no kill hit an answer"
+    # TorchServe says 507 of a worker that was killed and 500 of one that ended. A single kill may hit the patient client.
+    assert kills == 1 or outcomes["cut"] + outcomes["500"] + outcomes["507"] > 0, "or no kill hit an answer"
     assert outcomes.keys() <= {"200", "500", "503", "507", "cut", "by the client"}
