@@ -281,6 +281,18 @@ def test_a_complete_folder_is_not_read_again(songs: Path, network: BadNetwork, t
     assert (tmp_path / "to/train/A - 0/bass.wav").read_bytes() == (songs / "train/A - 0/bass.wav").read_bytes()
 
 
+def test_large_files_come_a_few_at_a_time(
+    songs: Path, network: BadNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that write to one file wait for each other; and the first files are to be complete early."""
+    monkeypatch.setattr(fetch, "CONNECTIONS", 1)
+    fetch_all(tmp_path / "to")
+    asked = [path for path, _ in parts_of(network.requests)]
+    assert len(asked) == count_of_parts(songs)
+    assert [len(set(asked[start : start + 4])) for start in range(0, 12, 4)] == [4, 4, 4], "parts of one file in a row"
+    assert set(asked[:12]).isdisjoint(asked[12:]), "a fifth file began before the first four were complete"
+
+
 def test_one_split_brings_its_songs_alone(songs: Path, network: BadNetwork, tmp_path: Path) -> None:
     copy_dataset(DATA, tmp_path / "to", ["test"])
     assert contents(tmp_path / "to") == {name: c for name, c in contents(songs).items() if name.startswith("test/")}
