@@ -117,6 +117,7 @@ def run_separate(options: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as folder:
             separator = Separator.open(resolve(options.model, Path(folder)))
         names = stems_named(options.stems or "", separator.spec)
+        stems = list(names)
         request = Request(names, options.format, zipped=True, bit_depth=options.bit_depth, quality=options.quality)
 
         def separate(job: Job) -> list[Path]:

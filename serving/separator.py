@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from serving.archive import read_archive
 from serving.chunks import Audio, batches, crossfade, windows
 from serving.errors import AudioError
+from serving.networks import BEARS_BFLOAT16
 from serving.processor import multiplies_bfloat16
 from serving.spec import ModelSpec, Quality
 from serving.spectrogram import Stft
@@ -33,8 +34,8 @@ class Separator:
 
     What comes in goes out: every stem has the song's sample rate, channels and length, and the stems sum to the song.
     Up to `batch_windows` windows of a song go through the network together; fewer from then on where the device runs out of
-    memory. Where a CPU has matrix units for it, the network's products are made in bfloat16: stems stay 50 dB and more from
-    those of float32. torch.compile is not used: it needs a C++ compiler and a minute or more at every start.
+    memory. Where a CPU has matrix units for it and the architecture bears it, products are made in bfloat16: stems stay 50 dB
+    and more from those of float32. torch.compile is not used: it needs a C++ compiler and a minute or more at every start.
     """
 
     def __init__(self, spec: ModelSpec, network: nn.Module, device: torch.device | str | None = None) -> None:
@@ -42,7 +43,8 @@ class Separator:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).eval()
         self.stft = Stft(spec.stft).to(self.device)
-        self.bfloat16 = self.device.type == "cpu" and multiplies_bfloat16()
+        bears_bfloat16 = spec.architecture in BEARS_BFLOAT16
+        self.bfloat16 = self.device.type == "cpu" and bears_bfloat16 and multiplies_bfloat16()
         self.batch_windows = CPU_BATCH_WINDOWS if self.device.type == "cpu" else GPU_BATCH_WINDOWS
 
     @classmethod

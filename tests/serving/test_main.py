@@ -45,13 +45,28 @@ def test_a_folder_here_and_the_rest_of_it_later(
     assert capsys.readouterr().err == "2 of 2 songs were done before\n"
 
 
+def test_stems_that_were_not_asked_for_before_come_later(
+    songs: Path, tiny_banded: tuple[ModelSpec, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Vocals and accompaniment are not all that a model of four stems gives."""
+    write_archive(tmp_path / "tiny.mar", *tiny_banded, {})
+    command = ["separate", str(songs / "a.wav"), "--model", str(tmp_path / "tiny.mar"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--stems", "vocals,accompaniment"]) == 0
+    assert main(command) == 0
+    there = {path.stem for path in (tmp_path / "out" / "a").iterdir()}
+    assert there == {"vocals", "accompaniment", "drums", "bass", "other"}
+    assert main(command) == 0
+    assert capsys.readouterr().err == "1 of 1 songs were done before\n"
+
+
 def test_a_server_does_it(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEMWRIGHT_API_KEY", "hush")
     with serving(chunked(stems_zip(["vocals"]))) as server:
         where = ["--server", server.url, "--out", str(tmp_path / "out"), "--stems", "vocals", "--bit-depth", "24"]
-        assert main(["separate", str(songs / "a.wav"), *where]) == 0
+        assert main(["separate", str(songs / "a.wav"), *where, "--quality", "best"]) == 0
     [request] = server.requests
     assert (request.headers["x-api-key"], request.headers["x-bit-depth"]) == ("hush", "24")
+    assert request.headers["x-quality"] == "best"
     assert (tmp_path / "out" / "a" / "vocals.wav").is_file()
 
 

@@ -88,6 +88,20 @@ def test_quality_is_asked_for_by_a_header() -> None:
     assert Request.from_headers({"x-quality": " Best"}, SPEC).quality == "best"
 
 
+def test_the_quality_asked_for_is_what_comes(tiny_banded: tuple[ModelSpec, nn.Module], tmp_path: Path) -> None:
+    separator, song = Separator(*tiny_banded), tmp_path / "song.wav"
+    soundfile.write(song, np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, 2)), 44_100, "FLOAT")
+    mixture = np.ascontiguousarray(soundfile.read(song, dtype="float32")[0].T)
+    fast, best = (separator.separate(mixture, 44_100, quality)["vocals"] for quality in ("fast", "best"))
+    headers = {"x-stems": "vocals", "accept": "audio/wav", "x-quality": "best"}
+    (tmp_path / "vocals.wav").write_bytes(
+        b"".join(Request.from_headers(headers, separator.spec).answer(separator, song))
+    )
+    found = soundfile.read(tmp_path / "vocals.wav")[0].T
+    np.testing.assert_allclose(found, best, rtol=0, atol=1e-6)
+    assert np.abs(fast - best).max() > 1e-4
+
+
 def test_accompaniment_is_offered_by_a_model_of_four_stems_as_the_sum_of_all_but_the_vocals(
     tiny_banded: tuple[ModelSpec, nn.Module], tmp_path: Path
 ) -> None:

@@ -251,3 +251,11 @@ def test_the_best_quality_hears_a_song_with_its_sides_exchanged_and_overlaps_by_
     assert np.abs(fast["vocals"] - fast_exchanged["vocals"][::-1]).max() > 1e-3
     np.testing.assert_allclose(sum(best.values()), song, rtol=0, atol=1e-4)
     assert np.abs(fast["vocals"] - best["vocals"]).max() > 1e-3
+
+
+def test_only_architectures_that_bear_bfloat16_run_in_it(
+    spec: ModelSpec, tiny_network: nn.Module, tiny_banded: tuple[ModelSpec, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.separator.multiplies_bfloat16", lambda: True)
+    assert Separator(spec, tiny_network, "cpu").bfloat16
+    assert not Separator(*tiny_banded, "cpu").bfloat16
