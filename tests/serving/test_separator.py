@@ -259,3 +259,12 @@ def test_only_architectures_that_bear_bfloat16_run_in_it(
     monkeypatch.setattr("serving.separator.multiplies_bfloat16", lambda: True)
     assert Separator(spec, tiny_network, "cpu").bfloat16
     assert not Separator(*tiny_banded, "cpu").bfloat16
+
+
+def test_windows_of_the_best_quality_overlap_by_half(spec: ModelSpec, tiny_network: nn.Module) -> None:
+    """A network of one channel has no sides to exchange: nothing else is different."""
+    song, spec = noise(2, 9 * 22_050, 0), replace(spec, chunk=ChunkSpec(length_s=4, overlap_s=1))
+    halves = replace(spec, chunk=ChunkSpec(length_s=4, overlap_s=2))
+    best = Separator(spec, tiny_network, "cpu").separate(song, 22_050, "best")["vocals"]
+    np.testing.assert_array_equal(best, Separator(halves, tiny_network, "cpu").separate(song, 22_050)["vocals"])
+    assert np.abs(best - Separator(spec, tiny_network, "cpu").separate(song, 22_050)["vocals"]).max() > 1e-5

@@ -48,6 +48,13 @@ def test_half_of_the_stems_are_upside_down(stems: Tensor, draw: Tensor) -> None:
     assert abs((flipped != stems).float().mean().item() - 0.5) < 0.04
 
 
+def test_stereo_gets_gains_other_sides_and_signs(stems: Tensor) -> None:
+    draws = chances(0, 0, 500, 4)
+    level, place, kind = draws[..., None, None].unbind(2)
+    expected = gain(stems, level) * torch.where(kind < 0.5, -1, 1)
+    torch.testing.assert_close(augment(stems, 2, draws), torch.where(place < 0.5, expected.flip(2), expected))
+
+
 def test_chance_follows_from_seed_and_step_and_from_nothing_else() -> None:
     draws = chances(seed=1, step=2, batch_size=4, stems=3)
     torch.manual_seed(9)
