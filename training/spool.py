@@ -4,6 +4,7 @@ Knows nothing of who receives them. A receiver that is slow, hangs or is gone co
 """
 
 import json
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -73,7 +74,8 @@ class Spool:
 
     def mark_sent(self, up_to_bytes: int) -> None:
         with self._explained():
-            partial = self.folder / ".sent.partial"
+            # One of two senders may be a run that gave up waiting, the other `sync`: each has a file of its own to rename.
+            partial = self.folder / f".sent.{os.getpid()}.{threading.get_ident()}"
             partial.write_text(str(up_to_bytes))
             partial.replace(self.folder / "sent")
         self.sent_bytes = up_to_bytes

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,6 +77,21 @@ def test_appending_does_not_wait_for_a_receiver_that_hangs(tmp_path: Path) -> No
     sent = send_all(Spool(tmp_path), receiver)
     assert sent in (999, 1000)  # the one that hung may have got through when the receiver answered again
     assert {operation["n"] for operation in receiver.received} == set(range(1000))
+
+
+def test_two_senders_of_one_spool_do_not_take_each_others_mark(tmp_path: Path) -> None:
+    """A run that gave up on a receiver may get through to it while `sync` sends the rest."""
+    Spool(tmp_path)
+
+    def mark(count: int) -> None:
+        spool = Spool(tmp_path)
+        for up_to_bytes in range(count):
+            spool.mark_sent(up_to_bytes)
+
+    with ThreadPoolExecutor(2) as senders:
+        for done in [senders.submit(mark, 500) for _ in range(2)]:
+            done.result()
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".sent")] == []
 
 
 def test_what_failed_comes_again_and_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
