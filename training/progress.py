@@ -6,17 +6,26 @@ from typing import Any
 from tqdm import tqdm
 
 
+LINE_LETTERS = 100
+"""How long a bar makes its line. What is longer is cut, and with it the line's end, without which a container's log waits."""
+LONGEST_LINE_LETTERS = 1_000
+
+
 def bar(form: str, **options: Any) -> "tqdm[Any]":
     """A bar of a form, in tqdm's words."""
-    if sys.stderr.isatty():
+    if not in_a_log():
         return tqdm(bar_format=form, **options)
-    return tqdm(bar_format=f"{form}\n", mininterval=10, ncols=100, ascii=" =", **options)
+    return tqdm(bar_format=f"{form}\n", mininterval=10, ascii=" =", **{"ncols": LINE_LETTERS, **options})
 
 
 def run_bar(name: str, shown: bool) -> "tqdm[Any]":
     """A bar over the budget of a run, 0..1."""
     form = "{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"
-    return bar(form, total=1.0, desc=name, disable=not shown)
+    return bar(form, total=1.0, desc=name, disable=not shown, ncols=LONGEST_LINE_LETTERS if in_a_log() else None)
+
+
+def in_a_log() -> bool:
+    return not sys.stderr.isatty()
 
 
 # What is counted in bytes.
