@@ -5,7 +5,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-
 LINE_LETTERS = 100
 """How long a bar makes its line. What is longer is cut, and with it the line's end, without which a container's log waits."""
 LONGEST_LINE_LETTERS = 1_000
