@@ -72,8 +72,9 @@ def write_archive(path: Path, spec: ModelSpec, network: nn.Module, origin: Mappi
 
     `origin` says where the weights come from (run, commit, data set, scores); anything that JSON holds.
     """
-    from model_archiver.model_archiver import ModelArchiver  # needed where archives are made, not where they are served
+    # Needed where archives are made, not where they are served.
     from model_archiver.model_archiver_config import ModelArchiverConfig
+    from model_archiver.model_packaging_utils import ModelExportUtils
 
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
@@ -85,21 +86,23 @@ def write_archive(path: Path, spec: ModelSpec, network: nn.Module, origin: Mappi
     }
     package = Path(__file__).parent
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".archive-") as scratch:
-        contents, config_file = Path(scratch, "contents"), Path(scratch, "model-config.yaml")
+        contents = Path(scratch, "contents")
         shutil.copytree(package, contents / "serving", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(package / "handler.py", contents)
         (contents / "separator.json").write_text(json.dumps(facts, indent=2) + "\n")
         (contents / "weights.safetensors").write_bytes(weights)
-        config_file.write_text(MODEL_CONFIG)
-        ModelArchiver.generate_model_archive(
+        (contents / "model-config.yaml").write_text(MODEL_CONFIG)
+        # ModelArchiver itself would gather the files in a folder of the model's name in the host's temporary folder:
+        # two exports of one name at a time, or by two users, would spoil each other's.
+        manifest = ModelExportUtils.generate_manifest_json(
             ModelArchiverConfig(
                 model_name=path.stem,
                 version=str(FORMAT_VERSION),
-                handler=str(package / "handler.py"),
-                extra_files=str(contents),
-                config_file=str(config_file),
-                export_path=scratch,
+                handler="handler.py",
+                config_file="model-config.yaml",
             )
         )
+        ModelExportUtils.archive(scratch, path.stem, str(contents), manifest)
         Path(scratch, f"{path.stem}.mar").replace(path)
 
 

@@ -3,8 +3,10 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,18 @@ def test_nothing_is_left_beside_it(archive: Path) -> None:
 def test_it_replaces_an_older_one(archive: Path, tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
     write_archive(archive, tiny_spec, tiny_network, {"run_id": "second"})
     assert read_archive(archive).origin == {"run_id": "second"}
+
+
+def test_two_of_one_name_may_be_written_at_a_time(
+    tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module
+) -> None:
+    paths = [tmp_path / str(number) / "tiny.mar" for number in range(16)]
+    with ThreadPoolExecutor(8) as writers:
+        list(
+            writers.map(lambda path: write_archive(path, tiny_spec, tiny_network, {"folder": path.parent.name}), paths)
+        )
+    assert [read_archive(path).origin["folder"] for path in paths] == [path.parent.name for path in paths]
+    assert not Path(tempfile.gettempdir(), "tiny").exists()
 
 
 def test_a_network_in_another_memory_format_is_written_whole(
