@@ -6,6 +6,7 @@ worker learns the caller's port, and from the system whether anybody is still co
 
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from serving.connections import connections
 LOG = "callers"
 """The log, in TorchServe's folder."""
 LOG_PATTERN = "%d{UNIX_MILLIS} %t %m%n"
+LOOK_EVERY_S = 0.5
+"""The system takes ten milliseconds for its list of connections, as long as the network takes for a third of a second of
+song."""
 
 
 class Caller:
@@ -26,9 +30,15 @@ class Caller:
         self._http_port = http_port
         self._begun_ms = int(now_s * 1_000)
         self._port: int | None = None
+        self._next_look_s = 0.0
 
     def has_gone(self) -> bool:
-        """False where the system does not tell. As long as the port is not known, anybody might be the caller."""
+        """False where the system does not tell, and between two looks. As long as the port is not known, anybody might be
+        the caller."""
+        now_s = time.monotonic()
+        if now_s < self._next_look_s:
+            return False
+        self._next_look_s = now_s + LOOK_EVERY_S
         there = connections(self._http_port)
         if there is None:
             return False

@@ -1,11 +1,13 @@
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from serving import caller
 from serving.caller import LOG, Caller
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
@@ -13,6 +15,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 BEGUN_S = 1_700_000_000.5
 UNIX = ("worker.py", "--sock-type", "unix", "--sock-name", "/tmp/x/.ts.sock.9000", "--metrics-config", "/tmp/m1")
 TCP = ("worker.py", "--sock-type", "tcp", "--port", "9000", "--metrics-config", "/tmp/m1")
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every question is a look."""
+    monkeypatch.setattr(caller, "LOOK_EVERY_S", 0)
 
 
 @contextmanager
@@ -32,6 +40,7 @@ def line(port: int, worker: int = 9000, later_ms: int = 10, address: str = "127.
     return f"{int(BEGUN_S * 1_000) + later_ms} W-{worker}-stemwright_1.0 {what}\n"
 
 
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("arguments", [UNIX, TCP])
 @pytest.mark.parametrize("address", ["127.0.0.1", "[0:0:0:0:0:0:0:1]", "0:0:0:0:0:0:0:1"])
 def test_a_caller_leaves_while_another_waits(tmp_path: Path, arguments: tuple[str, ...], address: str) -> None:
@@ -43,6 +52,7 @@ def test_a_caller_leaves_while_another_waits(tmp_path: Path, arguments: tuple[st
         assert caller.has_gone()
 
 
+@pytest.mark.usefixtures("always")
 def test_answers_of_others_and_of_before_are_not_ours(tmp_path: Path) -> None:
     with server(clients=3) as (port, clients):
         mine, waiting, other = (client.getsockname()[1] for client in clients)
@@ -62,3 +72,13 @@ def test_answers_of_others_and_of_before_are_not_ours(tmp_path: Path) -> None:
 def test_nobody_is_there(tmp_path: Path) -> None:
     with server(clients=0) as (port, _):
         assert Caller(tmp_path, port, BEGUN_S, UNIX).has_gone()
+
+
+def test_it_looks_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(caller, "connections", lambda port: looks.append(port) or [])
+    mine = Caller(tmp_path, 8080, BEGUN_S, UNIX)
+    assert [mine.has_gone() for _ in range(100)] == [True] + 99 * [False]
+    assert looks == [8080]
+    time.sleep(caller.LOOK_EVERY_S)
+    assert mine.has_gone()
