@@ -1,6 +1,6 @@
 import torch
 
-from training.losses import FLOOR, relative_error_db
+from training.losses import FLOOR, energy, relative_error_db
 
 
 def spectrograms(seed: int) -> torch.Tensor:
@@ -42,3 +42,9 @@ def test_silence_has_a_finite_gradient() -> None:
     estimates = torch.zeros(1, 2, 1, 4, 4, dtype=torch.complex64, requires_grad=True)
     relative_error_db(estimates, torch.zeros(1, 2, 1, 4, 4, dtype=torch.complex64)).backward()
     assert estimates.grad is not None and torch.isfinite(torch.view_as_real(estimates.grad)).all()
+
+
+def test_the_gradient_of_the_energy_is_what_differences_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(2, 2, 1, 3, 4, dtype=torch.complex128, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(energy, (few,))
