@@ -1,7 +1,8 @@
 """Bytes to float32 audio (c, n) and back, through libsndfile; what it cannot read, such as AAC, is decoded by ffmpeg first.
 
-Nothing that a header says about length is believed: a song is decoded once to be measured, block by block, before anyone
-works on it. Lossy songs are long where their bytes are few, so that measuring stops at the limit, not at the end.
+What a header says about length is not believed: a song is decoded once to be measured, block by block, before anyone works on
+it. Lossy songs are long where their bytes are few, so that measuring stops at the limit, not at the end. Of a long song in a
+format that counts its samples, only the beginning is decoded before; what is wrong with the rest is found when it is read.
 
 Axes: c channel, n sample.
 """
@@ -30,6 +31,9 @@ BLOCK_SAMPLES = 1 << 16
 MAX_CHANNELS = 8
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count where a header gives none
+COUNTED_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC"}
+MEASURED_S = 600
+"""How much of a song that counts its samples is decoded before it is worked on."""
 # Speakers by number of channels as Vorbis and Opus order them: where in their order each of WAV's and FLAC's order stands.
 VORBIS_ORDER = {
     3: (0, 2, 1),
@@ -47,7 +51,7 @@ FFMPEG_DEMUXERS = "aac,ac3,ape,asf,avi,flv,matroska,mov,mpegts,ogg,tta,wav,wv"
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a song is, measured by decoding it. `format` and `subtype` are libsndfile's names, FFMPEG where that decoded; so are
+    """What a song is, as it was measured. `format` and `subtype` are libsndfile's names, FFMPEG where that decoded; so are
     the names of the `tags`, title, artist and so on."""
 
     rate_hz: int
@@ -60,15 +64,24 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class Song:
-    """Audio that has been decoded to its end once and can be read."""
+    """Audio that has been measured and can be read. `name` is what messages call it."""
 
     info: AudioInfo
     source: Source
+    name: str
 
     def blocks(self, block_samples: int = BLOCK_SAMPLES) -> Iterator[Audio]:
-        """The song from its beginning, as float32 blocks (c, ≤ block_samples), its channels in the order of WAV's speakers."""
+        """The song from its beginning, as float32 blocks (c, ≤ block_samples), its channels in the order of WAV's speakers.
+
+        Raises AudioError where a song of more than `MEASURED_S` is damaged, or is not as long as its header says.
+        """
+        samples = 0
         with decoder(self.source) as file:
-            yield from decoded(file, block_samples)
+            for block in sound(file, self.name, block_samples):
+                samples += block.shape[-1]
+                yield block
+        if samples != self.info.samples:
+            raise broken_off(self.name, samples, self.info.samples)
 
 
 @contextmanager
@@ -89,7 +102,7 @@ def open_audio(source: Source, max_duration_s: float | None = None) -> Iterator[
         else:
             source = stack.enter_context(transcoded(source, name, max_duration_s))
             info = replace(measure(source, name, max_duration_s), format="FFMPEG", subtype="FFMPEG")
-        yield Song(info, source)
+        yield Song(info, source, name)
 
 
 def read(source: Source) -> tuple[Audio, int]:
@@ -169,6 +182,27 @@ def decoded(file: ForwardDecoder, block_samples: int) -> Iterator[Audio]:
         yield np.ascontiguousarray(block.T[channels])
 
 
+def sound(file: ForwardDecoder, name: str, block_samples: int) -> Iterator[Audio]:
+    """The blocks that `decoded` gives. Raises AudioError where they are damaged or not finite."""
+    samples = 0
+    try:
+        for block in decoded(file, block_samples):
+            samples += block.shape[-1]
+            if not np.isfinite(block).all():
+                raise AudioError(f"{name} has samples that are not finite: export it again without them")
+            yield block
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"{name} is damaged after {samples / file.samplerate:.1f} s: send the whole file again"
+        ) from error
+
+
+def broken_off(name: str, samples: int, promised_samples: int) -> AudioError:
+    return AudioError(
+        f"{name} breaks off: {samples} samples of {promised_samples} can be decoded, send the whole file again"
+    )
+
+
 def tags_of(source: Source) -> dict[str, str]:
     """The tags of a song; those of an MP3 may lie at its end."""
     with opened(source) as file:
@@ -186,7 +220,7 @@ def readable(source: Source) -> bool:
 
 
 def measure(source: Source, name: str, max_duration_s: float | None) -> AudioInfo:
-    """Decode the song to its end, keeping nothing."""
+    """Decode a song, keeping nothing: to its end, or as far as makes its own count of samples worth believing."""
     with decoder(source) as file:
         rate_hz, channels, samples = file.samplerate, file.channels, 0
         if channels > MAX_CHANNELS:
@@ -194,20 +228,17 @@ def measure(source: Source, name: str, max_duration_s: float | None) -> AudioInf
         if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
             raise AudioError(f"{name} has {rate_hz} Hz: resample it to {MIN_RATE_HZ:,}..{MAX_RATE_HZ:,} Hz")
         most_samples = math.inf if max_duration_s is None else max_duration_s * rate_hz
-        try:
-            for block in decoded(file, BLOCK_SAMPLES):
-                samples += block.shape[-1]
-                if samples > most_samples:
-                    raise AudioTooLong(f"{name} is longer than {max_duration_s:g} s: send it in parts")
-                if not np.isfinite(block).all():
-                    raise AudioError(f"{name} has samples that are not finite: export it again without them")
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{name} is damaged after {samples / rate_hz:.1f} s: send the whole file again") from error
+        counts = file.format in COUNTED_FORMATS and file.frames <= most_samples
+        for block in sound(file, name, BLOCK_SAMPLES):
+            samples += block.shape[-1]
+            if samples > most_samples:
+                raise AudioTooLong(f"{name} is longer than {max_duration_s:g} s: send it in parts")
+            if counts and MEASURED_S * rate_hz < samples < file.frames:
+                samples = file.frames
+                break
         # The header of an MP3 gives a length that encoders get wrong in sound files.
         if file.format != "MP3" and samples < file.frames < UNKNOWN_SAMPLES:
-            raise AudioError(
-                f"{name} breaks off: {samples} samples of {file.frames} can be decoded, send the whole file again"
-            )
+            raise broken_off(name, samples, file.frames)
         if samples == 0:
             raise AudioError(f"{name} has no samples: send a file with at least one")
         return AudioInfo(rate_hz, channels, samples, file.format, file.subtype, tags_of(source))

@@ -25,7 +25,7 @@ def relative_error_db(estimates: Tensor, references: Tensor) -> Tensor:
 
 def energy(spectrograms: Tensor) -> Tensor:
     """Sum of squared magnitudes (b, s) of spectrograms (b, s, c, f, t)."""
-    found: Tensor = Energy.apply(spectrograms)
+    found: Tensor = Energy.apply(spectrograms)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -35,7 +35,8 @@ class Energy(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, spectrograms: Tensor) -> Tensor:
         context.save_for_backward(spectrograms)
-        return torch.linalg.vector_norm(torch.view_as_real(spectrograms), dim=(2, 3, 4, 5)).square()
+        norms: Tensor = torch.linalg.vector_norm(torch.view_as_real(spectrograms), dim=(2, 3, 4, 5))
+        return norms.square()
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:

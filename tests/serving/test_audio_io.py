@@ -4,12 +4,15 @@ import io
 import shutil
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from serving import audio_io
 from serving.audio_io import AudioInfo, open_audio, read, write
 from serving.chunks import Audio
 from serving.errors import AudioError, AudioTooLong, UnsupportedAudio
@@ -226,6 +229,84 @@ def test_decoding_stops_at_the_limit() -> None:
     with pytest.raises(AudioTooLong), open_audio(bomb, max_duration_s=60):
         pass
     with pytest.raises(AudioError, match="is damaged"), open_audio(bomb):
+        pass
+
+
+LONG_RATE_HZ = 8_000
+LONG_S = 60
+
+
+@pytest.fixture
+def long_from_2_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Songs of more than two seconds count as long."""
+    monkeypatch.setattr(audio_io, "MEASURED_S", 2)
+
+
+def long_song(format: str, subtype: str | None = None) -> bytes:
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (1, LONG_S * LONG_RATE_HZ)).astype(np.float32)
+    return encoded(noise, LONG_RATE_HZ, format, subtype)
+
+
+@pytest.mark.usefixtures("long_from_2_s")
+@pytest.mark.parametrize("format", ["WAV", "RF64", "AIFF", "FLAC"])
+def test_of_a_long_song_that_counts_its_samples_the_beginning_is_decoded_before(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, read_samples = long_song(format), []
+    decoded = audio_io.decoded
+
+    def watched(file: audio_io.ForwardDecoder, block_samples: int) -> Iterator[Audio]:
+        for block in decoded(file, block_samples):
+            read_samples.append(block.shape[-1])
+            yield block
+
+    monkeypatch.setattr(audio_io, "decoded", watched)
+    with open_audio(data) as opened:
+        assert opened.info.samples == LONG_S * LONG_RATE_HZ
+        assert sum(read_samples) < 10 * LONG_RATE_HZ
+        assert sum(block.shape[-1] for block in opened.blocks()) == LONG_S * LONG_RATE_HZ
+
+
+@pytest.mark.usefixtures("long_from_2_s")
+@pytest.mark.parametrize(("format", "subtype"), [("OGG", "VORBIS"), ("MP3", None)])
+def test_a_long_song_that_does_not_is_decoded_to_its_end_before(format: str, subtype: str | None) -> None:
+    data = long_song(format, subtype)
+    with open_audio(data) as opened:
+        assert opened.info.samples == sum(block.shape[-1] for block in opened.blocks())
+    with suppress(AudioError), open_audio(data[: len(data) // 2]) as opened:
+        assert opened.info.samples < 0.6 * LONG_S * LONG_RATE_HZ
+
+
+@pytest.mark.usefixtures("long_from_2_s")
+def test_what_is_wrong_with_the_rest_of_a_long_song_is_found_when_it_is_read() -> None:
+    data = long_song("FLAC")
+    half = len(data) // 2
+    for wrong in (data[:half], data[:half] + bytes(20_000) + data[half + 20_000 :]):
+        with open_audio(wrong) as opened:
+            assert opened.info.samples == LONG_S * LONG_RATE_HZ
+            with pytest.raises(AudioError, match=r"is damaged|breaks off"):
+                list(opened.blocks())
+
+
+@pytest.mark.usefixtures("long_from_2_s")
+def test_samples_late_in_a_long_song_that_are_not_finite() -> None:
+    audio = song(channels=1, samples=LONG_S * LONG_RATE_HZ, rate_hz=LONG_RATE_HZ)
+    audio[0, -10] = np.nan
+    with open_audio(encoded(audio, LONG_RATE_HZ, "WAV", "FLOAT")) as opened, pytest.raises(AudioError, match="finite"):
+        list(opened.blocks())
+
+
+@pytest.mark.usefixtures("long_from_2_s")
+def test_a_long_wav_that_breaks_off_is_what_is_there() -> None:
+    data = long_song("WAV", "PCM_16")
+    with open_audio(data[: len(data) // 2]) as opened:
+        assert opened.info.samples == LONG_S * LONG_RATE_HZ // 2 - 11  # a quarter of the head's 44 bytes
+        assert sum(block.shape[-1] for block in opened.blocks()) == opened.info.samples
+
+
+@pytest.mark.usefixtures("long_from_2_s")
+def test_a_long_song_is_held_to_the_limit_by_its_own_count() -> None:
+    with pytest.raises(AudioTooLong), open_audio(long_song("FLAC"), max_duration_s=LONG_S - 1):
         pass
 
 
