@@ -44,14 +44,14 @@ def test_the_number_of_parameters(preset: object, most: float) -> None:
 
 
 def test_bands_come_back_bin_by_bin() -> None:
-    """Split into rows and merged again, every gain is in its bin, and the added topmost one is a copy of the last."""
+    """Split into rows and merged again, every number is in its bin, and the added topmost one is a copy of the last."""
     bands = Bands((6, 8, 10), (1, 4, 5))
-    gains = torch.randn(3, 4, 2, 7, 24, dtype=torch.complex64)
-    planes = torch.view_as_real(gains.flatten(1, 2)).permute(4, 0, 2, 1, 3)
+    numbers = torch.randn(3, 4, 2, 7, 24, 2)
+    planes = numbers.flatten(1, 2).permute(4, 0, 2, 1, 3)
     rows = [torch.stack(parts, dim=-1).flatten(-2) for parts in zip(*map(bands.rows_of, planes), strict=True)]
     assert [part.shape for part in rows] == [(3, 6, 7, 16), (3, 2, 7, 64), (3, 2, 7, 80)]
     merged = bands.bins_of(rows)
-    assert torch.equal(merged[..., :-1], gains) and torch.equal(merged[..., -1], gains[..., -1])
+    assert torch.equal(merged[..., :-1, :], numbers) and torch.equal(merged[..., -1, :], numbers[..., -1, :])
 
 
 def test_features_by_hand() -> None:
@@ -83,6 +83,15 @@ def test_gains_act_on_middle_and_sides(network: Banded) -> None:
         stems = network(mixture)
     torch.testing.assert_close(stems[:, :, 0], stems[:, :, 1], rtol=0, atol=1e-6)
     assert stems[:, :3].abs().max() > 0.01
+
+
+def test_gains_are_masks_and_anything_at_a_right_angle(network: Banded) -> None:
+    with torch.no_grad():
+        for leave in network.leave:
+            leave.weight.mul_(100)
+        gains = network.gains(mixtures(20).transpose(2, 3))
+    assert gains.real.min() >= 0 and gains.real.max() <= 1
+    assert gains.imag.min() < -1 and gains.imag.max() > 1
 
 
 def test_the_level_does_not_matter(network: Banded) -> None:
