@@ -44,6 +44,18 @@ def test_silence_has_a_finite_gradient() -> None:
     assert estimates.grad is not None and torch.isfinite(torch.view_as_real(estimates.grad)).all()
 
 
+def test_the_accompaniment_of_four_stems_counts() -> None:
+    """Silence as every estimate but one: vocals of a tenth of the mixture's energy, which the accompaniment lacks or has too much."""
+    references = torch.zeros(1, 4, 1, 10, 10, dtype=torch.complex64)
+    references[:, 0, :, 0] = 10.0
+    references[:, 3, :, 1:] = 10.0
+    estimates = torch.cat([torch.zeros_like(references[:, :3]), references.sum(dim=1, keepdim=True)], dim=1)
+    of_stems = torch.tensor([0.1, 0.0, 0.0, 0.1])
+    accompaniment = torch.tensor([0.1])
+    expected = (10 * (torch.cat([of_stems, accompaniment]) + FLOOR).log10()).mean()
+    torch.testing.assert_close(relative_error_db(estimates, references), expected, rtol=0, atol=1e-4)
+
+
 def test_the_gradient_of_the_energy_is_what_differences_say() -> None:
     generator = torch.Generator().manual_seed(0)
     few = torch.randn(2, 2, 1, 3, 4, dtype=torch.complex128, generator=generator, requires_grad=True)
