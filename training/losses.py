@@ -15,8 +15,8 @@ FLOOR = 1e-3
 def relative_error_db(estimates: Tensor, references: Tensor) -> Tensor:
     """The energy of each stem's error against the mixture's, in dB, the mean over stems and examples.
 
-    Complex spectrograms (b, s, c, f, t), vocals first. A logarithm for each example, as the scores have, so that loud excerpts and
-    excerpts that are hard do not drown the others. It is the SDR of a stem, reversed, up to a constant of the example.
+    Complex spectrograms (b, s, c, f, t), vocals first. A logarithm for each example, as the scores have, so that loud excerpts
+    and excerpts that are hard do not drown the others. It is the SDR of a stem, reversed, up to a constant of the example.
 
     The stems sum to the mixture, so that all but the vocals together have the error of the vocals. Where they are no stem of
     their own, the accompaniment that is asked for by name, this counts for them, too.

@@ -45,7 +45,7 @@ def test_silence_has_a_finite_gradient() -> None:
 
 
 def test_the_accompaniment_of_four_stems_counts() -> None:
-    """Silence as every estimate but one: vocals of a tenth of the mixture's energy, which the accompaniment lacks or has too much."""
+    """The last estimate is the whole mixture: the accompaniment has the vocals, a tenth of the energy, too much."""
     references = torch.zeros(1, 4, 1, 10, 10, dtype=torch.complex64)
     references[:, 0, :, 0] = 10.0
     references[:, 3, :, 1:] = 10.0
