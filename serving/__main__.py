@@ -97,12 +97,12 @@ def run_separate(options: argparse.Namespace) -> int:
     from serving.batch import Job, jobs, separate_all
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    stems = [stem.strip() for stem in options.stems.split(",")] if options.stems else None
     todo = jobs(options.songs, options.out)
     if options.server:
         from serving.client import Client
 
         client = Client(options.server, options.api_key)
+        stems = [stem.strip().lower() for stem in options.stems.split(",")] if options.stems else list(client.stems())
 
         def separate(job: Job) -> list[Path]:
             with progress_bar(job.song.name) as on_progress:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from serving.encoding import AudioFormat
 from serving.errors import RequestError, StemwrightError
-from serving.spec import STEMS
 
 SUFFIXES = {
     *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
@@ -23,20 +22,13 @@ class Job:
     song: Path
     out: Path
 
-    def is_done(self, stems: Sequence[str] | None, audio_format: AudioFormat) -> bool:
-        """Whether the stems are there, younger than the song; of all stems the last, which is what the others leave of the
-        song and is written after them, and another one."""
+    def is_done(self, stems: Sequence[str], audio_format: AudioFormat) -> bool:
+        """Whether these stems are there, younger than the song."""
         if not self.song.is_file():
             return False
         changed = self.song.stat().st_mtime
-        there = {
-            stem
-            for stem in STEMS
-            if (path := self.out / f"{stem}.{audio_format}").is_file() and path.stat().st_mtime >= changed
-        }
-        if stems is not None:
-            return set(stems) <= there
-        return len(there) > 1 and bool(there & {"other", "accompaniment"})
+        paths = [self.out / f"{stem}.{audio_format}" for stem in stems]
+        return all(path.is_file() and path.stat().st_mtime >= changed for path in paths)
 
 
 def jobs(paths: Sequence[Path], out: Path) -> list[Job]:
@@ -74,7 +66,7 @@ def songs(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
 def separate_all(
     todo: Sequence[Job],
     separate: Callable[[Job], Sequence[Path]],
-    stems: Sequence[str] | None,
+    stems: Sequence[str],
     audio_format: AudioFormat,
 ) -> int:
     """Separate what is not done yet, print the files that come of it, and a line on stderr for each song that fails.

@@ -74,6 +74,19 @@ class Client:
         url = self.url.rstrip("/")
         return url if "/predictions/" in urlsplit(url).path else f"{url}/predictions/stemwright"
 
+    def stems(self) -> tuple[str, ...]:
+        """The stems that the model gives. Raises ServerError where no answer comes."""
+        headers = {"describe": "true", "Content-Type": "application/octet-stream"}  # TorchServe's word for it
+        if self.api_key is not None:
+            headers["X-Api-Key"] = self.api_key
+        with tempfile.TemporaryDirectory() as folder:
+            answer = Path(folder, "facts.json")
+            self._fetch(b"", headers, answer, no_progress)
+            facts = told_by(answer.read_bytes())
+        if not facts.get("stems"):
+            raise ServerError(f"{self.endpoint} does not say which stems it gives: check that it is Stemwright")
+        return tuple(facts["stems"])
+
     def separate(
         self,
         song: Path | bytes | Audio,

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import soundfile
 
+from serving.client import Client
 from serving.request import Request
 from serving.separator import Separator
 from tests.torchserve import (
@@ -204,6 +205,10 @@ def test_no_credential_reaches_a_worker_or_the_log(server: Server) -> None:
     assert "hush-hush" not in server.log.read_text()
     for process in psutil.Process(server.process.pid).children(recursive=True):
         assert "AWS_SECRET_ACCESS_KEY" not in process.environ()
+
+
+def test_a_client_learns_the_stems(server: Server) -> None:
+    assert Client(server.endpoint).stems() == ("vocals", "accompaniment")
 
 
 def test_the_command_line_gives_the_same_files_over_http_and_here(

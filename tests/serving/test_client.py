@@ -84,7 +84,7 @@ def serving(*answers: Answer, reads_body: bool = True) -> Iterator[Server]:
 
 def stems_zip(names: list[str] = NAMES, audio_format: AudioFormat = "wav") -> bytes:
     encoding = Encoding(audio_format, "PCM_16", 44_100, 2, STEMS.shape[-1])
-    return b"".join(stream_stems([STEMS[: len(names)]], names, encoding, zipped=True))
+    return b"".join(stream_stems([np.resize(STEMS, (len(names), *STEMS.shape[1:]))], names, encoding, zipped=True))
 
 
 def plain(status: int, body: bytes = b"", **headers: str) -> Answer:
@@ -130,6 +130,18 @@ def assert_right(separated: dict[str, Path], out: Path, names: list[str] = NAMES
         audio, rate_hz = soundfile.read(path, dtype="float32")
         assert rate_hz == 44_100
         np.testing.assert_allclose(audio.T, stem, atol=2**-15)
+
+
+def test_the_stems_of_the_model() -> None:
+    with serving(plain(503, Retry_After="0"), plain(200, json.dumps({"stems": NAMES}).encode())) as server:
+        assert Client(server.url, api_key="hush").stems() == tuple(NAMES)
+    assert [request.headers["x-api-key"] for request in server.requests] == 2 * ["hush"]
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"stems": []}'])
+def test_what_does_not_say_its_stems_is_no_model(body: bytes) -> None:
+    with serving(plain(200, body)) as server, pytest.raises(ServerError, match="check that it is Stemwright"):
+        Client(server.url).stems()
 
 
 @pytest.mark.parametrize("audio_format", ["wav", "flac"])

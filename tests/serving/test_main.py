@@ -1,5 +1,6 @@
 """The command line as a process: what it writes, how it ends."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch import nn
 from serving.__main__ import main
 from serving.archive import write_archive
 from serving.spec import ModelSpec
-from tests.serving.test_client import chunked, serving, stems_zip
+from tests.serving.test_client import chunked, plain, serving, stems_zip
 
 
 @pytest.fixture
@@ -70,13 +71,34 @@ def test_a_server_does_it(songs: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "out" / "a" / "vocals.wav").is_file()
 
 
+def test_of_a_server_all_stems_are_those_of_its_model(
+    songs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of a model's four stems are there: the song is not done."""
+    four = ["vocals", "drums", "bass", "other"]
+    out = tmp_path / "out" / "a"
+    out.mkdir(parents=True)
+    for name in ("vocals.wav", "accompaniment.wav"):
+        (out / name).write_bytes(b"from before")
+    command = ["separate", str(songs / "a.wav"), "--out", str(tmp_path / "out"), "--server"]
+    facts = plain(200, json.dumps({"stems": four}).encode())
+    with serving(facts, chunked(stems_zip(four))) as server:
+        assert main([*command, server.url]) == 0
+    assert [bool(request.headers.get("describe")) for request in server.requests] == [True, False]
+    assert all((out / f"{stem}.wav").read_bytes() != b"from before" for stem in four)
+    with serving(facts) as server:
+        assert main([*command, server.url]) == 0
+    assert len(server.requests) == 1
+    assert capsys.readouterr().err == "1 of 1 songs were done before\n"
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_nothing_half_done(sent: signal.Signals, code: int, songs: Path, tmp_path: Path) -> None:
     def endless(_: object) -> None:
         time.sleep(3)
 
     with serving(endless) as server:
-        where = ["--server", server.url, "--out", str(tmp_path / "out")]
+        where = ["--server", server.url, "--out", str(tmp_path / "out"), "--stems", "vocals"]
         command = [sys.executable, "-m", "serving", "separate", str(songs / "a.wav"), *where]
         # A suite that runs in the background of a script has SIGINT ignored, and its children with it.
         heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
