@@ -15,7 +15,7 @@ from serving.connections import connections
 LOG = "callers"
 """The log, in TorchServe's folder."""
 LOG_PATTERN = "%d{UNIX_MILLIS} %t %m%n"
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.25
 """The system takes ten milliseconds for its list of connections, as long as the network takes for a third of a second of
 song."""
 

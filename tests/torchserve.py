@@ -19,7 +19,7 @@ import urllib3
 
 from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
 
-MAX_DURATION_S = 30
+MAX_DURATION_S = 240
 SPEC = ModelSpec(
     architecture="classic",
     dimensions={"channels": (4, 4, 8), "fold": 8, "memory_inputs": 8, "memory_units": 4},
