@@ -15,7 +15,7 @@ from serving.answer import Answer
 from serving.errors import AudioTooLong, StemwrightError, StorageError
 from tests import nginx
 from tests.nginx import post, proxy_of
-from tests.torchserve import Server, encoded, stems_in
+from tests.torchserve import MAX_DURATION_S, Server, encoded, stems_in
 
 pytestmark = [
     pytest.mark.slow,
@@ -129,9 +129,9 @@ def test_a_broken_form_is_the_callers_mistake(front: str, content_type: str) -> 
 
 
 def test_a_song_too_long_is_told_so(front: str) -> None:
-    answer = post(front, encoded(np.zeros((8_000 * 31, 1)), 8_000, "FLAC"))
+    answer = post(front, encoded(np.zeros((8_000 * MAX_DURATION_S + 1, 1)), 8_000, "FLAC"))
     assert (answer.status, answer.json()["error"]) == (413, "AudioTooLong")
-    assert "longer than 30 s" in answer.json()["message"]
+    assert f"longer than {MAX_DURATION_S} s" in answer.json()["message"]
 
 
 def test_random_forms_get_no_answer_of_5xx_but_503(

@@ -91,15 +91,18 @@ def test_it_replaces_an_older_one(archive: Path, tiny_spec: ModelSpec, tiny_netw
 
 
 def test_two_of_one_name_may_be_written_at_a_time(
-    tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module
+    tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
     paths = [tmp_path / str(number) / "tiny.mar" for number in range(16)]
     with ThreadPoolExecutor(8) as writers:
         list(
             writers.map(lambda path: write_archive(path, tiny_spec, tiny_network, {"folder": path.parent.name}), paths)
         )
     assert [read_archive(path).origin["folder"] for path in paths] == [path.parent.name for path in paths]
-    assert not Path(tempfile.gettempdir(), "tiny").exists()
+    assert list(shared.iterdir()) == []
 
 
 def test_a_network_in_another_memory_format_is_written_whole(
