@@ -187,7 +187,10 @@ def java_command(folder: Path) -> list[str]:
     home = Path(package.origin).parent.parent
     return [
         find_java(),
-        "-XX:MaxRAMPercentage=50",
+        # On the heap a song of 160 MB goes through in less than half the time; unpooled, two of 200 MB fit into 1.1 GB of it.
+        "-Dio.netty.noPreferDirect=true",
+        "-Dio.netty.allocator.type=unpooled",
+        "-XX:MaxRAMPercentage=75",
         "-XX:+ExitOnOutOfMemoryError",  # Java that lost a thread to it answers no more and does not say so
         "-XX:-UsePerfData",
         f"-Djava.io.tmpdir={folder / 'temporary'}",
