@@ -61,7 +61,7 @@ class Separator:
     def stream(self, blocks: Iterable[Audio], rate_hz: int, quality: Quality = "fast") -> Iterator[Audio]:
         """Stems (s, c, n), block by block, of a song that comes as blocks (c, n) of float32 samples of full scale 1.
 
-        The best quality takes two to four times as long. Memory does not grow with the song: one batch of windows is held.
+        The best quality takes two to six times as long. Memory does not grow with the song: one batch of windows is held.
         Raises AudioError for a song without samples or with samples that are not finite, torch.OutOfMemoryError where the
         device has no room for a single window.
         """
@@ -72,7 +72,7 @@ class Separator:
         pieces = (
             stems
             for batch in batches(cut, lambda: self.batch_windows)
-            for stems in self.separate_windows(batch, rate_hz, both_sides=best)
+            for stems in self.separate_windows(batch, rate_hz, apart=best)
         )
         silent = True
         for stems in crossfade(pieces, overlap_samples):
@@ -81,19 +81,29 @@ class Separator:
         if silent:
             raise AudioError("the audio has no samples: send a file with at least one")
 
-    def separate_windows(self, batch: Sequence[Audio], rate_hz: int, both_sides: bool) -> Iterator[Audio]:
+    def separate_windows(self, batch: Sequence[Audio], rate_hz: int, apart: bool) -> Iterator[Audio]:
         """Stems (s, c, n) of each of the windows (c, n), which are of one shape.
 
-        With `both_sides` they are the mean of two estimates, one of them with left and right exchanged, where the network
-        hears two channels.
+        With `apart` they are the mean of two estimates where the network hears two channels: of both together, and of middle
+        and sides each by itself.
         """
         rows = [torch.from_numpy(self.rows_of(window, rate_hz)).to(self.device) for window in batch]
         found = self.estimate_batch(rows)
-        if both_sides and self.spec.audio.channels == 2:
-            exchanged = self.estimate_batch([row.flip(1) for row in rows])
-            found = [(one + other.flip(2)) / 2 for one, other in zip(found, exchanged, strict=True)]
+        if apart and self.spec.audio.channels == 2:
+            found = [(one + other) / 2 for one, other in zip(found, self.estimate_apart(rows), strict=True)]
         for window, estimates in zip(batch, found, strict=True):
             yield self.stems_of(window, estimates.cpu().numpy(), rate_hz)
+
+    def estimate_apart(self, rows: list[Tensor]) -> list[Tensor]:
+        """Estimates (s - 1, r, 2, n) of each of several rows (r, 2, n), of middle and sides as of two songs of one channel."""
+
+        def alone(half: Tensor) -> Tensor:
+            return half[:, None].expand(-1, 2, -1)
+
+        middle = self.estimate_batch([alone(row[:, 0] + row[:, 1]) / 2 for row in rows])
+        sides = self.estimate_batch([alone(row[:, 0] - row[:, 1]) / 2 for row in rows])
+        halves = [(m.mean(dim=2), s.mean(dim=2)) for m, s in zip(middle, sides, strict=True)]
+        return [torch.stack([m + s, m - s], dim=2) for m, s in halves]
 
     def rows_of(self, window: Audio, rate_hz: int) -> Audio:
         """What the network takes (r, c, n) for one window (c, n)."""

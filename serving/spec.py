@@ -18,7 +18,7 @@ STEMS = ("vocals", "drums", "bass", "other", "accompaniment")
 
 
 Quality = Literal["fast", "best"]
-"""How much work a song is worth: once over, or in windows that overlap by half, each heard with its sides exchanged, too."""
+"""How much work a song is worth: once over, or in windows that overlap by half, of each the middle and the sides alone, too."""
 
 
 @dataclass(frozen=True)

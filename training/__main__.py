@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--model", required=True, help="a .mar file, s3://…, runs:/… or models:/…")
     evaluate.add_argument("--data", required=True, help="folder, zip or s3:// prefix of songs")
     evaluate.add_argument("--split", choices=("valid", "test"), default="test")
+    evaluate.add_argument("--quality", choices=("fast", "best"), default="fast", help="as songs are separated")
     evaluate.add_argument("--json", type=Path, help="write every score there")
     add_cache(evaluate)
     add_device(evaluate)
@@ -222,7 +223,7 @@ def run_evaluate(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         separator = Separator.open(resolve(given.model, Path(folder)), device_of(given))
         data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
-        report = evaluate(separator, data.split(given.split), progress=True)
+        report = evaluate(separator, data.split(given.split), progress=True, quality=given.quality)
     print(report.table())
     if given.json:
         given.json.write_text(json.dumps(report.to_json(), indent=2) + "\n")

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 GAIN_DB = 6.0
-DRAWS = 3
+ALONE_SHARE = 0.5
+"""How many of a stereo network's examples have one channel: mono songs are heard so, and one side of a song by itself."""
+DRAWS = 4
 
 
 def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
@@ -18,12 +20,16 @@ def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
 
 
 def augment(stems: Tensor, channels: int, chances: Tensor) -> Tensor:
-    """Stereo stems (b, s, 2, n) as stems (b, s, c, n) for a model of one channel or two: other levels, other sides."""
-    level, place, kind = chances[..., None, None].unbind(2)
+    """Stereo stems (b, s, 2, n) as stems (b, s, c, n) for a model of one channel or two: other levels, other sides.
+
+    A network of two channels hears half of the examples as one channel, the same from both sides.
+    """
+    level, place, kind, alone = chances[..., None, None].unbind(2)
     louder = gain(stems, level)
+    one = one_channel(louder, place, kind[:, :1])
     if channels == 1:
-        return one_channel(louder, place, kind[:, :1])
-    return flip_signs(swap_channels(louder, place), kind)
+        return one
+    return torch.where(alone[:, :1] < ALONE_SHARE, one, flip_signs(swap_channels(louder, place), kind))
 
 
 def gain(stems: Tensor, level: Tensor) -> Tensor:
@@ -32,7 +38,7 @@ def gain(stems: Tensor, level: Tensor) -> Tensor:
 
 
 def one_channel(stems: Tensor, place: Tensor, kind: Tensor) -> Tensor:
-    """One channel (b, s, 1, n) of stereo stems, as a network of one channel will hear songs.
+    """One channel (b, s, 1, n) of stereo stems, as songs are heard of which a network has one channel at a time.
 
     Half of the examples are the middle of all their stems and a quarter the sides, half the sum and half the difference of
     left and right; the rest have each stem from a place of its own between left and right. `place` is (b, s, 1, 1), `kind`

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from serving.chunks import Audio
 from serving.separator import Separator
+from serving.spec import Quality
 from training.errors import DataError
 from training.metrics import csdr, median, recovered_percent, usdr
 from training.musdb18 import Song
@@ -136,7 +137,7 @@ class Excerpt:
         return self.scores(stems, np.broadcast_to(self.mixture, (len(stems), *self.mixture.shape)))
 
 
-def evaluate(separator: Separator, songs: Sequence[Song], progress: bool) -> Report:
+def evaluate(separator: Separator, songs: Sequence[Song], progress: bool, quality: Quality = "fast") -> Report:
     """Separate each song at its own rate and channels, and score what comes back beside the mask and the mixture.
 
     `progress` shows a bar. Raises DataError where there are no songs or one is shorter than the second that cSDR needs.
@@ -147,18 +148,19 @@ def evaluate(separator: Separator, songs: Sequence[Song], progress: bool) -> Rep
     for song in tqdm(songs, desc="evaluate", unit="song", disable=not progress):
         excerpt = read_excerpt(song, stems)
         by_mask = ideal_ratio_mask(excerpt.references(stems), excerpt.rate_hz, spec)
-        scored.append((model_scores(separator, excerpt), excerpt.scores(stems, by_mask), excerpt.mixture_scores(stems)))
+        of_model = model_scores(separator, excerpt, quality)
+        scored.append((of_model, excerpt.scores(stems, by_mask), excerpt.mixture_scores(stems)))
     return Report(*(Evaluation(of_songs) for of_songs in zip(*scored, strict=True)))
 
 
 def evaluate_song(separator: Separator, song: Song, excerpt_s: float | None) -> SongScores:
     """The model's scores alone, of so many seconds from the middle of a song, or of the whole."""
-    return model_scores(separator, read_excerpt(song, separator.spec.stems, excerpt_s))
+    return model_scores(separator, read_excerpt(song, separator.spec.stems, excerpt_s), "fast")
 
 
-def model_scores(separator: Separator, excerpt: Excerpt) -> SongScores:
+def model_scores(separator: Separator, excerpt: Excerpt, quality: Quality) -> SongScores:
     stems = separator.spec.stems
-    separated = separator.separate(excerpt.mixture, excerpt.rate_hz)
+    separated = separator.separate(excerpt.mixture, excerpt.rate_hz, quality)
     return excerpt.scores(stems, np.stack([separated[stem] for stem in stems]))
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from training.augment import DRAWS, GAIN_DB, augment, chances, flip_signs, gain, one_channel, swap_channels
+from training.augment import ALONE_SHARE, DRAWS, GAIN_DB, augment, chances, flip_signs, gain, one_channel, swap_channels
 
 
 @pytest.fixture
@@ -48,11 +48,16 @@ def test_half_of_the_stems_are_upside_down(stems: Tensor, draw: Tensor) -> None:
     assert abs((flipped != stems).float().mean().item() - 0.5) < 0.04
 
 
-def test_stereo_gets_gains_other_sides_and_signs(stems: Tensor) -> None:
+def test_stereo_gets_gains_other_sides_and_signs_or_is_one_channel_on_both(stems: Tensor) -> None:
     draws = chances(0, 0, 500, 4)
-    level, place, kind = draws[..., None, None].unbind(2)
-    expected = gain(stems, level) * torch.where(kind < 0.5, -1, 1)
-    torch.testing.assert_close(augment(stems, 2, draws), torch.where(place < 0.5, expected.flip(2), expected))
+    level, place, kind, alone = draws[..., None, None].unbind(2)
+    stereo = gain(stems, level) * torch.where(kind < 0.5, -1, 1)
+    stereo = torch.where(place < 0.5, stereo.flip(2), stereo)
+    one = one_channel(gain(stems, level), place, kind[:, :1]).expand(500, 4, 2, 16)
+    heard, is_one = augment(stems, 2, draws), alone[:, 0, 0, 0] < ALONE_SHARE
+    torch.testing.assert_close(heard[is_one], one[is_one])
+    torch.testing.assert_close(heard[~is_one], stereo[~is_one])
+    assert abs(is_one.float().mean().item() - ALONE_SHARE) < 0.08
 
 
 def test_chance_follows_from_seed_and_step_and_from_nothing_else() -> None:

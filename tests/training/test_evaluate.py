@@ -1,18 +1,21 @@
 import json
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import get_args
 
 import museval
 import numpy as np
 import pytest
 import soundfile
+from torch import nn
 
 import training.evaluate
 from serving.separator import Separator
-from serving.spec import ModelSpec
+from serving.spec import ModelSpec, Quality
 from tests.stubs import Share
 from training.errors import DataError
 from training.evaluate import Evaluation, Report, Score, SongScores, evaluate, evaluate_song, middle
+from training.metrics import usdr
 from training.musdb18 import StemFolder
 from training.oracle import ideal_ratio_mask
 
@@ -107,6 +110,18 @@ def test_while_a_model_trains_only_the_model_is_scored(
     (of_report,) = evaluate(separator, [tested], progress=False).model.songs
     monkeypatch.setattr(training.evaluate, "ideal_ratio_mask", None)
     assert evaluate_song(separator, tested, None) == of_report
+
+
+def test_a_model_is_scored_in_the_quality_asked_for(tiny_banded: tuple[ModelSpec, nn.Module], tmp_path: Path) -> None:
+    separator, tested = Separator(*tiny_banded, "cpu"), song(tmp_path / "A - B")
+    (*references, mixture), rate_hz = tested.read([*separator.spec.stems, "mixture"])
+    scores = {}
+    for quality in get_args(Quality):
+        estimates = np.stack(list(separator.separate(mixture, rate_hz, quality).values()))
+        scores[quality] = usdr(np.stack(references), estimates)
+        found = evaluate(separator, [tested], False, quality).model.stems.values()
+        np.testing.assert_allclose([score.usdr_db for score in found], scores[quality])
+    assert np.abs(scores["fast"] - scores["best"]).min() > 1e-4
 
 
 def test_middle() -> None:
