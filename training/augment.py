@@ -4,13 +4,29 @@ Axes: b batch, s stem, c channel, n sample. Chance comes in as numbers in 0..1, 
 CPU: an example is augmented alike on every device and however many ranks share the batch.
 """
 
+import math
+
 import torch
+from scipy.fft import prev_fast_len
 from torch import Tensor
 
 GAIN_DB = 6.0
 ALONE_SHARE = 0.5
 """How many of a stereo network's examples have one channel: mono songs are heard so, and one side of a song by itself."""
-DRAWS = 4
+SEMITONES = (-2, -1, 0, 1, 2)
+"""How much higher an example may be played: whole ones, as networks learn to the tuning that songs share."""
+FASTEST = 2 ** (max(SEMITONES) / 12)
+DRAWS = 5
+
+
+def samples_to_cut(samples: int) -> int:
+    """The length of an excerpt that is `samples` long when it is augmented: what is played faster is over sooner."""
+    return math.ceil(samples * FASTEST)
+
+
+def samples_left(samples: int) -> int:
+    """The length after augmentation of an excerpt of `samples`."""
+    return int(samples / FASTEST)
 
 
 def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
@@ -20,16 +36,24 @@ def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
 
 
 def augment(stems: Tensor, channels: int, chances: Tensor) -> Tensor:
-    """Stereo stems (b, s, 2, n) as stems (b, s, c, n) for a model of one channel or two: other levels, other sides.
+    """Stereo stems as stems for a model of one channel or two: other levels, other sides, another key.
 
     A network of two channels hears half of the examples as one channel, the same from both sides.
+
+    Args:
+        stems: (b, s, 2, `samples_to_cut(n)`).
+        channels: 1 or 2.
+        chances: on the CPU, where the keys are read from them without waiting for the device.
+
+    Returns:
+        (b, s, channels, n).
     """
-    level, place, kind, alone = chances[..., None, None].unbind(2)
+    level, place, kind, alone, _ = chances.to(stems.device, non_blocking=True)[..., None, None].unbind(2)
     louder = gain(stems, level)
-    one = one_channel(louder, place, kind[:, :1])
-    if channels == 1:
-        return one
-    return torch.where(alone[:, :1] < ALONE_SHARE, one, flip_signs(swap_channels(louder, place), kind))
+    heard = one_channel(louder, place, kind[:, :1])
+    if channels == 2:
+        heard = torch.where(alone[:, :1] < ALONE_SHARE, heard, flip_signs(swap_channels(louder, place), kind))
+    return transpose(heard, chances[:, 0, -1])
 
 
 def gain(stems: Tensor, level: Tensor) -> Tensor:
@@ -57,3 +81,20 @@ def swap_channels(stems: Tensor, place: Tensor) -> Tensor:
 def flip_signs(stems: Tensor, kind: Tensor) -> Tensor:
     """Half of the stems upside down: what they add to each other and take from each other is another mixture."""
     return torch.where(kind < 0.5, -stems, stems)
+
+
+def transpose(stems: Tensor, key: Tensor) -> Tensor:
+    """Each example, all of its stems alike, played faster or slower by one of SEMITONES; `key` is (b,), on the CPU.
+
+    As many seconds of it as fill the length at that speed are brought there by a Fourier transform: a spectrum with more or
+    fewer bins at its end is that of the same sound at another rate. Lengths with large factors take five times as long to
+    transform; the next shorter one without is a few cents off.
+    """
+    samples = samples_left(stems.shape[-1])
+    transposed = stems.new_empty(*stems.shape[:-1], samples)
+    for example, stem, share in zip(transposed, stems, key.tolist(), strict=True):
+        speed = 2 ** (SEMITONES[int(share * len(SEMITONES))] / 12)
+        played = samples if speed == 1 else prev_fast_len(round(samples * speed))
+        spectrum = torch.fft.rfft(stem[..., :played], norm="forward")
+        example.copy_(torch.fft.irfft(spectrum, samples, norm="forward"))
+    return transposed

@@ -104,6 +104,11 @@ class TrainConfig:
                     f"--{name.replace('_', '-')} must be above 0",
                 )
 
+    @property
+    def crop_samples(self) -> int:
+        """The length of what the network trains on."""
+        return round(self.batches.crop_s * self.model.audio.sample_rate_hz)
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from serving.spec import ModelSpec
 from serving.storage import no_progress
+from training.augment import samples_to_cut
 from training.checkpoint import RunState
 from training.config import TrainConfig
 from training.cost import flop
@@ -143,8 +144,8 @@ def profile(config: TrainConfig, steps: int, cache: Path, device: torch.device, 
         progress = ProgressBar() if ranks.first else no_progress
         data = open_dataset(config.data, cache / "data", config.validation.valid_share, progress, splits=["train"])
         songs = decode(data.train, config.model.audio, DECODED_STEMS, cache / "decoded", progress)
-        crop_samples = round(config.batches.crop_s * config.model.audio.sample_rate_hz)
-        crops = Crops(songs, config.batches.batch_size, crop_samples, config.seed, ranks.rank, ranks.world_size)
+        cut = samples_to_cut(config.crop_samples)
+        crops = Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
         state = RunState(config, device)
         if ranks.world_size > 1:
             synced(state.network)
@@ -174,7 +175,7 @@ def measure(stepper: Stepper, crops: Crops, steps: int) -> Profile:
         parts_s={**parts_s, "rest": watched_s - sum(parts_s.values())},
         step_s=step_s,
         data_wait_s=data_watch.seconds["data wait"] / steps,
-        flop=step_flop(stepper.state.network, config.model, len(crops.examples), crops.crop_samples),
+        flop=step_flop(stepper.state.network, config.model, len(crops.examples), config.crop_samples),
         matrix_flop_per_s=matrix_rate(device, stepper.precision.dtype),
         peak_bytes=peak_bytes,
         memory_bytes=memory_bytes,

@@ -88,7 +88,10 @@ class Stepper:
             say(f"a batch does not fit {self.device}: its gradients add up in {self.pieces} pieces")
 
     def __call__(self, decoded: Tensor, learning_rate: float) -> None:
-        """One step on this rank's excerpts, int16 (b, s, 2, n). Raises OutOfMemory or RankLost, the state as before."""
+        """One step on this rank's excerpts, int16 (b, s, 2, `samples_to_cut(n)`).
+
+        Raises OutOfMemory or RankLost, the state as before.
+        """
         try:
             loss = self.backward(decoded)
             with self.phase("exchange"):
@@ -116,7 +119,6 @@ class Stepper:
         for integers, draw in pieces:
             with self.phase("to device"):
                 stems = integers.to(self.device, non_blocking=True)
-                draw = draw.to(self.device, non_blocking=True)
             with self.phase("augment, STFT"):
                 augmented = augment(stems / FULL_SCALE, config.model.audio.channels, draw)
                 references = self.stft(model_stems(augmented, config.model))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from serving.storage import Progress, exists, fetch_file, no_progress
+from training.augment import samples_to_cut
 from training.averages import Average
 from training.checkpoint import RunState, read_tensors
 from training.checkpoints import Checkpoints
@@ -123,8 +124,8 @@ def start_supply(
     schedule = state.songs or first_songs(data.train, config.seed, complete)
     known, others = scheduled(data.train, schedule)
     (_, first), *later = [(step, prepare(songs, progress)) for step, songs in known]
-    crop_samples = round(config.batches.crop_s * config.model.audio.sample_rate_hz)
-    crops = Crops(first, config.batches.batch_size, crop_samples, config.seed, ranks.rank, ranks.world_size)
+    cut = samples_to_cut(config.crop_samples)
+    crops = Crops(first, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
     for step, songs in later:
         crops.add(songs, step)
     state.songs = crops.schedule

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from serving.spectrogram import Stft
+from training.augment import samples_to_cut
 from training.checkpoint import RunState
 from training.checkpoints import Checkpoints
 from training.config import Batches, Budget, TrainConfig, classic
@@ -82,7 +83,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> list[Song]:
 def crops(config: TrainConfig, songs: list[Song], tmp_path_factory: pytest.TempPathFactory) -> Crops:
     cache = tmp_path_factory.getbasetemp() / "decoded"
     decoded = decode(songs, config.model.audio, DECODED_STEMS, cache)
-    return Crops(decoded, BATCH, round(CROP_S * config.model.audio.sample_rate_hz), seed=0)
+    return Crops(decoded, BATCH, samples_to_cut(config.crop_samples), seed=0)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from serving.chunks import Audio
 from serving.spec import ModelSpec
-from training.augment import augment, chances
+from training.augment import augment, chances, samples_to_cut
 from training.config import PRESETS, Batches, Budget, TrainConfig, Validation
 from training.crops import Crops, batches
 from training.data_set import list_dataset
@@ -107,7 +107,7 @@ def train_unmix(config: TrainConfig, out: Path) -> None:
     data.bring([*data.train, *data.valid], ProgressBar())
     songs = decode(data.train, config.model.audio, DECODED_STEMS, out / "cache" / "decoded", ProgressBar())
     batch_size = config.batches.batch_size
-    crops = Crops(songs, batch_size, round(config.batches.crop_s * 44_100), config.seed)
+    crops = Crops(songs, batch_size, samples_to_cut(config.crop_samples), config.seed)
     transform, _ = make_filterbanks(n_fft=4096, n_hop=1024, center=False, sample_rate=44_100.0)
     encoder = torch.nn.Sequential(transform, ComplexNorm(mono=False))
 

@@ -2,7 +2,23 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from training.augment import ALONE_SHARE, DRAWS, GAIN_DB, augment, chances, flip_signs, gain, one_channel, swap_channels
+from training.augment import (
+    ALONE_SHARE,
+    DRAWS,
+    GAIN_DB,
+    SEMITONES,
+    augment,
+    chances,
+    flip_signs,
+    gain,
+    one_channel,
+    samples_left,
+    samples_to_cut,
+    swap_channels,
+    transpose,
+)
+
+SAME_KEY = 0.5
 
 
 @pytest.fixture
@@ -50,13 +66,14 @@ def test_half_of_the_stems_are_upside_down(stems: Tensor, draw: Tensor) -> None:
 
 def test_stereo_gets_gains_other_sides_and_signs_or_is_one_channel_on_both(stems: Tensor) -> None:
     draws = chances(0, 0, 500, 4)
-    level, place, kind, alone = draws[..., None, None].unbind(2)
+    draws[..., -1] = SAME_KEY
+    level, place, kind, alone, _ = draws[..., None, None].unbind(2)
     stereo = gain(stems, level) * torch.where(kind < 0.5, -1, 1)
     stereo = torch.where(place < 0.5, stereo.flip(2), stereo)
     one = one_channel(gain(stems, level), place, kind[:, :1]).expand(500, 4, 2, 16)
     heard, is_one = augment(stems, 2, draws), alone[:, 0, 0, 0] < ALONE_SHARE
-    torch.testing.assert_close(heard[is_one], one[is_one])
-    torch.testing.assert_close(heard[~is_one], stereo[~is_one])
+    torch.testing.assert_close(heard[is_one], one[is_one, ..., :14])
+    torch.testing.assert_close(heard[~is_one], stereo[~is_one, ..., :14])
     assert abs(is_one.float().mean().item() - ALONE_SHARE) < 0.08
 
 
@@ -71,5 +88,34 @@ def test_chance_follows_from_seed_and_step_and_from_nothing_else() -> None:
 def test_an_example_is_augmented_alike_alone_and_among_others(stems: Tensor, channels: int) -> None:
     draws = chances(0, 0, 500, 4)
     together, alone = augment(stems, channels, draws), augment(stems[3:4], channels, draws[3:4])
-    assert together.shape == (500, 4, channels, 16)
+    assert together.shape == (500, 4, channels, 14)
     torch.testing.assert_close(together[3:4], alone)
+
+
+@pytest.mark.parametrize("samples", [1, 14, 66_150, 441_000])
+def test_an_excerpt_is_cut_as_much_longer_as_the_fastest_uses_up(samples: int) -> None:
+    assert samples_left(samples_to_cut(samples)) == samples
+    assert samples * 2 ** (2 / 12) <= samples_to_cut(samples) < samples * 2 ** (2 / 12) + 1
+
+
+def test_every_stem_of_an_example_is_played_at_one_of_five_speeds_at_its_own_level() -> None:
+    """A tone of 1 kHz of amplitude 0.5 in each stem: what it sounds like, a few cents off."""
+    samples, rate_hz = 66_150, 22_050
+    n = torch.arange(samples_to_cut(samples))
+    tones = 0.5 * torch.sin(2 * torch.pi * 1000 / rate_hz * n).expand(5, 4, 2, -1)
+    played = transpose(tones, torch.tensor([0.1, 0.3, SAME_KEY, 0.7, 0.9]))
+    assert played.shape == (5, 4, 2, samples)
+    torch.testing.assert_close(played[2], tones[2, ..., :samples])
+    middle = torch.hann_window(samples, dtype=torch.float64) * played
+    loudest_hz = torch.fft.rfft(middle).abs().argmax(dim=-1) * rate_hz / samples
+    wanted_hz = 1000 * 2 ** (torch.tensor(SEMITONES) / 12)[:, None, None]
+    assert ((1200 * (loudest_hz / wanted_hz).log2()).abs() < 6).all()
+    levels = middle.square().sum(dim=-1).sqrt()
+    torch.testing.assert_close(levels, levels[2:3, :1, :1].expand(5, 4, 2), rtol=0.001, atol=0)
+
+
+def test_keys_are_drawn_alike_often(stems: Tensor) -> None:
+    keys = chances(0, 0, 5000, 4)[:, 0, -1]
+    found = transpose(stems[:1, :1, :1].expand(5000, 1, 1, 16), keys)
+    same = torch.isclose(found, stems[:1, :1, :1, :14], atol=1e-5).all(dim=-1)
+    assert abs(same.float().mean().item() - 1 / len(SEMITONES)) < 0.02
