@@ -1,8 +1,8 @@
 """Bytes to float32 audio (c, n) and back, through libsndfile; what it cannot read, such as AAC, is decoded by ffmpeg first.
 
 What a header says about length is not believed: a song is decoded once to be measured, block by block, before anyone works on
-it. Lossy songs are long where their bytes are few, so that measuring stops at the limit, not at the end. Of a long song in a
-format that counts its samples, only the beginning is decoded before; what is wrong with the rest is found when it is read.
+it. Lossy songs are long where their bytes are few, so that measuring stops at the limit, not at the end. Of a long song whose
+samples can be counted, only the beginning is decoded before; what is wrong with the rest is found when it is read.
 
 Axes: c channel, n sample.
 """
@@ -18,12 +18,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 
 from serving.chunks import Audio
 from serving.errors import AudioError, AudioTooLong, UnsupportedAudio
+from serving.mp3 import count_samples
 
 Source = bytes | bytearray | Path
 
@@ -33,7 +35,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count where a header gives none
 COUNTED_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC"}
 MEASURED_S = 600
-"""How much of a song that counts its samples is decoded before it is worked on."""
+"""How much of a song whose samples can be counted is decoded before it is worked on."""
 # Speakers by number of channels as Vorbis and Opus order them: where in their order each of WAV's and FLAC's order stands.
 VORBIS_ORDER = {
     3: (0, 2, 1),
@@ -132,11 +134,16 @@ class ForwardDecoder(soundfile.SoundFile):  # type: ignore[misc]
 @contextmanager
 def opened(source: Source) -> Iterator[ForwardDecoder]:
     """libsndfile on a source."""
-    with ExitStack() as stack:
-        file = stack.enter_context(source.open("rb") if isinstance(source, Path) else io.BytesIO(source))
+    with as_file(source) as file:
         # By descriptor, because a name that ends in .raw would be taken for headerless samples.
         file_or_descriptor = file.fileno() if isinstance(source, Path) else file
-        yield stack.enter_context(ForwardDecoder(file_or_descriptor, closefd=False))
+        with ForwardDecoder(file_or_descriptor, closefd=False) as decoder:
+            yield decoder
+
+
+def as_file(source: Source) -> BinaryIO:
+    """The bytes of a source as an open file."""
+    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
 
 
 @contextmanager
@@ -228,13 +235,13 @@ def measure(source: Source, name: str, max_duration_s: float | None) -> AudioInf
         if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
             raise AudioError(f"{name} has {rate_hz} Hz: resample it to {MIN_RATE_HZ:,}..{MAX_RATE_HZ:,} Hz")
         most_samples = math.inf if max_duration_s is None else max_duration_s * rate_hz
-        counts = file.format in COUNTED_FORMATS and file.frames <= most_samples
+        counted = counted_samples(file, source)
         for block in sound(file, name, BLOCK_SAMPLES):
             samples += block.shape[-1]
             if samples > most_samples:
                 raise AudioTooLong(f"{name} is longer than {max_duration_s:g} s: send it in parts")
-            if counts and MEASURED_S * rate_hz < samples < file.frames:
-                samples = file.frames
+            if counted is not None and MEASURED_S * rate_hz < samples < counted <= most_samples:
+                samples = counted
                 break
         # The header of an MP3 gives a length that encoders get wrong in sound files.
         if file.format != "MP3" and samples < file.frames < UNKNOWN_SAMPLES:
@@ -242,6 +249,16 @@ def measure(source: Source, name: str, max_duration_s: float | None) -> AudioInf
         if samples == 0:
             raise AudioError(f"{name} has no samples: send a file with at least one")
         return AudioInfo(rate_hz, channels, samples, file.format, file.subtype, tags_of(source))
+
+
+def counted_samples(file: ForwardDecoder, source: Source) -> int | None:
+    """How many samples a song has by a count that can be believed; None where there is none."""
+    if file.format in COUNTED_FORMATS and file.frames < UNKNOWN_SAMPLES:
+        return int(file.frames)
+    if file.format == "MP3":
+        with as_file(source) as encoded:
+            return count_samples(encoded)
+    return None
 
 
 @contextmanager
