@@ -34,8 +34,8 @@ MAX_CHANNELS = 8
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count where a header gives none
 COUNTED_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC"}
-MEASURED_S = 600
-"""How much of a song whose samples can be counted is decoded before it is worked on."""
+LONG_S, BEGINNING_S = 600, 30
+"""Of a longer song, where its samples can be counted, only the beginning is decoded before it is worked on."""
 # Speakers by number of channels as Vorbis and Opus order them: where in their order each of WAV's and FLAC's order stands.
 VORBIS_ORDER = {
     3: (0, 2, 1),
@@ -75,7 +75,7 @@ class Song:
     def blocks(self, block_samples: int = BLOCK_SAMPLES) -> Iterator[Audio]:
         """The song from its beginning, as float32 blocks (c, ≤ block_samples), its channels in the order of WAV's speakers.
 
-        Raises AudioError where a song of more than `MEASURED_S` is damaged, or is not as long as its header says.
+        Raises AudioError where a song of more than `LONG_S` is damaged, or is not as long as its header says.
         """
         samples = 0
         with decoder(self.source) as file:
@@ -240,7 +240,7 @@ def measure(source: Source, name: str, max_duration_s: float | None) -> AudioInf
             samples += block.shape[-1]
             if samples > most_samples:
                 raise AudioTooLong(f"{name} is longer than {max_duration_s:g} s: send it in parts")
-            if counted is not None and MEASURED_S * rate_hz < samples < counted <= most_samples:
+            if samples > BEGINNING_S * rate_hz and counted is not None and LONG_S * rate_hz < counted <= most_samples:
                 samples = counted
                 break
         # The header of an MP3 gives a length that encoders get wrong in sound files.
