@@ -28,7 +28,8 @@ class Precision:
         return str(self.dtype).removeprefix("torch.")
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+        """Without a cache of cast weights: each is used once in a pass, and a recorded pass may not share them."""
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Keeps float16 gradients from underflow; does nothing in the other types."""

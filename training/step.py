@@ -3,12 +3,14 @@
 Axes: b batch, s stem, c channel, n sample.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from serving.spectrogram import Stft
 from training.augment import augment, chances
@@ -19,6 +21,7 @@ from training.losses import relative_error_db
 from training.precision import Precision
 from training.progress import say
 from training.ranks import Ranks, alone
+from training.recording import Recorded
 from training.stems import model_stems
 
 FULL_SCALE = 32768.0
@@ -52,8 +55,7 @@ class Stepper:
         self.precision = Precision.of(device, config.precision)
         self.forward = torch.compile(state.network) if config.compile else state.network
         self.parameters = list(state.network.parameters())
-        self.buffers = list(state.network.buffers())
-        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        self.statistics = Statistics(state.network)
         self.pieces = 1
         self.losses: list[Tensor] = []
         self.finite: list[Tensor] = []
@@ -86,6 +88,21 @@ class Stepper:
         self.pieces = int(self.ranks.largest(self.pieces)[0])
         if self.pieces > 1:
             say(f"a batch does not fit {self.device}: its gradients add up in {self.pieces} pieces")
+        elif self.device.type == "cuda" and self.ranks.world_size == 1 and self.forward is self.state.network:
+            self.record(len(decoded))
+
+    def record(self, batch_size: int) -> None:
+        """Replay the network's passes from here on, where that works."""
+        model = self.config.model
+        shape = (batch_size, model.audio.channels, model.stft.bins, model.stft.frames(self.config.crop_samples))
+        example = torch.randn(shape, dtype=torch.complex64, device=self.device)
+        try:
+            self.forward = Recorded(self.state.network.train(), example, self.precision.autocast(self.device))
+        except RuntimeError as error:  # too little memory is one, too
+            torch.cuda.empty_cache()
+            say(f"steps take longer than they need to, as the network cannot be recorded: {str(error).splitlines()[0]}")
+        finally:
+            self.undo()
 
     def __call__(self, decoded: Tensor, learning_rate: float) -> None:
         """One step on this rank's excerpts, int16 (b, s, 2, `samples_to_cut(n)`).
@@ -111,7 +128,7 @@ class Stepper:
     def backward(self, decoded: Tensor) -> Tensor:
         """Add the gradients of a batch to those of the weights; the loss, still on the device."""
         config, state = self.config, self.state
-        copy_all(self.buffers, self.buffers_before)
+        self.statistics.remember()
         draws = chances(config.seed, state.step, config.batches.batch_size, decoded.shape[1])
         loss = torch.zeros((), device=self.device)
         pieces = zip(decoded.chunk(self.pieces), draws[self.ranks.share].chunk(self.pieces), strict=True)
@@ -145,13 +162,12 @@ class Stepper:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.buffers, self.buffers_before, strict=True):
-            buffer.copy_(torch.where(finite, buffer, before))
+        self.statistics.keep_where(finite)
         return finite
 
     def undo(self) -> None:
         """Drop what `backward` left: gradients, and statistics of the batch."""
-        copy_all(self.buffers_before, self.buffers)
+        self.statistics.keep_where(torch.zeros((), dtype=torch.bool, device=self.device))
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def report(self) -> Report:
@@ -176,6 +192,21 @@ class Stepper:
         return Report(loss, tuple(skipped))
 
 
-def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
-    if sources:  # torch takes no empty list
-        torch._foreach_copy_(targets, sources)
+class Statistics:
+    """What batch norms know of past batches, as it was and as it is; in as few operations as there are types of it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        by_type = defaultdict(list)
+        for buffer in network.buffers():
+            by_type[buffer.dtype].append(buffer)
+        self.buffers = list(by_type.values())
+        self.remember()
+
+    def remember(self) -> None:
+        self.before = [_flatten_dense_tensors(buffers) for buffers in self.buffers]
+
+    def keep_where(self, good: Tensor) -> None:
+        """Go back to what was remembered unless `good`, one truth value on the device."""
+        for buffers, before in zip(self.buffers, self.before, strict=True):
+            kept = torch.where(good, _flatten_dense_tensors(buffers), before)
+            torch._foreach_copy_(buffers, _unflatten_dense_tensors(kept, buffers))

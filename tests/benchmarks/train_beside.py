@@ -1,12 +1,12 @@
-"""Train scaled-down models and Open-Unmix for the same time on the same data, and score each on the validation songs.
+"""Train the presets and Open-Unmix for the same time on the same data, and score each on the validation songs.
 
     pip install --no-deps --target peers openunmix
-    OMP_NUM_THREADS=1 PYTHONPATH=peers:. python tests/benchmarks/train_scaled.py MODEL --data … --out … --minutes 30
+    OMP_NUM_THREADS=1 PYTHONPATH=peers:. python tests/benchmarks/train_beside.py MODEL --data … --out … --minutes 30
 
-MODEL is classic, studio, studio-small or open-unmix. What a GPU trains whole is narrowed here to what one core can train in
-minutes: fewer channels, and the studio presets hear 22,050 Hz, as classic does. All draw the same excerpts in the same order
-and are scored at 44.1 kHz. Open-Unmix is trained as its own script does: mean square error of magnitudes, Adam at 1e-3 with a
-weight decay of 1e-5, four targets, each a network of its own; they share the time.
+MODEL is classic, studio, studio-small or open-unmix. A GPU trains them whole. Without one they are narrowed to what one core
+can train in minutes: fewer channels, and the studio presets hear 22,050 Hz, as classic does. All draw the same excerpts in the
+same order and are scored at 44.1 kHz. Open-Unmix is trained as its own script does: mean square error of magnitudes, Adam at
+1e-3 with a weight decay of 1e-5, four targets, each a network of its own; they share the time.
 """
 
 import argparse
@@ -24,14 +24,14 @@ import torch
 from torch.nn import functional
 
 from serving.chunks import Audio
-from serving.spec import ModelSpec
+from serving.spec import ModelSpec, Quality
 from training.augment import augment, chances, samples_to_cut
 from training.config import PRESETS, Batches, Budget, TrainConfig, Validation
 from training.crops import Crops, batches
 from training.data_set import list_dataset
 from training.decoded import decode
 from training.evaluate import Evaluation, evaluate_song
-from training.precision import Precision
+from training.precision import Precision, prepare
 from training.progress import ProgressBar
 from training.ranks import Ranks
 from training.stems import DECODED_STEMS
@@ -45,9 +45,10 @@ NARROW = {
 }
 RATE_HZ = 22_050
 BANDS_BELOW_11_KHZ = {"band_bins": (256, 512, 256), "band_widths": (2, 8, 16)}
-UNMIX_HIDDEN = 256
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+BATCH_SIZE, CROP_S, UNMIX_HIDDEN = (16, 6.0, 512) if GPU else (2, 3.0, 256)
 UNMIX_BINS = 2049
-DEVICE = torch.device("cpu")
 
 
 def main() -> None:
@@ -56,14 +57,17 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
+    parser.add_argument("--crop-s", type=float, default=CROP_S)
     given = parser.parse_args()
+    prepare(deterministic=False)
     preset = "studio" if given.model == "open-unmix" else given.model
     config = PRESETS[preset](given.data, Budget(minutes=given.minutes))
-    config = replace(config, batches=Batches(batch_size=2, crop_s=3.0), validation=Validation(validations=6))
+    config = replace(config, batches=Batches(given.batch_size, given.crop_s), validation=Validation(validations=6))
     if given.model == "open-unmix":
         train_unmix(config, given.out)
         return
-    model = narrow(config.model, NARROW[preset])
+    model = config.model if GPU else narrow(config.model, NARROW[preset])
     places = Places(given.out / given.model, given.out / "cache")
     train(replace(config, model=model), places, DEVICE, Ranks(0, 1, 0), resume=False, wait=True)
 
@@ -87,14 +91,13 @@ class Unmixed:
         from openunmix.model import Separator
 
         self.spec = config.model
-        self.unmix = Separator(
-            target_models=networks, niter=1, residual=False, n_fft=4096, n_hop=1024, nb_channels=2
-        ).eval()
+        self.unmix = Separator(target_models=networks, niter=1, residual=False, n_fft=4096, n_hop=1024, nb_channels=2)
+        self.unmix = self.unmix.to(DEVICE).eval()
 
     @torch.inference_mode()
-    def separate(self, audio: Audio, _rate_hz: int) -> dict[str, Audio]:
-        stems = self.unmix(torch.from_numpy(np.ascontiguousarray(audio))[None])[0]
-        return dict(zip(self.spec.stems, stems.numpy(), strict=True))
+    def separate(self, audio: Audio, _rate_hz: int, _quality: Quality) -> dict[str, Audio]:
+        stems = self.unmix(torch.from_numpy(np.ascontiguousarray(audio))[None].to(DEVICE))[0]
+        return dict(zip(self.spec.stems, stems.cpu().numpy(), strict=True))
 
 
 def train_unmix(config: TrainConfig, out: Path) -> None:
@@ -109,24 +112,24 @@ def train_unmix(config: TrainConfig, out: Path) -> None:
     batch_size = config.batches.batch_size
     crops = Crops(songs, batch_size, samples_to_cut(config.crop_samples), config.seed)
     transform, _ = make_filterbanks(n_fft=4096, n_hop=1024, center=False, sample_rate=44_100.0)
-    encoder = torch.nn.Sequential(transform, ComplexNorm(mono=False))
+    encoder = torch.nn.Sequential(transform, ComplexNorm(mono=False)).to(DEVICE)
 
     def excerpts(step: int, decoded: torch.Tensor) -> torch.Tensor:
-        return augment(decoded / FULL_SCALE, 2, chances(config.seed, step, batch_size, len(DECODED_STEMS)))
+        return augment(decoded.to(DEVICE) / FULL_SCALE, 2, chances(config.seed, step, batch_size, len(DECODED_STEMS)))
 
     with torch.no_grad():
         some = [encoder(excerpts(step, crops.batch(step)).sum(dim=1)) for step in range(16)]
         frames = torch.cat([magnitude.mean(dim=1).transpose(1, 2).flatten(0, 1) for magnitude in some])
-        mean, deviation = frames.mean(dim=0).numpy(), frames.std(dim=0).numpy()
+        mean, deviation = frames.mean(dim=0).cpu().numpy(), frames.std(dim=0).cpu().numpy()
     deviation = np.maximum(deviation, 1e-4 * deviation.max())
     torch.manual_seed(config.seed)
     size = {"nb_bins": UNMIX_BINS, "nb_channels": 2, "hidden_size": UNMIX_HIDDEN, "max_bin": 1487}
-    networks = {s: OpenUnmix(input_mean=mean, input_scale=deviation, **size) for s in config.model.stems}
+    networks = {s: OpenUnmix(input_mean=mean, input_scale=deviation, **size).to(DEVICE) for s in config.model.stems}
     optimizers = {s: torch.optim.Adam(n.parameters(), lr=1e-3, weight_decay=1e-5) for s, n in networks.items()}
     autocast = Precision.of(DEVICE, None).autocast(DEVICE)
 
     spent_s, step, validations = 0.0, 0, 0
-    with closing(batches(crops, 0, pin_memory=False)) as upcoming:
+    with closing(batches(crops, 0, pin_memory=GPU)) as upcoming:
         while validations < config.validation.validations:
             started = time.monotonic()
             stems = excerpts(step, next(upcoming))
@@ -138,6 +141,8 @@ def train_unmix(config: TrainConfig, out: Path) -> None:
                 optimizers[stem].zero_grad()
                 functional.mse_loss(estimate.float(), targets[:, index]).backward()
                 optimizers[stem].step()
+            if GPU:
+                torch.cuda.synchronize()
             step += 1
             spent_s += time.monotonic() - started
             if config.budget.progress(step, spent_s) * config.validation.validations >= validations + 1:
