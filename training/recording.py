@@ -17,6 +17,8 @@ class Recorded(nn.Module):
     def __init__(self, network: nn.Module, example: Tensor, autocast: torch.autocast) -> None:
         super().__init__()
         self.network = network
+        # Gradients come from another stream than they are added up on, the default one; torch sees to the order, and warns.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         torch.cuda.empty_cache()  # a recording has memory of its own
         with autocast:  # the passes before have chosen the kernels: none to warm up with
             torch.cuda.make_graphed_callables(self, (example,), num_warmup_iters=0)

@@ -198,3 +198,21 @@ def test_what_cannot_be_compiled_runs_as_it_is(
     assert (
         capsys.readouterr().err == "not compiled, as it fails here: InvalidCxxCompiler: no working C++ compiler found\n"
     )
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(
+    config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(network: nn.Module, example: Tensor, _autocast: torch.autocast) -> None:
+        network(example)
+        raise torch.OutOfMemoryError("CUDA out of memory\nand so on")
+
+    monkeypatch.setattr(training.step, "Recorded", failing)
+    state = RunState(config, CPU)
+    stepper = Stepper(config, state, CPU, Ranks())
+    before = snapshot(state)
+    stepper.record(BATCH)
+    assert "the network cannot be recorded: CUDA out of memory\n" in capsys.readouterr().err
+    assert same(before, snapshot(state)) and stepper.forward is state.network
+    stepper(excerpts, 1e-3)
+    assert not same(before, snapshot(state))
