@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--quality",
         choices=("fast", "best"),
         default="fast",
-        help="best overlaps more and takes two to six times as long",
+        help="best overlaps more, hears three keys and takes five to six times as long",
     )
     separate.add_argument(
         "--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, where a proxy asks for one"

@@ -29,7 +29,7 @@ from serving.errors import ArchiveError, SpecError
 from serving.networks import build
 from serving.spec import ModelSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # What zipfile raises where a file is damaged or lacks a member.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, OSError)

@@ -1,6 +1,6 @@
 """A model at work: songs in, stems out; no HTTP and no files.
 
-Axes: s stem, r row (what the network takes for one excerpt), c channel, n sample.
+Axes: s stem, c channel, n sample; w windows of a batch.
 """
 
 import logging
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 # On a CPU a batch is no faster than its windows one by one, and needs their memory together.
 CPU_BATCH_WINDOWS = 1
 GPU_BATCH_WINDOWS = 8
+
+KEYS = (0, -1, 1)
+"""In which the best quality hears a song, in semitones from its own: a network errs otherwise in each."""
 
 
 class Separator:
@@ -61,7 +64,7 @@ class Separator:
     def stream(self, blocks: Iterable[Audio], rate_hz: int, quality: Quality = "fast") -> Iterator[Audio]:
         """Stems (s, c, n), block by block, of a song that comes as blocks (c, n) of float32 samples of full scale 1.
 
-        The best quality takes two to six times as long. Memory does not grow with the song: one batch of windows is held.
+        The best quality takes five to six times as long. Memory does not grow with the song: one batch of windows is held.
         Raises AudioError for a song without samples or with samples that are not finite, torch.OutOfMemoryError where the
         device has no room for a single window.
         """
@@ -72,7 +75,7 @@ class Separator:
         pieces = (
             stems
             for batch in batches(cut, lambda: self.batch_windows)
-            for stems in self.separate_windows(batch, rate_hz, apart=best)
+            for stems in self.separate_windows(batch, rate_hz, KEYS if best else KEYS[:1])
         )
         silent = True
         for stems in crossfade(pieces, overlap_samples):
@@ -81,72 +84,61 @@ class Separator:
         if silent:
             raise AudioError("the audio has no samples: send a file with at least one")
 
-    def separate_windows(self, batch: Sequence[Audio], rate_hz: int, apart: bool) -> Iterator[Audio]:
-        """Stems (s, c, n) of each of the windows (c, n), which are of one shape.
+    def separate_windows(self, batch: Sequence[Audio], rate_hz: int, keys: Sequence[int]) -> Iterator[Audio]:
+        """Stems (s, c, n) of each of the windows (c, n), which are of one shape: the mean of those found in several keys.
 
-        With `apart` they are the mean of two estimates where the network hears two channels: of both together, and of middle
-        and sides each by itself.
+        What is taken for audio of a higher rate is played faster, in a higher key.
         """
-        rows = [torch.from_numpy(self.rows_of(window, rate_hz)).to(self.device) for window in batch]
-        found = self.estimate_batch(rows)
-        if apart and self.spec.audio.channels == 2:
-            found = [(one + other) / 2 for one, other in zip(found, self.estimate_apart(rows), strict=True)]
-        for window, estimates in zip(batch, found, strict=True):
-            yield self.stems_of(window, estimates.cpu().numpy(), rate_hz)
+        rates_hz = [rate_hz * 2 ** (key / 12) for key in keys]
+        found = [self.estimate_batch([self.heard(window, rate) for window in batch]) for rate in rates_hz]
+        for window, *estimates in zip(batch, *found, strict=True):
+            yield self.stems_of(window, estimates, rates_hz)
 
-    def estimate_apart(self, rows: list[Tensor]) -> list[Tensor]:
-        """Estimates (s - 1, r, 2, n) of each of several rows (r, 2, n), of middle and sides as of two songs of one channel."""
-
-        def alone(half: Tensor) -> Tensor:
-            return half[:, None].expand(-1, 2, -1)
-
-        middle = self.estimate_batch([alone(row[:, 0] + row[:, 1]) / 2 for row in rows])
-        sides = self.estimate_batch([alone(row[:, 0] - row[:, 1]) / 2 for row in rows])
-        halves = [(m.mean(dim=2), s.mean(dim=2)) for m, s in zip(middle, sides, strict=True)]
-        return [torch.stack([m + s, m - s], dim=2) for m, s in halves]
-
-    def rows_of(self, window: Audio, rate_hz: int) -> Audio:
-        """What the network takes (r, c, n) for one window (c, n)."""
+    def heard(self, window: Audio, rate_hz: float) -> Tensor:
+        """What the network takes (c, n) for one window (c, n)."""
         if not np.isfinite(window).all():
             raise AudioError("the audio has samples that are not finite (NaN or infinity): export it again")
         at_model_rate = resample(window, rate_hz, self.spec.audio.sample_rate_hz)
         if at_model_rate.shape[1] == 0:  # shorter than one sample at the model's rate
             at_model_rate = fit(at_model_rate, 1)
-        return to_rows(at_model_rate, self.spec.audio.channels)
+        return torch.from_numpy(at_model_rate).to(self.device)
 
-    def stems_of(self, window: Audio, estimates: Audio, rate_hz: int) -> Audio:
-        """Stems (s, c, n) of a window (c, n) and its estimates (s - 1, r, c, n). The last stem is what the others leave."""
-        channels, samples = window.shape
-        stems = np.empty((len(self.spec.stems), channels, samples), np.float32)
-        for stem, estimate in zip(stems[:-1], estimates, strict=True):
-            of_channels = from_rows(estimate, channels)
-            stem[:] = fit(resample(of_channels, self.spec.audio.sample_rate_hz, rate_hz), samples)
+    def stems_of(self, window: Audio, estimates: Sequence[Tensor], rates_hz: Sequence[float]) -> Audio:
+        """Stems (s, c, n) of a window (c, n), the mean of estimates (s - 1, c, n) from it at so many rates.
+
+        The last stem is what the others leave.
+        """
+        stems = np.zeros((len(self.spec.stems), *window.shape), np.float32)
+        for estimate, rate_hz in zip(estimates, rates_hz, strict=True):
+            for stem, at_model_rate in zip(stems[:-1], estimate.cpu().numpy(), strict=True):
+                at_song_rate = resample(at_model_rate, self.spec.audio.sample_rate_hz, rate_hz)
+                stem += fit(at_song_rate, window.shape[1]) / np.float32(len(rates_hz))
         stems[-1] = window - stems[:-1].sum(axis=0)
         return stems
 
-    def estimate_batch(self, rows: list[Tensor]) -> list[Tensor]:
-        """Estimates (s - 1, r, c, n) of each of several rows (r, c, n) of one shape, in one pass where memory allows."""
+    def estimate_batch(self, windows: list[Tensor]) -> list[Tensor]:
+        """Estimates (s - 1, c, n) of each of several windows (c, n) of one shape, in one pass where memory allows."""
         try:
-            return list(self.estimate(torch.cat(rows)).split(len(rows[0]), dim=1))
+            return list(self.estimate(torch.stack(windows)))
         except torch.OutOfMemoryError:
-            if len(rows) == 1:
+            if len(windows) == 1:
                 raise
         # Not inside `except`: the error holds what the failed pass has allocated.
         torch.cuda.empty_cache()
-        self.batch_windows = half = len(rows) // 2
-        logger.warning("%s has no memory for %d windows at once: going on with %d", self.device, len(rows), half)
-        return self.estimate_batch(rows[:half]) + self.estimate_batch(rows[half:])
+        self.batch_windows = half = len(windows) // 2
+        logger.warning("%s has no memory for %d windows at once: going on with %d", self.device, len(windows), half)
+        return self.estimate_batch(windows[:half]) + self.estimate_batch(windows[half:])
 
     @torch.inference_mode()
-    def estimate(self, rows: Tensor) -> Tensor:
-        """All stems but the last (s - 1, r, c, n), of rows (r, c, n) at the model's rate and channels."""
-        mixture = self.stft(rows)
+    def estimate(self, windows: Tensor) -> Tensor:
+        """All stems but the last (w, s - 1, c, n), of windows (w, c, n) at the model's rate."""
+        mixture = self.stft(windows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             spectrograms = self.network(mixture)[:, :-1]
-        return self.stft.inverse(spectrograms, rows.shape[-1]).transpose(0, 1)
+        return self.stft.inverse(spectrograms, windows.shape[-1])
 
 
-def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
+def resample(audio: Audio, from_hz: float, to_hz: float) -> Audio:
     """Audio (c, n) at another rate, about n · to / from samples long."""
     resampled: NDArray[np.float32] = soxr.resample(audio.T, from_hz, to_hz).T
     return np.ascontiguousarray(resampled)
@@ -155,16 +147,3 @@ def resample(audio: Audio, from_hz: int, to_hz: int) -> Audio:
 def fit(audio: Audio, samples: int) -> Audio:
     """Audio (c, n) cut or filled with silence to so many samples: a resampler rounds lengths."""
     return np.pad(audio[:, :samples], ((0, 0), (0, max(0, samples - audio.shape[1]))))
-
-
-def to_rows(audio: Audio, model_channels: int) -> Audio:
-    """Rows (r, c, n) of a song's channels (c, n), as `AudioSpec` says: all of them in one, or each as a pair of its own."""
-    together = model_channels in (1, audio.shape[0])
-    return audio[None] if together else np.repeat(audio[:, None], model_channels, axis=1)
-
-
-def from_rows(rows: Audio, channels: int) -> Audio:
-    """The song's channels (c, n) of estimated rows (r, c, n), the inverse of `to_rows`."""
-    together = rows.shape[:2] == (1, channels)
-    audio: Audio = rows[0] if together else rows.mean(axis=1)
-    return audio

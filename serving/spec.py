@@ -18,25 +18,19 @@ STEMS = ("vocals", "drums", "bass", "other", "accompaniment")
 
 
 Quality = Literal["fast", "best"]
-"""How much work a song is worth: once over, or in windows that overlap by half, of each the middle and the sides alone, too."""
+"""How much work a song is worth: once over, or in windows that overlap by half, each in three keys."""
 
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """The audio a network is trained on; songs of another rate are converted at the edge.
-
-    A network of one channel takes the channels of a song together, however many they are. A network of two takes a stereo
-    song as it is, and each channel of any other song as a pair of the same.
-    """
+    """The audio a network is trained on; songs of another rate are converted at the edge."""
 
     sample_rate_hz: int
-    channels: int
 
     def __post_init__(self) -> None:
         require(
             1_000 <= self.sample_rate_hz <= 384_000, f"sample_rate_hz {self.sample_rate_hz} is not in 1,000..384,000"
         )
-        require(self.channels in (1, 2), f"channels {self.channels} is neither 1 nor 2")
 
 
 @dataclass(frozen=True)

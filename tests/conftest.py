@@ -41,7 +41,7 @@ def tiny_spec() -> ModelSpec:
         architecture="classic",
         dimensions={"channels": (4, 4, 8), "fold": 8, "memory_inputs": 8, "memory_units": 4},
         stems=("vocals", "accompaniment"),
-        audio=AudioSpec(sample_rate_hz=22_050, channels=1),
+        audio=AudioSpec(sample_rate_hz=22_050),
         stft=StftSpec(n_fft=2048, hop_samples=512),
         chunk=ChunkSpec(length_s=15, overlap_s=1),
     )
@@ -54,10 +54,10 @@ def tiny_banded() -> tuple[ModelSpec, nn.Module]:
         architecture="banded",
         dimensions={
             **{"band_bins": (64, 128, 320), "band_widths": (2, 8, 20)},
-            **{"channels": (4, 6, 8), "paths": 1, "units": 4},
+            **{"channels": (4, 6, 8), "paths": 1, "units": 4, "memory_inputs": 8, "memory_units": 4},
         },
         stems=("vocals", "drums", "bass", "other"),
-        audio=AudioSpec(sample_rate_hz=44_100, channels=2),
+        audio=AudioSpec(sample_rate_hz=44_100),
         stft=StftSpec(n_fft=1024, hop_samples=256),
         chunk=ChunkSpec(length_s=4, overlap_s=1),
     )

@@ -24,7 +24,7 @@ SPEC = ModelSpec(
     architecture="classic",
     dimensions={"channels": (4, 4, 8), "fold": 8, "memory_inputs": 8, "memory_units": 4},
     stems=("vocals", "accompaniment"),
-    audio=AudioSpec(sample_rate_hz=8_000, channels=1),
+    audio=AudioSpec(sample_rate_hz=8_000),
     stft=StftSpec(n_fft=256, hop_samples=64),
     chunk=ChunkSpec(length_s=4, overlap_s=1),
 )

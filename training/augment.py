@@ -11,12 +11,10 @@ from scipy.fft import prev_fast_len
 from torch import Tensor
 
 GAIN_DB = 6.0
-ALONE_SHARE = 0.5
-"""How many of a stereo network's examples have one channel: mono songs are heard so, and one side of a song by itself."""
 SEMITONES = (-2, -1, 0, 1, 2)
 """How much higher an example may be played: whole ones, as networks learn to the tuning that songs share."""
 FASTEST = 2 ** (max(SEMITONES) / 12)
-DRAWS = 5
+DRAWS = 4
 
 
 def samples_to_cut(samples: int) -> int:
@@ -35,25 +33,18 @@ def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
     return torch.rand(batch_size, stems, DRAWS, generator=generator)
 
 
-def augment(stems: Tensor, channels: int, chances: Tensor) -> Tensor:
-    """Stereo stems as stems for a model of one channel or two: other levels, other sides, another key.
-
-    A network of two channels hears half of the examples as one channel, the same from both sides.
+def augment(stems: Tensor, chances: Tensor) -> Tensor:
+    """Stereo stems as one channel of a song: at other levels, heard from another side, in another key.
 
     Args:
         stems: (b, s, 2, `samples_to_cut(n)`).
-        channels: 1 or 2.
         chances: on the CPU, where the keys are read from them without waiting for the device.
 
     Returns:
-        (b, s, channels, n).
+        (b, s, 1, n).
     """
-    level, place, kind, alone, _ = chances.to(stems.device, non_blocking=True)[..., None, None].unbind(2)
-    louder = gain(stems, level)
-    heard = one_channel(louder, place, kind[:, :1])
-    if channels == 2:
-        heard = torch.where(alone[:, :1] < ALONE_SHARE, heard, flip_signs(swap_channels(louder, place), kind))
-    return transpose(heard, chances[:, 0, -1])
+    level, place, kind, _ = chances.to(stems.device, non_blocking=True)[..., None, None].unbind(2)
+    return transpose(one_channel(gain(stems, level), place, kind[:, :1]), chances[:, 0, -1])
 
 
 def gain(stems: Tensor, level: Tensor) -> Tensor:
@@ -62,7 +53,7 @@ def gain(stems: Tensor, level: Tensor) -> Tensor:
 
 
 def one_channel(stems: Tensor, place: Tensor, kind: Tensor) -> Tensor:
-    """One channel (b, s, 1, n) of stereo stems, as songs are heard of which a network has one channel at a time.
+    """One channel (b, s, 1, n) of stereo stems, as networks hear songs.
 
     Half of the examples are the middle of all their stems and a quarter the sides, half the sum and half the difference of
     left and right; the rest have each stem from a place of its own between left and right. `place` is (b, s, 1, 1), `kind`
@@ -71,16 +62,6 @@ def one_channel(stems: Tensor, place: Tensor, kind: Tensor) -> Tensor:
     left_share = torch.where(kind < 0.75, 0.5, place)
     right_share = torch.where((kind >= 0.5) & (kind < 0.75), -0.5, 1 - left_share)
     return left_share * stems[:, :, :1] + right_share * stems[:, :, 1:]
-
-
-def swap_channels(stems: Tensor, place: Tensor) -> Tensor:
-    """Left and right exchanged in half of the stems."""
-    return torch.where(place < 0.5, stems.flip(2), stems)
-
-
-def flip_signs(stems: Tensor, kind: Tensor) -> Tensor:
-    """Half of the stems upside down: what they add to each other and take from each other is another mixture."""
-    return torch.where(kind < 0.5, -stems, stems)
 
 
 def transpose(stems: Tensor, key: Tensor) -> Tensor:

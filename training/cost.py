@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from serving.archive import read_archive
 from serving.chunks import Audio
-from serving.separator import Separator, to_rows
+from serving.separator import Separator
 from serving.spec import ModelSpec
 from training.errors import OutOfMemory
 
@@ -67,8 +67,7 @@ def parameters(network: nn.Module) -> int:
 def gmac_per_s(network: nn.Module, spec: ModelSpec) -> float:
     """10⁹ multiply-adds for a second of stereo, counted over one window of the spec; not what overlaps take twice."""
     samples = spec.chunk.length_s * spec.audio.sample_rate_hz
-    rows = to_rows(np.empty((2, 0), np.float32), spec.audio.channels)
-    shape = (*rows.shape[:2], spec.stft.bins, spec.stft.frames(samples))
+    shape = (1, 2, spec.stft.bins, spec.stft.frames(samples))
     mixture = torch.empty(shape, dtype=torch.complex64, device="meta")
     return flop(network, lambda on_meta: on_meta.eval()(mixture)) / 2 / 1e9 / spec.chunk.length_s
 

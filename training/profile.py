@@ -199,7 +199,7 @@ def nothing() -> None:
 
 def step_flop(network: nn.Module, model: ModelSpec, batch_size: int, crop_samples: int) -> int:
     """Floating point operations of matrix products and convolutions, forwards and backwards."""
-    shape = (batch_size, len(model.stems), model.audio.channels, model.stft.bins, model.stft.frames(crop_samples))
+    shape = (batch_size, len(model.stems), 1, model.stft.bins, model.stft.frames(crop_samples))
     references = torch.empty(shape, dtype=torch.complex64, device="meta")
 
     def step(on_meta: nn.Module) -> None:

@@ -94,7 +94,7 @@ class Stepper:
     def record(self, batch_size: int) -> None:
         """Replay the network's passes from here on, where that works."""
         model = self.config.model
-        shape = (batch_size, model.audio.channels, model.stft.bins, model.stft.frames(self.config.crop_samples))
+        shape = (batch_size, 1, model.stft.bins, model.stft.frames(self.config.crop_samples))
         example = torch.randn(shape, dtype=torch.complex64, device=self.device)
         try:
             self.forward = Recorded(self.state.network.train(), example, self.precision.autocast(self.device))
@@ -137,7 +137,7 @@ class Stepper:
             with self.phase("to device"):
                 stems = integers.to(self.device, non_blocking=True)
             with self.phase("augment, STFT"):
-                augmented = augment(stems / FULL_SCALE, config.model.audio.channels, draw)
+                augmented = augment(stems / FULL_SCALE, draw)
                 references = self.stft(model_stems(augmented, config.model))
                 mixture = references.sum(dim=1)
             with self.phase("forward"):

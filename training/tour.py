@@ -22,7 +22,7 @@ from serving.spectrogram import Stft
 from training.errors import ConfigError, DataError
 from training.plots import Image, profile_figure
 
-PLAN_AUDIO = AudioSpec(sample_rate_hz=22_050, channels=1)
+PLAN_AUDIO = AudioSpec(sample_rate_hz=22_050)
 PLAN_STFT = StftSpec(n_fft=2048, hop_samples=512)
 
 SLICES = 18

@@ -40,7 +40,7 @@ def best_of(times: int, *works: Callable[[], object]) -> list[float]:
 
 
 def crops_of(songs: list[Song], cache: Path) -> Crops:
-    decoded = decode(songs, AudioSpec(RATE_HZ, 2), DECODED_STEMS, cache)
+    decoded = decode(songs, AudioSpec(RATE_HZ), DECODED_STEMS, cache)
     return Crops(decoded, BATCH, CROP_S * RATE_HZ, seed=0)
 
 

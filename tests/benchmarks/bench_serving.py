@@ -24,7 +24,7 @@ import urllib3
 from serving.archive import write_archive
 from serving.networks import build
 from serving.request import Request
-from serving.separator import Separator, resample, to_rows
+from serving.separator import Separator, resample
 from serving.spec import ModelSpec
 from tests.torchserve import Server, encoded, serving, stems_in, wait_until_ready
 from training.config import Budget, classic
@@ -125,7 +125,7 @@ def network_alone_s(separator: Separator, body: bytes) -> float:
         for start in starts:
             window = np.ascontiguousarray(audio[start : start + length].T)
             at_model_rate = resample(window, RATE_HZ, separator.spec.audio.sample_rate_hz)
-            spectrogram = separator.stft(torch.from_numpy(to_rows(at_model_rate, separator.spec.audio.channels)))
+            spectrogram = separator.stft(torch.from_numpy(at_model_rate[None]))
             started = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=separator.bfloat16):
                 separator.network(spectrogram)

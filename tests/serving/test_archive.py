@@ -148,7 +148,7 @@ def flip_a_bit(weights: bytes) -> bytes:
     [
         ("weights.safetensors", flip_a_bit, "weights in .*tiny.mar have sha256 .* fetch the archive again"),
         ("weights.safetensors", lambda weights: weights[: len(weights) // 2], "have sha256"),
-        ("separator.json", with_facts(format_version=FORMAT_VERSION + 1), "format version 2, this package reads 1"),
+        ("separator.json", with_facts(format_version=FORMAT_VERSION + 1), "format version 3, this package reads 2"),
         ("separator.json", with_facts(format_version=None), "format version None"),
         ("separator.json", with_facts(weights_sha256="0" * 64), "not 000000000000"),
         ("separator.json", with_facts(model={}), "separator.json in .* is damaged .ModelSpec lacks"),

@@ -27,44 +27,55 @@ def network(tiny_banded: tuple[ModelSpec, nn.Module]) -> Banded:
 def test_the_number_of_parameters(preset: object, most: float) -> None:
     """Counted by hand: 9·in·out for a 3x3 kernel, 2 for each channel of a norm, 4·units·(inputs + units + 2) for an LSTM."""
     spec = preset("songs", Budget(steps=1)).model  # type: ignore[operator]
-    channels, paths, units = (spec.dimensions[name] for name in ("channels", "paths", "units"))
-    rows, widths = (256, 128, 64), (2, 8, 20)
+    channels, paths, units, inputs, remembered = (
+        spec.dimensions[name] for name in ("channels", "paths", "units", "memory_inputs", "memory_units")
+    )
+    rows, widths, (top, _, bottom) = (256, 128, 64), (2, 8, 20), channels
 
-    def level(c: int, row: int) -> int:
-        return 2 * 9 * c * c + 2 * row * (row // 4) + 4 * 2 * c
+    def level(before: int, after: int, row: int) -> int:
+        return 9 * after * (before + after) + 2 * row * (row // 4) + 4 * 2 * after
 
-    levels = sum(level(c, row) for c, row in zip(channels, rows, strict=True))
-    levels += sum(level(c, row) for c, row in zip(channels[:2], rows[:2], strict=True))
-    halving = sum(4 * a * b + b + 4 * a * b + a for a, b in itertools.pairwise(channels))
-    path = 2 * channels[2] + 2 * 4 * units * (channels[2] + units + 2) + (2 * units + 1) * channels[2]
-    top = channels[0]
-    ends = sum((8 * w + 1) * top + (top + 1) * 3 * 2 * w * 2 for w in widths)
-    expected = 2 * 8 * 2048 + levels + halving + 2 * paths * path + ends
+    levels = sum(level(a, b, row) for (a, b), row in zip(itertools.pairwise((top, *channels)), rows, strict=True))
+    levels += sum(level(2 * c, c, row) for c, row in zip(channels[:2], rows[:2], strict=True))
+    doubling = sum(4 * a * b + a for a, b in itertools.pairwise(channels))
+    path = 2 * bottom + 2 * 4 * units * (bottom + units + 2) + (2 * units + 1) * bottom
+    memory = (bottom * 64 + 1) * inputs + 2 * 4 * remembered * (inputs + remembered + 2)
+    memory += (2 * remembered + 1) * bottom * 64 + 2 * bottom
+    ends = sum((2 * 3 * w + 1) * top + (top + 1) * 2 * (4 + 3) * w for w in widths)
+    expected = 2 * 3 * 2048 + levels + doubling + 2 * paths * path + memory + ends
     assert sum(p.numel() for p in build(spec).parameters()) == expected < most
 
 
 def test_bands_come_back_bin_by_bin() -> None:
     """Split into rows and merged again, every number is in its bin, and the added topmost one is a copy of the last."""
     bands = Bands((6, 8, 10), (1, 4, 5))
-    numbers = torch.randn(3, 4, 2, 7, 24, 2)
-    planes = numbers.flatten(1, 2).permute(4, 0, 2, 1, 3)
-    rows = [torch.stack(parts, dim=-1).flatten(-2) for parts in zip(*map(bands.rows_of, planes), strict=True)]
-    assert [part.shape for part in rows] == [(3, 6, 7, 16), (3, 2, 7, 64), (3, 2, 7, 80)]
+    numbers = torch.randn(3, 4, 7, 24)  # b, k, t, f
+    rows = bands.rows_of(numbers.transpose(1, 2))
+    assert [part.shape for part in rows] == [(3, 6, 7, 4), (3, 2, 7, 16), (3, 2, 7, 20)]
     merged = bands.bins_of(rows)
-    assert torch.equal(merged[..., :-1, :], numbers) and torch.equal(merged[..., -1, :], numbers[..., -1, :])
+    assert torch.equal(merged[..., :-1], numbers) and torch.equal(merged[..., -1], numbers[..., -1])
 
 
 def test_features_by_hand() -> None:
-    """One bin that is all on the left: middle and sides have half its magnitude each, the right nothing."""
-    middle_sides = torch.zeros(1, 2, 1, 2, dtype=torch.complex64)
-    middle_sides[..., 0] = 0.5j
-    found = features(middle_sides)[0, 0, :, 0]
-    level = 2 * 0.25 / 4  # the mean power of middle and sides over two bins
-    logs = torch.tensor([0.25, 0.25, 1.0, 0.0]).div(level).add(1e-6).log()
-    compressed = (0.25 / level) ** 0.15
-    expected = torch.cat([logs, torch.tensor([0, 0, compressed, compressed])])
-    assert len(found) == FEATURES
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    """Two bins, one of them silent: the log of the power beside the mean, and the number with its magnitude compressed."""
+    channel = torch.zeros(1, 1, 2, dtype=torch.complex64)
+    channel[..., 0] = 0.5j
+    found = features(channel)[0, 0]
+    level = 0.25 / 2
+    logs = torch.tensor([0.25, 0]).div(level).add(1e-6).log()
+    assert found.shape == (FEATURES, 2)
+    torch.testing.assert_close(found[0], logs, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found[1:, 0], torch.tensor([0, (0.25 / level) ** 0.15]), rtol=0, atol=1e-3)
+    assert not found[1:, 1].any()
+
+
+def test_two_frames_become_one_and_each_has_its_own_gains(network: Banded) -> None:
+    """Even the last of an odd number: what a frame is told apart by is that it comes first or second of its two."""
+    mixture = mixtures(1).expand(1, 2, 513, 7)[:, 0].transpose(1, 2)  # seven times the same frame
+    with torch.inference_mode():
+        gains = network.gains(mixture)
+    assert gains.shape == (1, 3, 7, 513)
+    assert (gains[:, :, 0] - gains[:, :, 1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 63, 64, 65])
@@ -76,22 +87,48 @@ def test_any_number_of_frames_and_the_stems_are_the_mixture(network: Banded, fra
     torch.testing.assert_close(stems.sum(dim=1), mixture, rtol=0, atol=1e-5)
 
 
-def test_gains_act_on_middle_and_sides(network: Banded) -> None:
-    """Of a song without sides no stem has any, whatever the gains are."""
-    mixture = mixtures(20)[:, :1].expand(1, 2, 513, 20)
+def test_gains_act_on_middle_and_sides_each_by_itself(network: Banded) -> None:
+    middle, sides = torch.randn(2, 3, 513, 20, dtype=torch.complex64)
+    with torch.inference_mode():
+        stems = network(torch.stack([middle + sides, middle - sides], dim=1))[:, :3]
+        wanted = [network.gains(part.transpose(1, 2)).transpose(2, 3) * part[:, None] for part in (middle, sides)]
+    torch.testing.assert_close((stems[:, :, 0] + stems[:, :, 1]) / 2, wanted[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close((stems[:, :, 0] - stems[:, :, 1]) / 2, wanted[1], rtol=0, atol=1e-5)
+    assert stems.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_channels_that_are_not_two_are_heard_one_by_one(network: Banded, channels: int) -> None:
+    mixture = torch.randn(2, channels, 513, 20, dtype=torch.complex64)
     with torch.inference_mode():
         stems = network(mixture)
-    torch.testing.assert_close(stems[:, :, 0], stems[:, :, 1], rtol=0, atol=1e-6)
-    assert stems[:, :3].abs().max() > 0.01
+        alone = [network(mixture[:, nth : nth + 1]) for nth in range(channels)]
+    assert stems.shape == (2, 4, channels, 513, 20)
+    torch.testing.assert_close(stems, torch.cat(alone, dim=2), rtol=0, atol=1e-5)
 
 
-def test_gains_are_masks_and_anything_at_a_right_angle(network: Banded) -> None:
+def test_one_channel_on_both_sides_is_that_channel(network: Banded) -> None:
+    mono = mixtures(20)[:, :1]
+    with torch.inference_mode():
+        both, one = network(mono.expand(1, 2, 513, 20)), network(mono)
+    torch.testing.assert_close(both, one.expand(1, 4, 2, 513, 20), rtol=0, atol=1e-5)
+
+
+def test_gains_are_masks_that_sum_to_one_and_anything_at_a_right_angle(network: Banded) -> None:
     with torch.no_grad():
         for leave in network.leave:
-            leave.weight.mul_(100)
-        gains = network.gains(mixtures(20).transpose(2, 3))
-    assert gains.real.min() >= 0 and gains.real.max() <= 1
+            leave.weight.mul_(1000)
+        gains = network.gains(mixtures(20)[:, 0].transpose(1, 2))
+    assert gains.real.min() >= 0 and gains.real.max() > 0.9 and gains.real.sum(dim=1).max() <= 1 + 1e-5
     assert gains.imag.min() < -1 and gains.imag.max() > 1
+
+
+def test_phases_weigh_little_at_the_start(tiny_banded: tuple[ModelSpec, nn.Module]) -> None:
+    network = build(tiny_banded[0])
+    assert isinstance(network, Banded)
+    magnitudes, *phases = network.normalize.weight.unflatten(0, (FEATURES, 512))
+    assert (magnitudes == 1).all()
+    assert all((weights == 0.1).all() for weights in phases)
 
 
 def test_the_level_does_not_matter(network: Banded) -> None:
@@ -114,8 +151,8 @@ def test_a_batch_equals_its_rows(network: Banded) -> None:
 
 
 def test_every_frame_and_bin_sees_far(network: Banded) -> None:
-    """One moment's gains follow from the whole spectrum, both channels and all of time."""
-    mixture = mixtures(64).requires_grad_()
+    """One moment's gains follow from the whole spectrum and all of time."""
+    mixture = mixtures(64)[:, :1].clone().requires_grad_()
     torch.view_as_real(network(mixture)[0, 0, 0, 100, 32]).sum().backward()
     assert mixture.grad is not None
     seen = mixture.grad[0].abs() > 0

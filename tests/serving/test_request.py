@@ -14,7 +14,7 @@ SPEC = ModelSpec(
     architecture="banded",
     dimensions={},
     stems=("vocals", "drums", "other"),
-    audio=AudioSpec(sample_rate_hz=44_100, channels=2),
+    audio=AudioSpec(sample_rate_hz=44_100),
     stft=StftSpec(n_fft=4096, hop_samples=1024),
     chunk=ChunkSpec(length_s=12, overlap_s=1),
 )

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from serving.chunks import Audio
+from serving.chunks import Audio, crossfade
 from serving.errors import AudioError
 from serving.networks import build
-from serving.separator import Separator
+from serving.separator import KEYS, Separator
 from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
 from tests.stubs import Share
 
@@ -38,7 +38,7 @@ def band_limited(channels: int, samples: int, rate_hz: int, below_hz: float) -> 
 
 def test_an_identity_network_gives_the_song_back(spec: ModelSpec) -> None:
     song = noise(2, 5 * 44_100 + 17)
-    model = replace(spec, audio=AudioSpec(44_100, 1))
+    model = replace(spec, audio=AudioSpec(44_100))
     stems = Separator(model, Share(1, 0), "cpu").separate(song, 44_100)
     np.testing.assert_allclose(stems["vocals"], song, rtol=0, atol=1e-5)
     np.testing.assert_allclose(stems["accompaniment"], 0, rtol=0, atol=1e-5)
@@ -76,7 +76,7 @@ def test_the_shortest_songs_keep_their_length(
 @pytest.mark.parametrize("seconds", [1, 2, 3, 4])
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_lengths_around_the_edges_of_windows(spec: ModelSpec, seconds: int, extra: int) -> None:
-    model = replace(spec, audio=AudioSpec(8_000, 1))
+    model = replace(spec, audio=AudioSpec(8_000))
     song = noise(1, seconds * 8_000 + extra)
     stems = Separator(model, Share(0.5, 0.5), "cpu").separate(song, 8_000)
     np.testing.assert_allclose(stems["vocals"], 0.5 * song, rtol=0, atol=1e-6)
@@ -89,7 +89,7 @@ def test_silence_gives_silence(spec: ModelSpec, tiny_network: nn.Module) -> None
 
 def test_a_song_far_above_full_scale_is_not_clipped(spec: ModelSpec) -> None:
     song = 100 * noise(1, 30_000)
-    model = replace(spec, audio=AudioSpec(44_100, 1))
+    model = replace(spec, audio=AudioSpec(44_100))
     stems = Separator(model, Share(0.25, 0.75), "cpu").separate(song, 44_100)
     np.testing.assert_allclose(stems["vocals"], 0.25 * song, rtol=0, atol=1e-3)
 
@@ -111,29 +111,11 @@ def test_no_samples_are_refused(spec: ModelSpec) -> None:
 
 
 def test_the_remainder_goes_to_the_last_stem(spec: ModelSpec) -> None:
-    model = replace(spec, stems=("drums", "vocals", "bass", "other"), audio=AudioSpec(44_100, 2))
+    model = replace(spec, stems=("drums", "vocals", "bass", "other"), audio=AudioSpec(44_100))
     song = noise(2, 30_000)
     stems = Separator(model, Share(0.1, 0.2, 0.3, 0.9), "cpu").separate(song, 44_100)
     for stem, share in (("drums", 0.1), ("vocals", 0.2), ("bass", 0.3), ("other", 0.4)):
         np.testing.assert_allclose(stems[stem], share * song, rtol=0, atol=1e-5)
-
-
-class Sides(nn.Module):
-    """A stereo network that gives the vocals the left channel of the mixture, on both sides."""
-
-    def forward(self, mixture: Tensor) -> Tensor:
-        assert mixture.shape[1] == 2
-        vocals = mixture[:, :1].expand_as(mixture)
-        return torch.stack([vocals, mixture - vocals], dim=1)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 6])
-def test_a_stereo_model_sees_pairs(spec: ModelSpec, channels: int) -> None:
-    song = noise(channels, 30_000)
-    model = replace(spec, audio=AudioSpec(44_100, 2))
-    stems = Separator(model, Sides(), "cpu").separate(song, 44_100)
-    # Only a stereo song is a pair; every other channel stands alone, on both sides.
-    np.testing.assert_allclose(stems["vocals"], song[:1].repeat(2, axis=0) if channels == 2 else song, atol=1e-5)
 
 
 @pytest.mark.parametrize("block_samples", [1_000, 44_100, 10**9])
@@ -161,23 +143,23 @@ def test_a_batch_equals_its_windows_one_by_one(
 
 
 class SmallDevice(Share):
-    """A network on a device with memory for so many rows."""
+    """A network on a device with memory for so many windows."""
 
-    def __init__(self, most_rows: int) -> None:
+    def __init__(self, most_windows: int) -> None:
         super().__init__(0.25, 0.75)
-        self.most_rows = most_rows
+        self.most_windows = most_windows
         self.asked: list[int] = []
 
     def forward(self, mixture: Tensor) -> Tensor:
         self.asked.append(len(mixture))
-        if len(mixture) > self.most_rows:
+        if len(mixture) > self.most_windows:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().forward(mixture)
 
 
 def test_a_full_device_halves_the_batch_for_good(spec: ModelSpec) -> None:
-    network, song = SmallDevice(most_rows=2), noise(1, 30 * 8_000)
-    separator = Separator(replace(spec, audio=AudioSpec(8_000, 1)), network, "cpu")
+    network, song = SmallDevice(most_windows=2), noise(1, 30 * 8_000)
+    separator = Separator(replace(spec, audio=AudioSpec(8_000)), network, "cpu")
     separator.batch_windows = 8
     for _ in range(2):
         np.testing.assert_allclose(separator.separate(song, 8_000)["vocals"], 0.25 * song, rtol=0, atol=1e-5)
@@ -187,13 +169,11 @@ def test_a_full_device_halves_the_batch_for_good(spec: ModelSpec) -> None:
 
 def test_a_device_without_memory_for_one_window_says_so(spec: ModelSpec) -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        Separator(spec, SmallDevice(most_rows=0), "cpu").separate(noise(1, 8_000), 8_000)
+        Separator(spec, SmallDevice(most_windows=0), "cpu").separate(noise(1, 8_000), 8_000)
 
 
 def test_a_long_song_costs_no_more_memory_than_a_short_one() -> None:
-    model = ModelSpec(
-        "classic", {}, ("vocals", "accompaniment"), AudioSpec(8_000, 1), StftSpec(512, 128), ChunkSpec(2, 1)
-    )
+    model = ModelSpec("classic", {}, ("vocals", "accompaniment"), AudioSpec(8_000), StftSpec(512, 128), ChunkSpec(2, 1))
     separator = Separator(model, Share(1, 0), "cpu")
 
     def blocks(seconds: int) -> Iterator[Audio]:
@@ -238,24 +218,44 @@ def test_bfloat16_stays_50_db_from_float32(spec: ModelSpec, seed: int) -> None:
     np.testing.assert_allclose(got["vocals"] + got["accompaniment"], song, rtol=0, atol=1e-4)
 
 
-def test_the_best_quality_hears_middle_and_sides_alone_too_and_overlaps_by_half(
-    tiny_banded: tuple[ModelSpec, nn.Module],
-) -> None:
-    spec, network = tiny_banded
-    song = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 9 * 44_100)).astype(np.float32)
-    separator = Separator(spec, network, "cpu")
-    fast, best = separator.separate(song, 44_100), separator.separate(song, 44_100, "best")
+def test_the_best_quality_overlaps_by_half_and_hears_three_keys(spec: ModelSpec, tiny_network: nn.Module) -> None:
+    """A song taken for one of a rate that is a semitone higher is heard a semitone higher, and as much faster."""
+    song, spec = noise(2, 9 * 44_100), replace(spec, chunk=ChunkSpec(length_s=4, overlap_s=1))
+    best = Separator(spec, tiny_network, "cpu").separate(song, 44_100, "best")
     np.testing.assert_allclose(sum(best.values()), song, rtol=0, atol=1e-4)
 
-    half_overlaps = replace(spec, chunk=replace(spec.chunk, overlap_s=spec.chunk.length_s // 2))
-    overlapping = Separator(half_overlaps, network, "cpu")
-    together, middle, sides = (
-        overlapping.separate(heard, 44_100)["vocals"]
-        for heard in (song, song.mean(axis=0, keepdims=True), (song[:1] - song[1:]) / 2)
-    )
-    apart = np.concatenate([middle + sides, middle - sides])
-    np.testing.assert_allclose(best["vocals"], (together + apart) / 2, rtol=0, atol=1e-5)
-    assert np.abs(best["vocals"] - together).max() > 1e-3 and np.abs(best["vocals"] - fast["vocals"]).max() > 1e-3
+    windows_s = [(0, 4), (2, 6), (4, 8), (6, 9)]
+    halves = replace(spec, chunk=ChunkSpec(length_s=40, overlap_s=1))
+    one_window = Separator(halves, tiny_network, "cpu")
+    keys = []
+    for rate_hz in (44_100, 44_100 / 2 ** (1 / 12), 44_100 * 2 ** (1 / 12)):
+        pieces = [
+            one_window.stems_of(window, one_window.estimate_batch([one_window.heard(window, rate_hz)]), [rate_hz])
+            for window in (song[:, a * 44_100 : b * 44_100] for a, b in windows_s)
+        ]
+        keys.append(np.concatenate(list(crossfade(pieces, 2 * 44_100)), axis=-1)[0])
+    np.testing.assert_allclose(best["vocals"], np.mean(keys, axis=0), rtol=0, atol=1e-5)
+    assert min(np.abs(keys[0] - keys[1]).max(), np.abs(keys[0] - keys[2]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("samples", [1, 2, 17, 1_000])
+@pytest.mark.parametrize("rate_hz", RATES_HZ)
+def test_the_best_quality_keeps_the_length_of_the_shortest_songs(
+    spec: ModelSpec, tiny_network: nn.Module, rate_hz: int, samples: int
+) -> None:
+    song = noise(2, samples)
+    stems = Separator(spec, tiny_network, "cpu").separate(song, rate_hz, "best")
+    np.testing.assert_allclose(stems["vocals"] + stems["accompaniment"], song, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_undone_to_the_sample(spec: ModelSpec, key: int) -> None:
+    """Nothing moves: an identity network gives a song back, whatever the key it was heard in."""
+    song = band_limited(2, 2 * 44_100, 44_100, below_hz=9_000)
+    separator = Separator(spec, Share(1, 0), "cpu")
+    (stems,) = separator.separate_windows([song], 44_100, [key])
+    inside = slice(100, -100)  # a resampler takes what is beyond an end for silence
+    np.testing.assert_allclose(stems[0][:, inside], song[:, inside], rtol=0, atol=1e-3)
 
 
 def test_only_architectures_that_bear_bfloat16_run_in_it(
@@ -264,12 +264,3 @@ def test_only_architectures_that_bear_bfloat16_run_in_it(
     monkeypatch.setattr("serving.separator.multiplies_bfloat16", lambda: True)
     assert Separator(spec, tiny_network, "cpu").bfloat16
     assert not Separator(*tiny_banded, "cpu").bfloat16
-
-
-def test_windows_of_the_best_quality_overlap_by_half(spec: ModelSpec, tiny_network: nn.Module) -> None:
-    """A network of one channel has no sides to exchange: nothing else is different."""
-    song, spec = noise(2, 9 * 22_050, 0), replace(spec, chunk=ChunkSpec(length_s=4, overlap_s=1))
-    halves = replace(spec, chunk=ChunkSpec(length_s=4, overlap_s=2))
-    best = Separator(spec, tiny_network, "cpu").separate(song, 22_050, "best")["vocals"]
-    np.testing.assert_array_equal(best, Separator(halves, tiny_network, "cpu").separate(song, 22_050)["vocals"])
-    assert np.abs(best - Separator(spec, tiny_network, "cpu").separate(song, 22_050)["vocals"]).max() > 1e-5

@@ -3,18 +3,15 @@ import torch
 from torch import Generator, Tensor
 
 from training.augment import (
-    ALONE_SHARE,
     DRAWS,
     GAIN_DB,
     SEMITONES,
     augment,
     chances,
-    flip_signs,
     gain,
     one_channel,
     samples_left,
     samples_to_cut,
-    swap_channels,
     transpose,
 )
 
@@ -38,7 +35,7 @@ def test_gain_is_one_factor_a_stem_within_its_range(stems: Tensor, draw: Tensor)
     torch.testing.assert_close(20 * factor[..., :1, :1].log10(), GAIN_DB * (2 * draw - 1), rtol=0, atol=1e-3)
 
 
-def test_a_network_of_one_channel_hears_the_middle_the_sides_or_stems_from_places_of_their_own(stems: Tensor) -> None:
+def test_what_is_heard_is_the_middle_the_sides_or_stems_from_places_of_their_own(stems: Tensor) -> None:
     place = torch.rand(500, 4, 1, 1, generator=Generator().manual_seed(2))
     kind = torch.linspace(0, 0.999, 500)[:, None, None, None]
     heard = one_channel(stems, place, kind)
@@ -49,32 +46,12 @@ def test_a_network_of_one_channel_hears_the_middle_the_sides_or_stems_from_place
     torch.testing.assert_close(heard[376:], (place * left + (1 - place) * right)[376:])
 
 
-def test_channels_are_swapped_in_half_of_the_stems(stems: Tensor, draw: Tensor) -> None:
-    swapped = swap_channels(stems, draw)
-    for index in ((3, 1), (7, 2)):
-        wanted = stems[index].flip(0) if draw[index] < 0.5 else stems[index]
-        assert torch.equal(swapped[index], wanted)
-    is_swapped = (swapped == stems.flip(2)).all(dim=-1).all(dim=-1)
-    assert abs(is_swapped.float().mean().item() - 0.5) < 0.04
-
-
-def test_half_of_the_stems_are_upside_down(stems: Tensor, draw: Tensor) -> None:
-    flipped = flip_signs(stems, draw)
-    assert torch.equal(flipped, torch.where(draw < 0.5, -1, 1) * stems)
-    assert abs((flipped != stems).float().mean().item() - 0.5) < 0.04
-
-
-def test_stereo_gets_gains_other_sides_and_signs_or_is_one_channel_on_both(stems: Tensor) -> None:
+def test_stems_get_gains_and_are_heard_from_one_side(stems: Tensor) -> None:
     draws = chances(0, 0, 500, 4)
     draws[..., -1] = SAME_KEY
-    level, place, kind, alone, _ = draws[..., None, None].unbind(2)
-    stereo = gain(stems, level) * torch.where(kind < 0.5, -1, 1)
-    stereo = torch.where(place < 0.5, stereo.flip(2), stereo)
-    one = one_channel(gain(stems, level), place, kind[:, :1]).expand(500, 4, 2, 16)
-    heard, is_one = augment(stems, 2, draws), alone[:, 0, 0, 0] < ALONE_SHARE
-    torch.testing.assert_close(heard[is_one], one[is_one, ..., :14])
-    torch.testing.assert_close(heard[~is_one], stereo[~is_one, ..., :14])
-    assert abs(is_one.float().mean().item() - ALONE_SHARE) < 0.08
+    level, place, kind, _ = draws[..., None, None].unbind(2)
+    wanted = one_channel(gain(stems, level), place, kind[:, :1])
+    torch.testing.assert_close(augment(stems, draws), wanted[..., :14])
 
 
 def test_chance_follows_from_seed_and_step_and_from_nothing_else() -> None:
@@ -84,11 +61,10 @@ def test_chance_follows_from_seed_and_step_and_from_nothing_else() -> None:
     assert not torch.equal(draws, chances(1, 3, 4, 3)) and not torch.equal(draws, chances(2, 2, 4, 3))
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_an_example_is_augmented_alike_alone_and_among_others(stems: Tensor, channels: int) -> None:
+def test_an_example_is_augmented_alike_alone_and_among_others(stems: Tensor) -> None:
     draws = chances(0, 0, 500, 4)
-    together, alone = augment(stems, channels, draws), augment(stems[3:4], channels, draws[3:4])
-    assert together.shape == (500, 4, channels, 14)
+    together, alone = augment(stems, draws), augment(stems[3:4], draws[3:4])
+    assert together.shape == (500, 4, 1, 14)
     torch.testing.assert_close(together[3:4], alone)
 
 

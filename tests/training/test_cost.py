@@ -53,9 +53,8 @@ class Mixer(nn.Module):
         return self.expand(self.lstm(x)[0])
 
 
-@pytest.mark.parametrize("model_channels", [1, 2])
-def test_multiply_adds_are_those_of_a_second_of_stereo(tiny_spec: ModelSpec, model_channels: int) -> None:
-    spec = replace(tiny_spec, audio=AudioSpec(16_000, model_channels), chunk=ChunkSpec(length_s=4, overlap_s=1))
+def test_multiply_adds_are_those_of_a_second_of_stereo(tiny_spec: ModelSpec) -> None:
+    spec = replace(tiny_spec, audio=AudioSpec(16_000), chunk=ChunkSpec(length_s=4, overlap_s=1))
     bins, frames, units = 1025, 4 * 16_000 // 512 + 1, 5
     network = Mixer(2, bins, units)
 

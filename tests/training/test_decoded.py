@@ -33,7 +33,7 @@ if len(sys.argv) > 3:
 print("begin", flush=True)
 try:
     songs = [StemFolder(path.name, path) for path in sorted(Path(sys.argv[1]).iterdir())]
-    decode(songs, AudioSpec(22_050, 1), ("drums", "bass", "other", "vocals"), Path(sys.argv[2]))
+    decode(songs, AudioSpec(22_050), ("drums", "bass", "other", "vocals"), Path(sys.argv[2]))
 except DataError as error:
     sys.exit(str(error))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -60,7 +60,7 @@ def decoding(*arguments: object) -> "subprocess.Popen[str]":
 
 def assert_right(songs: list[Song], cache: Path) -> None:
     """The cache holds the songs, each of them right, and nothing else."""
-    decoded = decode(songs, AudioSpec(22_050, 1), STEMS, cache)
+    decoded = decode(songs, AudioSpec(22_050), STEMS, cache)
     for source, one in zip(songs, decoded, strict=True):
         audio, rate_hz = source.read(STEMS)
         expected = np.stack([soxr.resample(stem.T, rate_hz, 22_050, quality="HQ").T for stem in audio])
@@ -69,7 +69,7 @@ def assert_right(songs: list[Song], cache: Path) -> None:
 
 
 def test_samples_at_the_songs_own_rate_are_the_files_samples(tmp_path: Path) -> None:
-    (decoded,) = decode([song(tmp_path / "A - 0")], AudioSpec(44_100, 2), ("vocals", "bass"), tmp_path / "cache")
+    (decoded,) = decode([song(tmp_path / "A - 0")], AudioSpec(44_100), ("vocals", "bass"), tmp_path / "cache")
     assert (decoded.name, decoded.clipped) == ("A - 0", 0)
     assert decoded.samples.dtype == np.int16 and decoded.samples.shape == (2, 2, 4_410)
     for row, stem in zip(decoded.samples, ("vocals", "bass"), strict=True):
@@ -80,7 +80,7 @@ def test_samples_at_the_songs_own_rate_are_the_files_samples(tmp_path: Path) -> 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_songs_are_resampled_and_keep_their_channels(tmp_path: Path, channels: int) -> None:
     source = song(tmp_path / "A - 0", samples=48_000, rate=48_000, channels=channels)
-    (decoded,) = decode([source], AudioSpec(22_050, 1), STEMS, tmp_path / "cache")
+    (decoded,) = decode([source], AudioSpec(22_050), STEMS, tmp_path / "cache")
     assert decoded.samples.shape == (4, channels, 22_050)
     expected = soxr.resample(stem_audio("A - 0", "other", 48_000, channels), 48_000, 22_050, quality="HQ").T
     assert np.abs(decoded.samples[2] / 32768 - expected).max() < 1e-4
@@ -102,34 +102,34 @@ def test_peaks_above_full_scale_are_clipped_and_counted(tmp_path: Path) -> None:
     loud[10:13] = [[1.5, 0.5], [-1.5, -1.0], [1.0, 0.0]]  # 1.0 is one step above the largest int16
     soundfile.write(tmp_path / "A - 0" / "drums.wav", loud, 44_100, subtype="FLOAT")
     for _ in range(2):  # the second time from the cache
-        (decoded,) = decode([source], AudioSpec(44_100, 2), STEMS, tmp_path / "cache")
+        (decoded,) = decode([source], AudioSpec(44_100), STEMS, tmp_path / "cache")
         assert decoded.clipped == 3
         assert decoded.samples[0, :, 10:13].tolist() == [[32767, -32768, 32767], [16384, -32768, 0]]
 
 
 def test_a_song_is_decoded_once_and_again_when_anything_changed(tmp_path: Path) -> None:
     source, cache = song(tmp_path / "A - 0"), tmp_path / "cache"
-    (first,) = decode([source], AudioSpec(44_100, 2), STEMS, cache)
+    (first,) = decode([source], AudioSpec(44_100), STEMS, cache)
     written = first.path.stat().st_mtime_ns
-    assert decode([source], AudioSpec(44_100, 2), STEMS, cache) == [first]
+    assert decode([source], AudioSpec(44_100), STEMS, cache) == [first]
     assert first.path.stat().st_mtime_ns == written
     assert names_in(cache) == [first.path.name, "hashes.sqlite"]
 
-    assert decode([source], AudioSpec(22_050, 2), STEMS, cache)[0].path != first.path
-    assert decode([source], AudioSpec(44_100, 2), STEMS[::-1], cache)[0].path != first.path
+    assert decode([source], AudioSpec(22_050), STEMS, cache)[0].path != first.path
+    assert decode([source], AudioSpec(44_100), STEMS[::-1], cache)[0].path != first.path
     soundfile.write(tmp_path / "A - 0" / "bass.wav", np.zeros((4_410, 2)), 44_100)
-    (changed,) = decode([source], AudioSpec(44_100, 2), STEMS, cache)
+    (changed,) = decode([source], AudioSpec(44_100), STEMS, cache)
     assert not changed.samples[1].any()
     assert first.samples[1].any()
 
 
 def test_a_copy_and_a_touched_song_are_not_decoded_again(tmp_path: Path) -> None:
     source, cache = song(tmp_path / "A - 0"), tmp_path / "cache"
-    (first,) = decode([source], AudioSpec(44_100, 2), STEMS, cache)
+    (first,) = decode([source], AudioSpec(44_100), STEMS, cache)
     written = first.path.stat().st_mtime_ns
     os.utime(tmp_path / "A - 0" / "bass.wav", (1, 1))
     copy = StemFolder("B - 0", Path(shutil.copytree(tmp_path / "A - 0", tmp_path / "B - 0")))
-    again, copied = decode([source, copy], AudioSpec(44_100, 2), STEMS, cache)
+    again, copied = decode([source, copy], AudioSpec(44_100), STEMS, cache)
     assert again == first and (copied.name, copied.path) == ("B - 0", first.path)
     assert first.path.stat().st_mtime_ns == written
 
@@ -137,20 +137,20 @@ def test_a_copy_and_a_touched_song_are_not_decoded_again(tmp_path: Path) -> None
 def test_songs_come_in_their_order_with_progress(tmp_path: Path) -> None:
     songs = [song(tmp_path / f"A - {number}", samples=100 + number) for number in range(6)]
     seen: list[tuple[str, int, int]] = []
-    decoded = decode(songs, AudioSpec(44_100, 2), STEMS, tmp_path / "cache", lambda *now: seen.append(now))
+    decoded = decode(songs, AudioSpec(44_100), STEMS, tmp_path / "cache", lambda *now: seen.append(now))
     assert [one.samples.shape[-1] for one in decoded] == [100, 101, 102, 103, 104, 105]
     assert seen == [(what, done, 6) for what in ("hash songs", "decode songs") for done in range(1, 7)]
 
 
 def test_errata_are_told_in_samples(tmp_path: Path) -> None:
     songs = [song(tmp_path / name) for name in ("Leaf - Wicked", "A - 0")]
-    wicked, other = decode(songs, AudioSpec(1_000, 1), ("vocals", "drums"), tmp_path / "cache")
+    wicked, other = decode(songs, AudioSpec(1_000), ("vocals", "drums"), tmp_path / "cache")
     assert wicked.avoid == (Span(1, 140_000, 150_000), Span(1, 182_000, 192_000), Span(0, 182_000, 188_000))
     assert other.avoid == ()
 
 
 def test_a_song_can_be_sent_to_a_process(tmp_path: Path) -> None:
-    (decoded,) = decode([song(tmp_path / "A - 0")], AudioSpec(44_100, 2), STEMS, tmp_path / "cache")
+    (decoded,) = decode([song(tmp_path / "A - 0")], AudioSpec(44_100), STEMS, tmp_path / "cache")
     sent = pickle.dumps(decoded)
     assert len(sent) < 1_000
     assert np.array_equal(pickle.loads(sent).samples, decoded.samples)
@@ -159,7 +159,7 @@ def test_a_song_can_be_sent_to_a_process(tmp_path: Path) -> None:
 @needs_ffmpeg
 def test_stem_files_are_decoded(tmp_path: Path) -> None:
     source = StemFile("A - 0", write_stem_file(tmp_path / "A - 0.stem.mp4"))
-    (decoded,) = decode([source], AudioSpec(44_100, 2), ("vocals", "drums"), tmp_path / "cache")
+    (decoded,) = decode([source], AudioSpec(44_100), ("vocals", "drums"), tmp_path / "cache")
     audio, _ = source.read(("vocals", "drums"))
     assert np.array_equal(decoded.samples, np.round(audio * 32768).astype(np.int16))
 
@@ -227,7 +227,7 @@ class TestFaults:
                 killed.write_text(f'#!/bin/sh\n{shutil.which("ffmpeg")} "$@" | head -c {last_byte}\nkill -9 $$\n')
                 killed.chmod(0o755)
                 with pytest.raises(DataError, match=r"A - 0\.stem\.mp4 is damaged, .*: get the song again"):
-                    decode([source], AudioSpec(22_050, 1), STEMS, tmp_path / "cache")
+                    decode([source], AudioSpec(22_050), STEMS, tmp_path / "cache")
                 assert names_in(tmp_path / "cache") == ["hashes.sqlite"]
                 killed.unlink()
         assert_right([source], tmp_path / "cache")
@@ -256,7 +256,7 @@ class TestFaults:
 
         monkeypatch.setattr(DecodeCache, "write", slow)
         monkeypatch.setattr("os.cpu_count", lambda: 4)
-        decoded = decode([source] * 4, AudioSpec(44_100, 2), STEMS, tmp_path / "cache")
+        decoded = decode([source] * 4, AudioSpec(44_100), STEMS, tmp_path / "cache")
         assert len(set(decoded)) == 1 and len(written) == 1
         assert names_in(tmp_path / "cache") == [decoded[0].path.name, "hashes.sqlite"]
 
@@ -266,7 +266,7 @@ class TestFaults:
         (cache / ".abandoned.part").write_bytes(b"half a song")
         with (cache / ".locked.part").open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            decode([], AudioSpec(44_100, 2), STEMS, cache)
+            decode([], AudioSpec(44_100), STEMS, cache)
             assert names_in(cache) == [".locked.part", "hashes.sqlite"]
 
     def test_a_disk_without_room(self, songs: list[Song], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,10 +274,10 @@ class TestFaults:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9_500_000))
         message = r"4 songs take 0\.0 GB .* make room or name another folder with --cache"
         with pytest.raises(DataError, match=message):
-            decode(songs, AudioSpec(22_050, 1), STEMS, tmp_path / "cache")  # 4 · 4 · 2 · 150,000 samples of 2 bytes
+            decode(songs, AudioSpec(22_050), STEMS, tmp_path / "cache")  # 4 · 4 · 2 · 150,000 samples of 2 bytes
         assert names_in(tmp_path / "cache") == ["hashes.sqlite"]
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9_700_000))
-        decode(songs, AudioSpec(22_050, 1), STEMS, tmp_path / "cache")
+        decode(songs, AudioSpec(22_050), STEMS, tmp_path / "cache")
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
         assert_right(songs, tmp_path / "cache")  # what is decoded needs no room
 
@@ -295,7 +295,7 @@ class TestFaults:
         flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 2])
         wav.unlink()
         with pytest.raises(DataError, match=r"A - 2/bass\.flac is damaged .*: get the song again"):
-            decode(songs, AudioSpec(22_050, 1), STEMS, tmp_path / "cache")
+            decode(songs, AudioSpec(22_050), STEMS, tmp_path / "cache")
         assert not list((tmp_path / "cache").glob(".*.part"))
 
     def test_a_song_that_changes_while_it_is_decoded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,5 +307,5 @@ class TestFaults:
 
         monkeypatch.setattr(DecodeCache, "write", changing)
         with pytest.raises(DataError, match="A - 0 changed while it was decoded: start again when it is complete"):
-            decode([source], AudioSpec(44_100, 2), STEMS, tmp_path / "cache")
+            decode([source], AudioSpec(44_100), STEMS, tmp_path / "cache")
         assert names_in(tmp_path / "cache") == ["hashes.sqlite"]

@@ -49,7 +49,7 @@ def test_what_has_another_shape_stays_fresh_and_is_named(
 
     named = take_weights(network, spec, archive)
 
-    sized = ("memory.squeeze.", "memory.lstm.", "memory.expand.weight")
+    sized = ("unet.bottom.squeeze.", "unet.bottom.lstm.", "unet.bottom.expand.weight")
     assert named == sorted(name for name in before if name.startswith(sized))
     given = tiny_network.state_dict()
     for name, tensor in network.state_dict().items():

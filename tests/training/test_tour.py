@@ -65,7 +65,7 @@ def test_with_a_model_it_writes_stems_that_sum_to_the_song(
 
 
 def test_profile_measures_the_band_and_the_mask() -> None:
-    audio, stft = AudioSpec(sample_rate_hz=22_050, channels=1), StftSpec(n_fft=2048, hop_samples=512)
+    audio, stft = AudioSpec(sample_rate_hz=22_050), StftSpec(n_fft=2048, hop_samples=512)
     magnitude = np.zeros((1025, 2 * SLICES), np.float32)
     magnitude[19] = 3  # 205 Hz: a fundamental
     magnitude[94] = 1  # 1,012 Hz: the fourth harmonic of 253 Hz
@@ -82,7 +82,7 @@ def test_profile_measures_the_band_and_the_mask() -> None:
 
 
 def test_slices_cover_every_frame_once() -> None:
-    audio, stft = AudioSpec(sample_rate_hz=22_050, channels=1), StftSpec(n_fft=2048, hop_samples=512)
+    audio, stft = AudioSpec(sample_rate_hz=22_050), StftSpec(n_fft=2048, hop_samples=512)
     magnitude = np.ones((1025, 5 * SLICES + 7), np.float32)
     starts = np.array(profile(magnitude, None, audio, stft).start_s) * 22_050 / 512
     np.testing.assert_allclose(np.diff([*starts, magnitude.shape[1]]), [6] * 7 + [5] * 11, atol=1e-9)

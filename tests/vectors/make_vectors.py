@@ -23,7 +23,7 @@ CLASSIC = ModelSpec(
     architecture="classic",
     dimensions={"channels": (2, 4, 6), "fold": 16, "memory_inputs": 8, "memory_units": 4},
     stems=("vocals", "accompaniment"),
-    audio=AudioSpec(sample_rate_hz=22_050, channels=1),
+    audio=AudioSpec(sample_rate_hz=22_050),
     stft=StftSpec(n_fft=2048, hop_samples=512),
     chunk=ChunkSpec(length_s=15, overlap_s=1),
 )
@@ -31,10 +31,10 @@ BANDED = ModelSpec(
     architecture="banded",
     dimensions={
         **{"band_bins": (64, 128, 320), "band_widths": (4, 16, 40)},
-        **{"channels": (2, 4, 6), "paths": 1, "units": 3},
+        **{"channels": (2, 4, 6), "paths": 1, "units": 3, "memory_inputs": 8, "memory_units": 4},
     },
     stems=("vocals", "drums", "bass", "other"),
-    audio=AudioSpec(sample_rate_hz=44_100, channels=2),
+    audio=AudioSpec(sample_rate_hz=44_100),
     stft=StftSpec(n_fft=1024, hop_samples=256),
     chunk=ChunkSpec(length_s=12, overlap_s=1),
 )

@@ -1,0 +1,12 @@
+"""Left and right as middle and sides, of which the networks hear one at a time."""
+
+import torch
+from torch import Tensor
+
+CHANNEL = -3
+
+
+def sum_and_difference(pair: Tensor) -> Tensor:
+    """Of the two channels of spectrograms (…, 2, f, t) or (…, 2, t, f). Twice is double: half of it is middle and sides."""
+    one, other = pair.unbind(CHANNEL)
+    return torch.stack([one + other, one - other], dim=CHANNEL)
