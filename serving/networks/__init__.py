@@ -15,7 +15,7 @@ from serving.networks.classic import Classic
 from serving.spec import ModelSpec
 
 BEARS_BFLOAT16 = frozenset({"classic"})
-"""Architectures whose stems stay 50 dB and more from those of float32. `banded` comes as near as 45 dB: its last stem is what
+"""Architectures whose stems stay 50 dB and more from those of float32. `banded` came as near as 45 dB: its last stem is what
 three others leave, with the errors of them all."""
 
 
