@@ -144,23 +144,25 @@ def classic(data: str, budget: Budget) -> TrainConfig:
 
 def studio(data: str, budget: Budget) -> TrainConfig:
     """The band-split U-Net: 44.1 kHz, 4096/1024, four stems."""
-    size = {"paths": 2, "units": 128, "memory_inputs": 192, "memory_units": 96}
-    return banded("studio", (80, 160, 224), size, data, budget)
+    return banded(
+        "studio", data, budget, channels=(80, 160, 224), paths=2, units=128, memory_inputs=192, memory_units=96
+    )
 
 
 def studio_small(data: str, budget: Budget) -> TrainConfig:
     """The same for laptops."""
-    size = {"paths": 1, "units": 96, "memory_inputs": 96, "memory_units": 48}
-    return banded("studio-small", (40, 80, 112), size, data, budget)
+    return banded(
+        "studio-small", data, budget, channels=(40, 80, 112), paths=1, units=96, memory_inputs=96, memory_units=48
+    )
 
 
-def banded(preset: str, channels: tuple[int, ...], size: Mapping[str, int], data: str, budget: Budget) -> TrainConfig:
+def banded(preset: str, data: str, budget: Budget, **size: int | tuple[int, ...]) -> TrainConfig:
     return TrainConfig(
         preset=preset,
         data=data,
         model=ModelSpec(
             architecture="banded",
-            dimensions={"band_bins": (256, 512, 1280), "band_widths": (2, 8, 20), "channels": channels, **size},
+            dimensions={"band_bins": (256, 512, 1280), "band_widths": (2, 8, 20), **size},
             stems=("vocals", "drums", "bass", "other"),
             audio=AudioSpec(sample_rate_hz=44_100),
             stft=StftSpec(n_fft=4096, hop_samples=1024),
