@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,6 @@ def test_a_call_has_its_room(pattern: str, homes: set[str]) -> None:
 
 
 def test_the_top_level_is_the_designs() -> None:
-    ignored = {".git", ".venv", ".gitattributes", "demo", "runs", "build"}
-    found = {
-        p.name for p in ROOT.iterdir() if p.name not in ignored and not re.search(r"_cache$|\.egg-info$|^__", p.name)
-    }
+    ignored = [".git", ".gitattributes", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines())]
+    found = {p.name for p in ROOT.iterdir() if not any(fnmatch(p.name, pattern) for pattern in ignored)}
     assert found == TOP_LEVEL
