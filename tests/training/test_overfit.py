@@ -14,7 +14,7 @@ from training.losses import relative_error_db
 from training.metrics import usdr
 
 RATE_HZ = 44_100
-STEPS = 300
+STEPS = 400
 
 
 def stems() -> np.ndarray:
