@@ -14,7 +14,7 @@ from training.losses import relative_error_db
 from training.metrics import usdr
 
 RATE_HZ = 44_100
-STEPS = 400
+STEPS = 500
 
 
 def stems() -> np.ndarray:
