@@ -21,8 +21,8 @@ from serving.errors import RequestError, StemwrightError
 from serving.settings import Settings, api_key
 
 if TYPE_CHECKING:
+    from serving.audio.encoding import AudioFormat
     from serving.client import Progress
-    from serving.encoding import AudioFormat
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    from serving.server import serve
+    from serving.endpoint.server import serve
 
     settings = Settings.from_env()
     model = options.model or settings.model
@@ -94,7 +94,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 def run_separate(options: argparse.Namespace) -> int:
-    from serving.batch import Job, jobs, separate_all
+    from serving.songs.batch import Job, jobs, separate_all
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     todo = jobs(options.songs, options.out)
@@ -110,9 +110,9 @@ def run_separate(options: argparse.Namespace) -> int:
                 return list(client.save(job.song, job.out, stems=stems, **form, on_progress=on_progress).values())
 
     else:
-        from serving.request import Request, stems_named
-        from serving.separator import Separator
-        from serving.source import resolve
+        from serving.model.separator import Separator
+        from serving.model.source import resolve
+        from serving.songs.request import Request, stems_named
 
         with tempfile.TemporaryDirectory() as folder:
             separator = Separator.open(resolve(options.model, Path(folder)))
@@ -145,7 +145,7 @@ def progress_bar(name: str) -> Iterator["Progress"]:
 
 def write_stems(answer: Iterator[bytes], audio_format: "AudioFormat", out: Path) -> list[Path]:
     """Unpack the zip that is the answer, as the client does with a server's: all of the stems, or none."""
-    from serving.delivery import unpack
+    from serving.audio.delivery import unpack
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:
@@ -156,7 +156,7 @@ def write_stems(answer: Iterator[bytes], audio_format: "AudioFormat", out: Path)
 
 
 def run_ready(_: argparse.Namespace) -> int:
-    from serving.server import ready
+    from serving.endpoint.server import ready
 
     settings = Settings.from_env()
     if not settings.management_port:
@@ -165,8 +165,8 @@ def run_ready(_: argparse.Namespace) -> int:
 
 
 def run_inspect(options: argparse.Namespace) -> int:
-    from serving.archive import read_archive
-    from serving.source import resolve
+    from serving.model.archive import read_archive
+    from serving.model.source import resolve
 
     with tempfile.TemporaryDirectory() as folder:
         archive = read_archive(resolve(options.model, Path(folder)))

@@ -16,10 +16,10 @@ import numpy as np
 import soundfile
 import urllib3
 
-from serving.audio_io import read
-from serving.chunks import Audio
-from serving.delivery import unpack
-from serving.encoding import AUDIO_TYPES, AudioFormat
+from serving.audio import Audio
+from serving.audio.audio_io import read
+from serving.audio.delivery import unpack
+from serving.audio.encoding import AUDIO_TYPES, AudioFormat
 from serving.errors import (
     AudioError,
     AudioTooLong,
@@ -29,7 +29,7 @@ from serving.errors import (
     StemwrightError,
     UnsupportedAudio,
 )
-from serving.spec import Quality
+from serving.model.spec import Quality
 
 CONNECT_TIMEOUT_S = 10
 BACKOFF_S = 0.5

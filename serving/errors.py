@@ -13,7 +13,7 @@
     └── ServerError                 503   the endpoint did not start or does not answer
 
 Each class carries the HTTP status of its answer; the message is one sentence that names the culprit and the remedy.
-The tree is caught at two edges: `handler.py` turns it into an HTTP answer, `__main__.py` into a line on stderr.
+The tree is caught at two edges: `endpoint/handler.py` turns it into an HTTP answer, `__main__.py` into a line on stderr.
 """
 
 from typing import ClassVar

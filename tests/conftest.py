@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from serving.networks import build
-from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from serving.model.networks import build
+from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

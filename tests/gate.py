@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from training.local_s3 import free_port
+from training.demo.local_s3 import free_port
 
 
 class Gate:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.local_s3 import serve_s3
+from training.demo.local_s3 import serve_s3
 
 
 @pytest.fixture(name="bucket")

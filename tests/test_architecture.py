@@ -41,12 +41,20 @@ def test_serving_is_complete_without_training() -> None:
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("boto3", {"serving/storage.py"}),
-        ("botocore", {"serving/storage.py"}),
-        ("mlflow", {"serving/source.py", "training/tracking.py"}),
-        ("ts", {"serving/handler.py"}),
-        ("urllib3", {"serving/client.py", "serving/reference.py", "serving/server.py", "serving/storage.py"}),
-        ("musdb", {"training/musdb18.py"}),
+        ("boto3", {"serving/storage/storage.py"}),
+        ("botocore", {"serving/storage/storage.py"}),
+        ("mlflow", {"serving/model/source.py", "training/tracking/tracking.py", "training/tracking/registry.py"}),
+        ("ts", {"serving/endpoint/handler.py"}),
+        (
+            "urllib3",
+            {
+                "serving/client.py",
+                "serving/endpoint/by_reference.py",
+                "serving/endpoint/server.py",
+                "serving/storage/storage.py",
+            },
+        ),
+        ("musdb", {"training/data/musdb18.py"}),
         ("pickle", set()),
     ],
 )
@@ -57,7 +65,7 @@ def test_a_package_has_its_room(package: str, homes: set[str]) -> None:
 @pytest.mark.parametrize(
     ("pattern", "homes"),
     [
-        (r"(torch|librosa)\.i?stft\(", {"serving/spectrogram.py"}),
+        (r"(torch|librosa)\.i?stft\(", {"serving/model/spectrogram.py"}),
         (r"os\.(environ|getenv)", {"serving/settings.py", "training/config.py"}),
         (r"(?<!safetensors\.)torch\.(save|load)\(", set()),
         (r"except( Base)?Exception:|except:", set()),

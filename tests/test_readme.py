@@ -15,7 +15,7 @@ import soundfile
 import urllib3
 
 from tests.readme import blocks, commands
-from training.local_s3 import free_port, serve_s3
+from training.demo.local_s3 import free_port, serve_s3
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ import psutil
 import soundfile
 import urllib3
 
-from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
 
 MAX_DURATION_S = 240
 SPEC = ModelSpec(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from serving.errors import StemwrightError
 from training.config import PRESETS, Budget, TrainConfig, add_flags, launched, with_flags
 from training.errors import ConfigError, TrainingError
-from training.interrupt import exit_on_signal
+from training.run.signals import exit_on_signal
 
 if TYPE_CHECKING:
     import torch
@@ -139,8 +139,8 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 
 def run_songs(given: argparse.Namespace) -> int:
+    from training.demo.songs import write_songs
     from training.progress import ProgressBar
-    from training.songs import write_songs
 
     write_songs(given.out, given.train, given.test, given.seconds, given.seed, ProgressBar())
     print(f"{given.train} songs to train on and {given.test} to test on are in {given.out}")
@@ -148,8 +148,8 @@ def run_songs(given: argparse.Namespace) -> int:
 
 
 def run_push(given: argparse.Namespace) -> int:
+    from training.data.push import push
     from training.progress import ProgressBar
-    from training.push import push
 
     pushed = push(given.data, given.to, ProgressBar())
     print(
@@ -159,7 +159,7 @@ def run_push(given: argparse.Namespace) -> int:
 
 
 def run_fetch(given: argparse.Namespace) -> int:
-    from training.data_set import SPLITS, copy_dataset
+    from training.data.data_set import SPLITS, copy_dataset
     from training.progress import ProgressBar
 
     data_set = copy_dataset(given.data, given.to, [given.split] if given.split else SPLITS, ProgressBar())
@@ -171,8 +171,8 @@ def run_fetch(given: argparse.Namespace) -> int:
 
 def run_train(given: argparse.Namespace) -> int:
     from training.progress import say
-    from training.ranks import Ranks
-    from training.train import Places, train
+    from training.run.ranks import Ranks
+    from training.run.train import Places, train
 
     ranks = Ranks(*launched())
     places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish)
@@ -187,7 +187,7 @@ def run_train(given: argparse.Namespace) -> int:
 
 def configuration(given: argparse.Namespace) -> TrainConfig:
     """The stored configuration of a run that is resumed, else the preset; with the flags that were given."""
-    from training.train import stored_config
+    from training.run.train import stored_config
 
     flags = vars(given)
     stored = stored_config(given.run_dir, given.checkpoint_uri) if given.resume else None
@@ -203,8 +203,8 @@ def configuration(given: argparse.Namespace) -> TrainConfig:
 
 
 def run_profile(given: argparse.Namespace) -> int:
-    from training.profile import profile
-    from training.ranks import Ranks
+    from training.run.profile import profile
+    from training.run.ranks import Ranks
 
     ranks = Ranks(*launched())
     profiled = profile(configuration(given), given.steps, given.cache, device_of(given, ranks.local_rank), ranks)
@@ -214,10 +214,10 @@ def run_profile(given: argparse.Namespace) -> int:
 
 
 def run_evaluate(given: argparse.Namespace) -> int:
-    from serving.separator import Separator
-    from serving.source import resolve
-    from training.data_set import open_dataset
-    from training.evaluate import evaluate
+    from serving.model.separator import Separator
+    from serving.model.source import resolve
+    from training.data.data_set import open_dataset
+    from training.evaluation.evaluate import evaluate
     from training.progress import ProgressBar
 
     with tempfile.TemporaryDirectory() as folder:
@@ -231,8 +231,8 @@ def run_evaluate(given: argparse.Namespace) -> int:
 
 
 def run_compare(given: argparse.Namespace) -> int:
-    from training.compare import compare, resolved
-    from training.data_set import open_dataset
+    from training.data.data_set import open_dataset
+    from training.evaluation.compare import compare, resolved
     from training.progress import ProgressBar
 
     if given.plot and given.plot.suffix != ".png":
@@ -251,8 +251,8 @@ def run_compare(given: argparse.Namespace) -> int:
 
 def run_export(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
-    from training.export import export, run_id_of
-    from training.tracking import register
+    from training.run.export import export, run_id_of
+    from training.tracking.registry import register
 
     print(export(given.run_dir, given.to))
     if given.register:
@@ -262,7 +262,7 @@ def run_export(given: argparse.Namespace) -> int:
 
 def run_sync(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
-    from training.tracking import sync
+    from training.tracking.tracking import sync
 
     uri = tracking_uri(given.run_dir)
     print(f"{sync(uri, given.run_dir)} reports of {given.run_dir} sent to MLflow")
@@ -270,9 +270,9 @@ def run_sync(given: argparse.Namespace) -> int:
 
 
 def run_tour(given: argparse.Namespace) -> int:
-    from serving.separator import Separator
-    from serving.source import resolve
-    from training.tour import tour
+    from serving.model.separator import Separator
+    from serving.model.source import resolve
+    from training.evaluation.tour import tour
 
     with tempfile.TemporaryDirectory() as folder:
         separator = Separator.open(resolve(given.model, Path(folder)), device_of(given)) if given.model else None
@@ -281,7 +281,7 @@ def run_tour(given: argparse.Namespace) -> int:
 
 
 def run_demo(given: argparse.Namespace) -> int:
-    from training.demo import demo
+    from training.demo.demo import demo
 
     demo(given.out, given.minutes)
     return 0

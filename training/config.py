@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from serving.errors import SpecError
-from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
+from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
 from training.errors import ConfigError
 
 PRECISIONS = ("float32", "bfloat16", "float16")

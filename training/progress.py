@@ -32,7 +32,7 @@ BYTES = ("fetch", "unpack", "hash", "push")
 
 
 class ProgressBar:
-    """A `serving.storage.Progress` that shows a bar for each kind of work."""
+    """A `serving.storage.storage.Progress` that shows a bar for each kind of work."""
 
     def __init__(self) -> None:
         self.bars: dict[str, tqdm[Any]] = {}

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from serving.spec import AudioSpec
+from serving.model.spec import AudioSpec
 from tests.data_sets import needs_ffmpeg, write_stem_file
-from training.crops import Crops
-from training.decoded import decode
-from training.musdb18 import Song, StemFile, StemFolder
-from training.stems import DECODED_STEMS
+from training.data.crops import Crops
+from training.data.decoded import decode
+from training.data.musdb18 import Song, StemFile, StemFolder
+from training.data.stems import DECODED_STEMS
 
 RATE_HZ = 44_100
 CROP_S = 6

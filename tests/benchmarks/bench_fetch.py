@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.storage import CONNECTIONS, list_files, no_progress
-from training.local_s3 import S3Server, serve_s3
-from training.push import push
+from serving.storage.storage import CONNECTIONS, list_files, no_progress
+from training.data.push import push
+from training.demo.local_s3 import S3Server, serve_s3
 
 # The bytes of every file; the last is the stems of MUSDB18-HQ.
 SETS = {

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from serving.networks import build
-from serving.separator import Separator
-from training.augment import samples_to_cut
-from training.checkpoint import RunState
+from serving.model.networks import build
+from serving.model.separator import Separator
 from training.config import PRESETS, Batches, Budget, TrainConfig
-from training.precision import prepare
-from training.profile import Stopwatch
-from training.ranks import Ranks
-from training.step import Stepper
+from training.data.augment import samples_to_cut
+from training.run.precision import prepare
+from training.run.profile import Stopwatch
+from training.run.ranks import Ranks
+from training.run.state import RunState
+from training.run.step import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

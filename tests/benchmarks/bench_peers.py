@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 import torch
 
-from serving.chunks import Audio
-from serving.networks import build
-from serving.separator import Separator
+from serving.audio import Audio
+from serving.model.networks import build
+from serving.model.separator import Separator
 from training.config import PRESETS, Budget
 
 SONG_S = 30

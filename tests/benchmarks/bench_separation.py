@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from serving.networks import build
-from serving.separator import Separator
+from serving.model.networks import build
+from serving.model.separator import Separator
 from training.config import Budget, classic
 
 SONG_S = 60

@@ -21,11 +21,11 @@ import soundfile
 import torch
 import urllib3
 
-from serving.archive import write_archive
-from serving.networks import build
-from serving.request import Request
-from serving.separator import Separator, resample
-from serving.spec import ModelSpec
+from serving.model.archive import write_archive
+from serving.model.networks import build
+from serving.model.separator import Separator, resample
+from serving.model.spec import ModelSpec
+from serving.songs.request import Request
 from tests.torchserve import Server, encoded, serving, stems_in, wait_until_ready
 from training.config import Budget, classic
 

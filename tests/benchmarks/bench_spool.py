@@ -8,8 +8,8 @@ import os
 import time
 from pathlib import Path
 
-from training.checkpoints import Checkpoints
-from training.tracking import Tracker
+from training.checkpoints.checkpoints import Checkpoints
+from training.tracking.tracking import Tracker
 
 RUN_S = 30
 REPORTS_PER_S = 5

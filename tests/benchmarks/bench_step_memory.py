@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from serving.networks import build
-from serving.spectrogram import Stft
+from serving.model.networks import build
+from serving.model.spectrogram import Stft
 from training.config import PRESETS, Budget
-from training.losses import relative_error_db
+from training.run.losses import relative_error_db
 
 EXCERPT_S = 10
 COPIES = 6

@@ -21,22 +21,22 @@ import soundfile
 import torch
 from torch import nn
 
-from serving.spectrogram import Stft
-from training.augment import samples_to_cut
-from training.checkpoint import RunState
-from training.checkpoints import Checkpoints
+from serving.model.spectrogram import Stft
+from training.checkpoints.checkpoints import Checkpoints
 from training.config import Batches, Budget, TrainConfig, classic
-from training.crops import Crops, batches
-from training.decoded import decode
-from training.losses import relative_error_db
-from training.musdb18 import Song, StemFolder
-from training.precision import prepare
-from training.profile import measure
-from training.ranks import Ranks
-from training.run import LOG_INTERVAL_STEPS, SAVE_INTERVAL_S
-from training.stems import DECODED_STEMS
-from training.step import Stepper
-from training.tracking import Tracker
+from training.data.augment import samples_to_cut
+from training.data.crops import Crops, batches
+from training.data.decoded import decode
+from training.data.musdb18 import Song, StemFolder
+from training.data.stems import DECODED_STEMS
+from training.run.loop import LOG_INTERVAL_STEPS, SAVE_INTERVAL_S
+from training.run.losses import relative_error_db
+from training.run.precision import prepare
+from training.run.profile import measure
+from training.run.ranks import Ranks
+from training.run.state import RunState
+from training.run.step import Stepper
+from training.tracking.tracking import Tracker
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

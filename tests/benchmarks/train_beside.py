@@ -24,20 +24,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from serving.chunks import Audio
-from serving.spec import ModelSpec, Quality
-from training.augment import chances, samples_to_cut
+from serving.audio import Audio
+from serving.model.spec import ModelSpec, Quality
 from training.config import PRESETS, Batches, Budget, TrainConfig, Validation
-from training.crops import Crops, batches
-from training.data_set import list_dataset
-from training.decoded import decode
-from training.evaluate import Evaluation, evaluate_song
-from training.precision import Precision, prepare
+from training.data.augment import chances, samples_to_cut
+from training.data.crops import Crops, batches
+from training.data.data_set import list_dataset
+from training.data.decoded import decode
+from training.data.stems import DECODED_STEMS
+from training.evaluation.evaluate import Evaluation, evaluate_song
 from training.progress import ProgressBar
-from training.ranks import Ranks
-from training.stems import DECODED_STEMS
-from training.step import FULL_SCALE
-from training.train import Places, train
+from training.run.precision import Precision, prepare
+from training.run.ranks import Ranks
+from training.run.step import FULL_SCALE
+from training.run.train import Places, train
 
 NARROW = {
     "classic": {"channels": (24, 48, 64), "memory_inputs": 192, "memory_units": 128},

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from serving.storage import exists, no_progress
+from serving.storage.storage import exists, no_progress
 from tests.readme import commands
-from training.local_s3 import S3Server, free_port, serve_s3
-from training.push import push
-from training.songs import write_songs
+from training.data.push import push
+from training.demo.local_s3 import S3Server, free_port, serve_s3
+from training.demo.songs import write_songs
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from serving.chunks import Audio
-from serving.networks import build
-from serving.separator import GPU_BATCH_WINDOWS, Separator
-from serving.spec import ChunkSpec
-from training.augment import augment, chances, samples_to_cut
-from training.checkpoint import RunState
+from serving.audio import Audio
+from serving.model.networks import build
+from serving.model.separator import GPU_BATCH_WINDOWS, Separator
+from serving.model.spec import ChunkSpec
 from training.config import PRESETS, Batches, Budget, TrainConfig
-from training.ranks import Ranks
-from training.step import Stepper
+from training.data.augment import augment, chances, samples_to_cut
+from training.run.ranks import Ranks
+from training.run.state import RunState
+from training.run.step import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

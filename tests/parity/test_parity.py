@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from serving.archive import write_archive
-from serving.chunks import Audio
-from serving.separator import Separator
-from serving.spec import ChunkSpec, ModelSpec
-from serving.spectrogram import Stft
+from serving.audio import Audio
+from serving.model.archive import write_archive
+from serving.model.separator import Separator
+from serving.model.spec import ChunkSpec, ModelSpec
+from serving.model.spectrogram import Stft
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from serving.archive import write_archive
-from serving.networks import build
+from serving.model.archive import write_archive
+from serving.model.networks import build
 from tests.torchserve import MAX_DURATION_S, SPEC, Server, encoded, serving, wait_until_ready
 
 

@@ -6,18 +6,18 @@ import mlflow
 import psutil
 import pytest
 
-import training.demo
-from serving.audio_io import read
-from training.demo import demo
+import training.demo.demo
+from serving.audio.audio_io import read
+from training.demo.demo import demo
 
 pytestmark = pytest.mark.slow
 
 
 def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     before = psutil.Process().children(recursive=True)
-    monkeypatch.setattr(training.demo, "SONGS", 3)
-    monkeypatch.setattr(training.demo, "TEST_SONGS", 1)
-    monkeypatch.setattr(training.demo, "SONG_S", 3)
+    monkeypatch.setattr(training.demo.demo, "SONGS", 3)
+    monkeypatch.setattr(training.demo.demo, "TEST_SONGS", 1)
+    monkeypatch.setattr(training.demo.demo, "SONG_S", 3)
     for run in ("classic-1", "classic-2"):  # the second time over what the first left
         demo(tmp_path, minutes=0.02)
         report = capfd.readouterr().out
@@ -26,7 +26,7 @@ def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
         (song,) = (tmp_path / "songs" / "test").iterdir()
         mixture, rate_hz = read(song / "mixture.wav")
         vocals, accompaniment = (
-            read(tmp_path / "stems" / song.name / "mixture" / f"{s}.wav")[0] for s in training.demo.STEMS
+            read(tmp_path / "stems" / song.name / "mixture" / f"{s}.wav")[0] for s in training.demo.demo.STEMS
         )
         assert vocals.shape == mixture.shape and rate_hz == 44_100
         assert abs(vocals + accompaniment - mixture).max() < 1e-4

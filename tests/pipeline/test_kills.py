@@ -12,14 +12,14 @@ import mlflow
 import pytest
 import torch
 
-import training.run
-from serving.spec import ModelSpec
+import training.run.loop
+from serving.model.spec import ModelSpec
 from tests.processes import forked
-from training.checkpoint import read_tensors
+from training.checkpoints.tensor_file import read_tensors
 from training.config import Batches, Budget, TrainConfig, Validation, classic
-from training.ranks import Ranks
-from training.songs import write_songs
-from training.train import Places, train
+from training.demo.songs import write_songs
+from training.run.ranks import Ranks
+from training.run.train import Places, train
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ STEPS = 40
 
 def run(config: TrainConfig, run_dir: Path) -> None:
     """In a process of its own: save and log after every step."""
-    training.run.SAVE_INTERVAL_S, training.run.LOG_INTERVAL_STEPS = 0, 1
+    training.run.loop.SAVE_INTERVAL_S, training.run.loop.LOG_INTERVAL_STEPS = 0, 1
     train(config, Places(run_dir, run_dir.parent / "cache"), torch.device("cpu"), Ranks(), resume=True, wait=True)
 
 

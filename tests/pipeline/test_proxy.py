@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from serving.answer import Answer
+from serving.endpoint.answer import Answer
 from serving.errors import AudioTooLong, StemwrightError, StorageError
 from tests import nginx
 from tests.nginx import post, proxy_of

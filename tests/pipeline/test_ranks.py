@@ -11,16 +11,16 @@ import mlflow
 import pytest
 import torch
 
-import training.run
-from serving.spec import ModelSpec
+import training.run.loop
+from serving.model.spec import ModelSpec
 from tests.processes import forked
-from training.checkpoint import RunState
 from training.config import Batches, Budget, Optimization, TrainConfig, Validation, classic
+from training.demo.local_s3 import free_port
+from training.demo.songs import write_songs
 from training.errors import RankLost
-from training.local_s3 import free_port
-from training.ranks import Ranks
-from training.songs import write_songs
-from training.train import Places, train
+from training.run.ranks import Ranks
+from training.run.state import RunState
+from training.run.train import Places, train
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def slow_write(state: RunState, path: Path) -> None:
 def run(config: TrainConfig, run_dir: Path, rank: int, world_size: int, port: int) -> None:
     """One rank, told what torchrun tells its workers."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    training.run.LOG_INTERVAL_STEPS = 1
+    training.run.loop.LOG_INTERVAL_STEPS = 1
     RunState.write = slow_write  # type: ignore[method-assign]  # the rank that does not write is done long before
     places = Places(run_dir, run_dir.parent.parent / "cache")
     try:

@@ -19,8 +19,8 @@ import pytest
 import soundfile
 
 from serving.client import Client
-from serving.request import Request
-from serving.separator import Separator
+from serving.model.separator import Separator
+from serving.songs.request import Request
 from tests.torchserve import (
     MAX_DURATION_S,
     SPEC,

@@ -16,9 +16,9 @@ import pytest
 import soundfile
 
 from serving import client
+from serving.audio.delivery import stream_stems
+from serving.audio.encoding import AudioFormat, Encoding
 from serving.client import Client
-from serving.delivery import stream_stems
-from serving.encoding import AudioFormat, Encoding
 from serving.errors import (
     AudioError,
     AudioTooLong,

@@ -14,8 +14,8 @@ import soundfile
 from torch import nn
 
 from serving.__main__ import main
-from serving.archive import write_archive
-from serving.spec import ModelSpec
+from serving.model.archive import write_archive
+from serving.model.spec import ModelSpec
 from tests.serving.test_client import chunked, plain, serving, stems_zip
 
 

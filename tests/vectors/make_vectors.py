@@ -12,9 +12,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from serving.networks import build
-from serving.separator import Separator
-from serving.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from serving.model.networks import build
+from serving.model.separator import Separator
+from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
 
 VECTORS = Path(__file__).parent
 RATE_HZ = 44_100

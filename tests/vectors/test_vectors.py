@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 
-from serving.networks import build
-from serving.separator import Separator
+from serving.model.networks import build
+from serving.model.separator import Separator
 from tests.vectors.make_vectors import RATE_HZ, SPECS, VECTORS
 
 

@@ -1,0 +1,6 @@
+"""Bytes to samples and samples to bytes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Audio = NDArray[np.float32]

@@ -1,0 +1,1 @@
+"""TorchServe: its configuration, its handler, and the answers it gives."""

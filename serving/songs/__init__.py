@@ -1,0 +1,1 @@
+"""Requests for the stems of songs, one by one or by the folder."""

@@ -1,0 +1,1 @@
+"""Files in object storage, and the reasons that it gives for refusing them."""

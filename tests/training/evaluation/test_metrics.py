@@ -1,0 +1,78 @@
+import museval
+import numpy as np
+import pytest
+
+from training.evaluation.metrics import csdr, frame_sdr, median, recovered_percent, usdr
+
+RATE_HZ = 4_000  # museval's filters are solved per sample rate; a low one keeps the audit short
+
+
+def stems(seed: int, count: int, channels: int, seconds: float) -> np.ndarray:
+    shape = (count, channels, int(seconds * RATE_HZ))
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def by_museval(references: np.ndarray, estimates: np.ndarray) -> np.ndarray:
+    sdr, *_ = museval.evaluate(
+        references.swapaxes(1, 2), estimates.swapaxes(1, 2), win=RATE_HZ, hop=RATE_HZ, mode="v4", padding=True
+    )
+    return sdr
+
+
+@pytest.mark.parametrize(
+    ("seed", "count", "channels", "seconds"),
+    [(0, 2, 1, 3.0), (1, 2, 2, 4.9), pytest.param(2, 4, 2, 3.5, marks=pytest.mark.slow)],
+)
+def test_frames_equal_museval(seed: int, count: int, channels: int, seconds: float) -> None:
+    references = stems(seed, count, channels, seconds)
+    estimates = references + 0.3 * stems(seed + 10, count, channels, seconds)
+    ours, theirs = frame_sdr(references, estimates, RATE_HZ), by_museval(references, estimates)
+    assert ours.shape == theirs.shape == (count, int(seconds))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_silent_frames_are_museval_s() -> None:
+    references = stems(3, 2, 2, 5.0)
+    estimates = references + 0.1 * stems(4, 2, 2, 5.0)
+    references[0, :, :RATE_HZ] = 0  # a reference is silent in the first second
+    estimates[1, :, 2 * RATE_HZ : 3 * RATE_HZ] = 0  # an estimate in the third
+    references[1, 1, 3 * RATE_HZ : 4 * RATE_HZ] = -references[1, 0, 3 * RATE_HZ : 4 * RATE_HZ]  # channels cancel out
+    references[0, 0, 4 * RATE_HZ :] = 0  # one channel alone is not the stem
+    ours, theirs = frame_sdr(references, estimates, RATE_HZ), by_museval(references, estimates)
+    assert np.isnan(ours).tolist() == [[True, False, True, True, False]] * 2
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6, equal_nan=True)
+
+
+def test_a_known_error_gives_its_decibels() -> None:
+    references = stems(5, 2, 1, 2.0)
+    estimates = references * np.array([0.9, 0.5], np.float32)[:, None, None]
+    np.testing.assert_allclose(csdr(references, estimates, RATE_HZ), [20.0, 20 * np.log10(2)], atol=1e-5)
+    np.testing.assert_allclose(usdr(references, estimates), [20.0, 20 * np.log10(2)], atol=1e-5)
+
+
+def test_csdr_is_the_median_of_the_frames_that_count() -> None:
+    references = np.ones((1, 1, 4 * RATE_HZ), np.float32)
+    gains = np.repeat([0.9, 0.99, 0.5, 0.0], RATE_HZ).astype(np.float32)  # 20, 40 and 6 dB, and a silent estimate
+    assert csdr(references, references * gains, RATE_HZ) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_an_exact_estimate_is_infinitely_good_and_usdr_stays_finite() -> None:
+    references = stems(6, 2, 2, 1.0)
+    assert np.isposinf(csdr(references, references, RATE_HZ)).all()
+    assert np.isfinite(usdr(references, references)).all()
+
+
+def test_silence_has_no_csdr_and_no_warning() -> None:
+    nothing = np.zeros((2, 1, 2 * RATE_HZ), np.float32)
+    assert np.isnan(csdr(nothing, nothing, RATE_HZ)).all()
+    np.testing.assert_array_equal(usdr(nothing, nothing), [0.0, 0.0])
+
+
+@pytest.mark.parametrize(("sdr_db", "percent"), [(0, 0), (5.2, 69.8), (7.0, 80.0), (8.2, 84.9), (13.0, 95.0)])
+def test_recovered_percent_is_the_plan_s(sdr_db: float, percent: float) -> None:
+    assert recovered_percent(sdr_db) == pytest.approx(percent, abs=0.05)
+
+
+def test_median_leaves_nan_out() -> None:
+    assert median(np.array([np.nan, 1.0, 3.0])) == 2.0
+    assert np.isnan(median(np.array([np.nan])))

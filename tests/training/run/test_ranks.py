@@ -1,0 +1,103 @@
+"""Several processes as one run, through gloo."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training.config import environment
+from training.demo.local_s3 import free_port
+from training.errors import ConfigError
+from training.run.ranks import Ranks, alone, synced
+
+CPU = torch.device("cpu")
+
+WORKER = """
+import sys
+import torch
+from torch import nn
+from training.config import launched
+from training.run.ranks import Ranks, synced
+
+ranks = Ranks(*launched())
+with ranks.connected(torch.device("cpu")):
+    tensors = [torch.full((2, 2), float(ranks.rank)), torch.tensor(4.0 * ranks.rank)]
+    ranks.average(tensors)
+    assert torch.equal(tensors[0], torch.full((2, 2), 0.5)) and tensors[1] == 2.0
+    assert ranks.largest(ranks.rank, -ranks.rank, 1 / 3) == [1.0, 0.0, 1 / 3]
+    assert ranks.from_first({"rank": ranks.rank}) == {"rank": 0}
+    assert ranks.gathered(ranks.rank) == [0, 1]
+
+    torch.manual_seed(0)
+    batch, weights = torch.randn(6, 3, 5, 4), torch.randn(6, 3, 5, 4)
+    norm = nn.Sequential(nn.BatchNorm2d(3))
+    nn.init.normal_(norm[0].weight)
+    parameters = list(norm.parameters())
+    synced(norm)
+    assert [id(p) for p in norm.parameters()] == [id(p) for p in parameters]
+    mine = batch[ranks.share].clone().requires_grad_()
+    output = norm(mine)
+    (output * weights[ranks.share]).mean().backward()
+    ranks.average([p.grad for p in parameters])
+    facts = {"output": output, "input": mine.grad, **dict(norm.named_buffers())}
+    facts |= {name: parameter.grad for name, parameter in norm.named_parameters()}
+    torch.save({name: tensor.detach() for name, tensor in facts.items()}, f"{sys.argv[1]}/{ranks.rank}.pt")
+"""
+
+
+def start(rank: int, port: int, *command: str, world_size: int = 2) -> subprocess.Popen[str]:
+    facts = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return subprocess.Popen([sys.executable, *command], env=environment(facts), stderr=subprocess.PIPE, text=True)
+
+
+def test_one_process_is_alone_and_first() -> None:
+    ranks = Ranks()
+    tensor = torch.tensor(3.0)
+    with ranks.connected(CPU):
+        ranks.average([tensor])
+    assert ranks.first and tensor == 3.0 and ranks.largest(1, 2.5) == [1, 2.5]
+    assert ranks.from_first("x") == "x" and ranks.gathered("x") == ["x"] and [1, 2, 3][ranks.share] == [1, 2, 3]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    Ranks(1, 2).require_share_of(4)
+    with pytest.raises(ConfigError, match="--batch-size 5 cannot be shared by 2 ranks"):
+        Ranks(1, 2).require_share_of(5)
+
+
+def test_two_ranks_agree_and_their_batch_norm_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    port = free_port()
+    for process in [start(rank, port, "-c", WORKER, str(tmp_path)) for rank in range(2)]:
+        assert process.wait() == 0, process.communicate()[1]
+
+    torch.manual_seed(0)
+    batch, weights = torch.randn(6, 3, 5, 4).requires_grad_(), torch.randn(6, 3, 5, 4)
+    norm = nn.Sequential(nn.BatchNorm2d(3))
+    nn.init.normal_(norm[0].weight)
+    output = norm(batch)
+    (output * weights).mean().backward()
+    assert batch.grad is not None
+    for rank in range(2):
+        facts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        mine = Ranks(rank, 2).share
+        torch.testing.assert_close(facts["output"], output[mine], rtol=1e-5, atol=1e-5)
+        # Each rank's loss is a mean over its own half, so that its gradients are twice those of the whole batch's mean.
+        torch.testing.assert_close(facts["input"], 2 * batch.grad[mine], rtol=1e-4, atol=1e-6)
+        for name, parameter in norm.named_parameters():
+            torch.testing.assert_close(facts[name], parameter.grad, rtol=1e-4, atol=1e-6)
+        for name, buffer in norm.named_buffers():
+            torch.testing.assert_close(facts[name], buffer, rtol=1e-5, atol=1e-6)
+
+
+def test_alone_a_synced_network_is_an_ordinary_one() -> None:
+    torch.manual_seed(0)
+    plain, shared = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3))
+    synced(shared)
+    batch = torch.randn(6, 3, 5, 4)
+    with alone(shared):
+        assert torch.equal(plain(batch), shared(batch))
+    assert torch.equal(plain.eval()(batch), shared.eval()(batch))

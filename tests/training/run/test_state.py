@@ -1,0 +1,105 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+
+from serving.model.spec import ModelSpec
+from training.checkpoints.tensor_file import read_tensors, write_tensors
+from training.config import Budget, TrainConfig, classic
+from training.errors import CheckpointError
+from training.run.state import RunState, load_network
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(tiny_spec: ModelSpec) -> TrainConfig:
+    return dataclasses.replace(classic("songs", Budget(steps=10)), model=tiny_spec)
+
+
+def advance(state: RunState) -> None:
+    """A step of the optimizer with a loss of no meaning, so that every tensor of the state has moved."""
+    magnitudes = torch.rand(2, 1, 1025, 8, generator=torch.Generator().manual_seed(state.step))
+    loss = state.network.train()(magnitudes.to(torch.complex64)).abs().mean()
+    loss.backward()
+    for group in state.optimizer.param_groups:
+        group["lr"] = 1e-3
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    for average in state.averages:
+        average.update(state.network, state.step)
+
+
+def networks(state: RunState) -> list[torch.nn.Module]:
+    return [state.network, *(average.network for average in state.averages)]
+
+
+def test_a_state_that_was_restored_goes_on_bit_for_bit(config: TrainConfig, tmp_path: Path) -> None:
+    whole = RunState(config, CPU)
+    advance(whole)
+    facts = {"trained_s": 1.5, "best_usdr": -3.25, "run_id": "run", "validations": 2, "stale_validations": 1}
+    facts["songs"] = [(0, ["A", "B"]), (7, ["C"])]
+    vars(whole).update(facts)
+    whole.write(tmp_path / "state")
+    resumed = RunState(dataclasses.replace(config, seed=1), CPU)
+    resumed.restore(*read_tensors(tmp_path / "state"))
+    assert {name: getattr(resumed, name) for name in facts} == facts and resumed.step == 1
+    for state in (whole, resumed):
+        advance(state)
+        advance(state)
+    for ours, theirs in zip(networks(whole), networks(resumed), strict=True):
+        assert not [n for n, tensor in ours.state_dict().items() if not torch.equal(tensor, theirs.state_dict()[n])]
+
+
+def test_a_best_score_of_none_yet_survives(config: TrainConfig, tmp_path: Path) -> None:
+    RunState(config, CPU).write(tmp_path / "state")
+    state = RunState(config, CPU)
+    state.restore(*read_tensors(tmp_path / "state"))
+    assert state.best_usdr == -float("inf")
+
+
+def test_a_state_of_another_run_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    RunState(config, CPU).write(tmp_path / "state")
+    optimization = dataclasses.replace(config.optimization, ema_decays=(0.5,))
+    with pytest.raises(CheckpointError, match="--ema-decays"):
+        RunState(dataclasses.replace(config, optimization=optimization), CPU).restore(*read_tensors(tmp_path / "state"))
+
+
+def test_weights_alone_come_back_with_their_facts(config: TrainConfig, tmp_path: Path) -> None:
+    state = RunState(config, CPU)
+    advance(state)
+    weights = state.averages[0].network.state_dict()
+    write_tensors(tmp_path / "best", weights, {"step": 1})
+    network, facts = load_network(tmp_path / "best", config)
+    assert facts == {"step": 1}
+    assert not [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, weights[name])]
+
+
+def test_no_file_appears_before_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tensors(tmp_path / "state", {"x": torch.zeros(3)}, {})
+    before = (tmp_path / "state").read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("no space left on device")))
+    with pytest.raises(OSError, match="no space"):
+        write_tensors(tmp_path / "state", {"x": torch.ones(3)}, {})
+    assert (tmp_path / "state").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "header"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "state"
+    if damage != "missing":
+        write_tensors(path, {"x": torch.zeros(300)}, {})
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * 8 + content[8:])
+    with pytest.raises(CheckpointError, match=str(path)):
+        read_tensors(path)
+
+
+def test_the_file_holds_tensors_and_json_alone(config: TrainConfig, tmp_path: Path) -> None:
+    RunState(config, CPU).write(tmp_path / "state")
+    with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
+        assert json.loads(file.metadata()["facts"])["step"] == 0

@@ -1,0 +1,234 @@
+"""Whole runs in miniature: real songs of a few seconds, a real MLflow store, a network of hardly any weights."""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+import training.data.supply
+import training.run.loop
+import training.run.validate
+from serving.model.archive import read_archive
+from serving.model.spec import ModelSpec
+from training.checkpoints.tensor_file import read_tensors
+from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.data.crops import AHEAD
+from training.data.decoded import DecodedSong
+from training.data.supply import Supply
+from training.demo.songs import write_songs
+from training.errors import ConfigError
+from training.evaluation.evaluate import Score, SongScores, evaluate_song
+from training.run.ranks import Ranks
+from training.run.schedule import schedule
+from training.run.step import Stepper
+from training.run.train import Places, Result, stored_config, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Songs, and the store that all runs of this file are tracked in."""
+    folder = tmp_path_factory.mktemp("train")
+    write_songs(folder / "songs", train=3, test=1, seconds=3, seed=0)
+    return folder
+
+
+@pytest.fixture
+def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
+    return dataclasses.replace(
+        classic(str(folder / "songs"), Budget(steps=6)),
+        model=tiny_spec,
+        batches=Batches(batch_size=2, crop_s=0.5),
+        validation=Validation(validations=2),
+    )
+
+
+@pytest.fixture(autouse=True)
+def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.MlflowClient]:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(training.run.loop, "LOG_INTERVAL_STEPS", 1)
+    yield mlflow.MlflowClient(uri)
+
+
+def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> Result:
+    return train(config, Places(run_dir, run_dir.parent / "cache", publish=publish), CPU, Ranks(), resume, wait=False)
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    return max(run_dir.glob("step-*.safetensors"))
+
+
+def test_a_run_ends_with_an_archive_of_its_best_weights_and_everything_in_mlflow(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient
+) -> None:
+    result = start(config, tmp_path / "run", publish=str(tmp_path / "published" / "copy.mar"))
+    assert result.steps == 6 and result.stopped_by is None
+    assert TrainConfig.from_json(json.loads((tmp_path / "run" / "config.json").read_text())) == config
+
+    archive = read_archive(tmp_path / "run" / "classic.mar")
+    best, facts = read_tensors(tmp_path / "run" / "best.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in archive.tensors.items())
+    assert archive.origin == facts and facts["run_id"] == result.run_id
+    assert read_archive(tmp_path / "published" / "copy.mar").weights_sha256 == archive.weights_sha256
+
+    run = tracked.get_run(result.run_id)
+    assert run.info.status == "FINISHED" and run.data.params["crop_s"] == "0.5"
+    assert [m.step for m in tracked.get_metric_history(result.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert [m.step for m in tracked.get_metric_history(result.run_id, "valid.vocals.usdr_db")] == [3, 6]
+    listed = {f.path for d in ("spectrogram", "audio", "archive") for f in tracked.list_artifacts(result.run_id, d)}
+    assert {"spectrogram/step_000003.png", "audio/step_000006", "archive/classic.mar"} <= listed
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, validation=Validation(validations=1))
+    start(config, tmp_path / "whole")
+    whole, _ = read_tensors(last_checkpoint(tmp_path / "whole"))
+
+    real_step = Stepper.__call__
+
+    def step_and_be_told_to_stop(self: Stepper, decoded: torch.Tensor, learning_rate: float) -> None:
+        if self.state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real_step(self, decoded, learning_rate)
+
+    monkeypatch.setattr(Stepper, "__call__", step_and_be_told_to_stop)
+    stopped = start(config, tmp_path / "cut")
+    monkeypatch.setattr(Stepper, "__call__", real_step)
+    assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 4 and stopped.archive is None
+
+    resumed = start(config, tmp_path / "cut", resume=True)
+    assert resumed.run_id == stopped.run_id and resumed.steps == 6
+    cut, _ = read_tensors(last_checkpoint(tmp_path / "cut"))
+    assert cut.keys() == whole.keys()
+    assert not [name for name, tensor in whole.items() if not torch.equal(tensor, cut[name])]
+    assert [m.step for m in tracked.get_metric_history(resumed.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: Path) -> None:
+    start(dataclasses.replace(config, budget=Budget(steps=1)), tmp_path / "run")
+    before = last_checkpoint(tmp_path / "run").read_bytes()
+    with pytest.raises(ConfigError, match="--resume"):
+        start(config, tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run").read_bytes() == before
+
+
+def test_the_schedule_rises_falls_and_ends_at_zero() -> None:
+    assert schedule(0.0, warmup=0.1) == 0.0 and schedule(0.05, warmup=0.1) == 0.5
+    assert schedule(0.1, warmup=0.1) == 1.0 and schedule(0.55, warmup=0.1) == pytest.approx(0.5)
+    assert schedule(1.0, warmup=0.1) == pytest.approx(0.0) and schedule(0.0, warmup=0.0) == 1.0
+
+
+def test_a_stop_that_comes_during_validation_leaves_it_for_the_next_time(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, validation=Validation(validations=2, valid_share=0.6))  # two songs
+    scored = []
+
+    def score_and_be_told_to_stop(*arguments: object) -> SongScores:
+        scored.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_song(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.run.validate, "evaluate_song", score_and_be_told_to_stop)
+        stopped = start(config, tmp_path / "run")
+    assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 3 and len(scored) == 1
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert stopped.run_id is not None and tracked.get_run(stopped.run_id).info.status == "KILLED"
+    resumed = start(config, tmp_path / "run", resume=True)
+    assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "valid.vocals.usdr_db")] == [3, 6]
+
+
+def test_patience_ends_a_run_that_does_not_get_better(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, validation=Validation(validations=6, patience=2))
+    scores = Score(csdr_db=1.0, usdr_db=1.0)
+    monkeypatch.setattr(
+        training.run.validate, "evaluate_song", lambda *_: SongScores("song", dict.fromkeys(config.model.stems, scores))
+    )
+    result = start(config, tmp_path / "run")
+    assert result.steps == 3 and result.best_usdr == 1.0 and result.archive is not None
+
+
+def test_a_run_goes_on_elsewhere_from_its_mirror(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient
+) -> None:
+    mirror, first = str(tmp_path / "mirror"), tmp_path / "first"
+    half = dataclasses.replace(config, budget=Budget(steps=3))
+    begun = train(half, Places(first, tmp_path / "cache", mirror), CPU, Ranks(), resume=True, wait=False)
+    shutil.rmtree(first)
+    stored = stored_config(tmp_path / "second", mirror)
+    assert stored == half
+    resumed = train(config, Places(tmp_path / "second", tmp_path / "cache", mirror), CPU, Ranks(), True, wait=False)
+    assert resumed.run_id == begun.run_id and resumed.steps == 6
+    assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_starts_from_an_archive_has_its_weights(config: TrainConfig, tmp_path: Path) -> None:
+    start(config, tmp_path / "first")
+    archive = tmp_path / "first" / "classic.mar"
+    still = dataclasses.replace(
+        config, init=str(archive), optimization=dataclasses.replace(config.optimization, learning_rate=1e-30)
+    )
+    start(still, tmp_path / "second")
+    weights, again = (
+        read_archive(run / "classic.mar").tensors["mask.weight"] for run in (tmp_path / "first", tmp_path / "second")
+    )
+    assert torch.equal(weights, again)
+
+
+def test_songs_that_arrive_later_are_trained_on_from_then_on_and_after_a_resume(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the songs to train on, one is there at the start; a group of one more arrives when the run is at step 2."""
+    monkeypatch.setattr(training.data.supply, "ENOUGH_SONGS", 1)
+    real_arrived, calls = Supply.arrived, itertools.count()
+
+    def prepared_late(self: Supply) -> list[DecodedSong]:
+        if next(calls) < 2:
+            return []
+        self.thread.join()
+        return real_arrived(self)
+
+    monkeypatch.setattr(Supply, "arrived", prepared_late)
+    config = dataclasses.replace(config, budget=Budget(steps=12), validation=Validation(validations=1))
+    result = start(config, tmp_path / "run")
+    _, facts = read_tensors(last_checkpoint(tmp_path / "run"))
+    (start_step, first), (later_step, second) = facts["songs"]
+    assert (start_step, later_step) == (0, 2 + AHEAD + 1) and len(first) == len(second) == 1
+    assert [(m.step, m.value) for m in tracked.get_metric_history(str(result.run_id), "songs")] == [(0, 1), (2, 2)]
+
+    resumed = dataclasses.replace(config, budget=Budget(steps=14))
+    start(resumed, tmp_path / "run", resume=True)
+    _, again = read_tensors(last_checkpoint(tmp_path / "run"))
+    assert again["songs"] == facts["songs"]
+
+
+def test_a_signal_while_the_ranks_agree_is_not_lost(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agree = Ranks.largest
+
+    def agree_and_be_told_to_stop(self: Ranks, *values: float) -> list[float]:
+        agreed = agree(self, *values)
+        if len(values) == 2 and next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agreed
+
+    calls = itertools.count()
+    monkeypatch.setattr(Ranks, "largest", agree_and_be_told_to_stop)
+    stopped = start(config, tmp_path / "run")
+    assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 3

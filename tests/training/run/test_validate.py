@@ -1,0 +1,35 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from serving.model.separator import Separator
+from serving.model.spec import ModelSpec
+from tests.stubs import Share
+from training.config import Budget, classic
+from training.data.data_set import list_dataset
+from training.demo.songs import write_songs
+from training.evaluation.evaluate import evaluate_song
+from training.run.ema import Average
+from training.run.ranks import Ranks
+from training.run.signals import StopRequest
+from training.run.validate import validate
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("better_is", ["first", "last"])
+def test_the_average_that_separates_best_is_chosen_with_its_scores(
+    tiny_spec: ModelSpec, tmp_path: Path, better_is: str
+) -> None:
+    """Of songs whose vocals are the softer stem, to take all for vocals is worse than to take all for the accompaniment."""
+    write_songs(tmp_path / "songs", train=2, test=2, seconds=2, seed=0)
+    songs = list_dataset(str(tmp_path / "songs"), tmp_path / "work").test
+    better, worse = Average(Share(0.1, 0.9), 0.99), Average(Share(0.9, 0.1), 0.999)
+    averages = [better, worse] if better_is == "first" else [worse, better]
+    config = replace(classic("songs", Budget(steps=1)), model=tiny_spec)
+    scored = validate(config, averages, songs, CPU, Ranks(), StopRequest())
+    assert scored is not None and scored.average is better
+    alone = [evaluate_song(Separator(tiny_spec, better.network, CPU), song, None) for song in songs]
+    assert list(scored.evaluation.songs) == alone

@@ -1,0 +1,194 @@
+"""Random excerpts of decoded songs, as integers: they become floats on the device.
+
+A batch follows from the seed, the step and the songs that are known at that step, so that a resumed run sees what it would
+have seen, and so that any number of ranks share the same batches.
+
+Axes: b batch, s stem, c channel, n sample.
+"""
+
+import itertools
+import threading
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.data.decoded import DecodedSong
+from training.errors import DataError
+
+THREADS = 2
+AHEAD = 4
+
+
+class Track:
+    """A song that is opened once, for all that is cut out of it."""
+
+    def __init__(self, song: DecodedSong) -> None:
+        self.name = song.name
+        self.avoid = song.avoid
+        self.samples = np.asarray(song.samples)  # still the file's memory, without the cost of np.memmap's slicing
+
+    @property
+    def n_samples(self) -> int:
+        return int(self.samples.shape[-1])
+
+    def starts(self, stems: Sequence[int], crop_samples: int) -> list[range]:
+        """Where an excerpt of these stems may start; of a song shorter than the excerpt, at 0."""
+        spans = [(span.start, span.stop) for span in self.avoid if span.stem in stems]
+        return free_starts(self.n_samples, crop_samples, spans)
+
+
+class Place(NamedTuple):
+    """Where an excerpt of one stem comes from."""
+
+    track: Track
+    start: int
+
+
+class Pool:
+    """The songs that are known at a step, ready to be drawn from: each as often as it is long."""
+
+    def __init__(self, tracks: Sequence[Track], crop_samples: int) -> None:
+        self.tracks = sorted(tracks, key=lambda track: track.name)
+        stems = range(self.tracks[0].samples.shape[0])
+        whole, crossed, mixed = [tuple(stems)], [(0,), tuple(stems[1:])], [(stem,) for stem in stems]
+        self.recipes = (whole, crossed, mixed, mixed)
+        self.starts = {
+            group: [track.starts(group, crop_samples) for track in self.tracks] for group in {*whole, *crossed, *mixed}
+        }
+        self.ends = {
+            group: np.cumsum([track.n_samples if free else 0 for track, free in zip(self.tracks, starts, strict=True)])
+            for group, starts in self.starts.items()
+        }
+        if any(ends[-1] == 0 for ends in self.ends.values()):
+            raise DataError("the errata of these songs leave nothing to train one of the stems on: add other songs")
+
+    def example(self, rng: np.random.Generator) -> list[Place]:
+        """A place for each stem, vocals first: a quarter of the examples are a song as it is, a quarter the vocals of one
+        song over the accompaniment of another, the rest stems of as many songs."""
+        places: dict[int, Place] = {}
+        for group in self.recipes[rng.integers(4)]:
+            places |= dict.fromkeys(group, self.place(rng, group))
+        return [places[stem] for stem in sorted(places)]
+
+    def place(self, rng: np.random.Generator, group: tuple[int, ...]) -> Place:
+        ends = self.ends[group]
+        index = int(ends.searchsorted(rng.integers(ends[-1]), side="right"))
+        starts = self.starts[group][index]
+        chosen = int(rng.integers(sum(map(len, starts))))
+        for stretch in starts:
+            if chosen < len(stretch):
+                break
+            chosen -= len(stretch)
+        return Place(self.tracks[index], stretch[chosen])
+
+
+class Crops:
+    """The batch of every step: rank r of w has the examples r, r + w, r + 2w … of all `batch_size`.
+
+    `schedule` lists the songs by the step that they are known from; a run that is resumed has to add them alike.
+    """
+
+    def __init__(
+        self,
+        songs: Sequence[DecodedSong],
+        batch_size: int,
+        crop_samples: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.examples = range(rank, batch_size, world_size)
+        self.crop_samples = crop_samples
+        self.seed = seed
+        self.arrivals: list[tuple[int, Track]] = []
+        self.pools: list[tuple[int, Pool]] = []
+        self.next_step = 0  # no batch of it or a later step has been made
+        self.lock = threading.Lock()
+        self.add(songs, from_step=0)
+
+    def add(self, songs: Sequence[DecodedSong], from_step: int) -> None:
+        """Let the batches of `from_step` and later ones draw from these songs, too.
+
+        Raises ValueError where one of these batches has been made. Who has taken the batch of step k from `batches` can add
+        songs from k + AHEAD on.
+        """
+        arrivals = [(from_step, Track(song)) for song in songs]
+        with self.lock:
+            if from_step < self.next_step:
+                raise ValueError(f"songs cannot come at step {from_step}: the batch of {self.next_step - 1} is made")
+            arrivals = sorted([*self.arrivals, *arrivals], key=lambda arrival: (arrival[0], arrival[1].name))
+            changed = [
+                (step, Pool([track for known_from, track in arrivals if known_from <= step], self.crop_samples))
+                for step in sorted({step for step, _ in arrivals if step >= from_step})
+            ]
+            self.pools = [(step, pool) for step, pool in self.pools if step < from_step] + changed
+            self.arrivals = arrivals
+
+    @property
+    def schedule(self) -> list[tuple[int, list[str]]]:
+        """Names of the songs by the step that they are known from, both sorted."""
+        grouped = itertools.groupby(self.arrivals, key=lambda arrival: arrival[0])
+        return [(step, [track.name for _, track in arrivals]) for step, arrivals in grouped]
+
+    def batch(self, step: int, pin_memory: bool = False) -> Tensor:
+        """Stereo excerpts, int16 (b, s, 2, n), b being this rank's share."""
+        with self.lock:
+            self.next_step = max(self.next_step, step + 1)
+        places = self.places(step)
+        shape = (len(places), len(places[0]), 2, self.crop_samples)
+        if pin_memory:
+            batch = torch.empty(shape, dtype=torch.int16, pin_memory=True)
+        else:  # NumPy asks the system for huge pages, torch does not: they are five times as fast to fill
+            batch = torch.from_numpy(np.empty(shape, np.int16))
+        for example, stems in zip(batch.numpy(), places, strict=True):
+            for stem, (track, start) in enumerate(stems):
+                # What a song lacks in length is silence; a mono song fills both channels.
+                excerpt = track.samples[stem, :, start : start + self.crop_samples]
+                example[stem, :, : excerpt.shape[-1]] = excerpt
+                example[stem, :, excerpt.shape[-1] :] = 0
+        return batch
+
+    def names(self, step: int) -> list[list[str]]:
+        """The song of each stem of each example of a batch, without reading any of them."""
+        return [[place.track.name for place in stems] for stems in self.places(step)]
+
+    def places(self, step: int) -> list[list[Place]]:
+        pools = self.pools
+        known = bisect_right(pools, step, key=lambda pool: pool[0])
+        if known == 0:
+            raise ValueError(f"no song is known at step {step}")
+        pool = pools[known - 1][1]
+        return [pool.example(np.random.default_rng([self.seed, step, index])) for index in self.examples]
+
+
+def free_starts(n_samples: int, crop_samples: int, spans: Sequence[tuple[int, int]]) -> list[range]:
+    """Where an excerpt may start that shares no sample with any of the spans [start, stop)."""
+    ranges, first, last = [], 0, max(0, n_samples - crop_samples)
+    for start, stop in sorted(spans):
+        ranges.append(range(first, min(start - crop_samples, last) + 1))
+        first = max(first, stop)
+    ranges.append(range(first, last + 1))
+    return [starts for starts in ranges if starts]
+
+
+def batches(crops: Crops, first_step: int, pin_memory: bool) -> Generator[Tensor]:
+    """The batches of `first_step` and every later one, AHEAD of them prepared; closing it stops the work.
+
+    By threads: copying out of a memory map does not hold the interpreter up, and processes would need more shared memory
+    than a container has unless told.
+    """
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="crops")
+    try:
+        steps = itertools.count(first_step)
+        ahead = deque(pool.submit(crops.batch, step, pin_memory) for step in itertools.islice(steps, AHEAD))
+        while True:
+            yield ahead.popleft().result()
+            ahead.append(pool.submit(crops.batch, next(steps), pin_memory))
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,241 @@
+"""Songs decoded once to the sample rate of a model, so that training reads random excerpts without decoding anything.
+
+The cache is a folder that any number of processes may share:
+
+    <key>-<clipped>.npy   a complete song; the key follows from the content of its files
+    .<key>.part           a song in the making, locked by the process that makes it
+    hashes.sqlite         the SHA-256 of every source file, so that a known file is not read
+
+Axes: s stem, c channel, n sample.
+"""
+
+import fcntl
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from serving.model.spec import AudioSpec
+from serving.storage.storage import Progress, no_progress
+from training.data.errata import faults
+from training.data.file_hashes import FileHashes
+from training.data.musdb18 import Audio, Header, Song
+from training.errors import DataError
+
+FORMAT = 2
+WORKERS = 8  # threads: nearly all of the time is spent in libraries that leave the interpreter free
+SAMPLE_BYTES = 2
+
+Samples = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Samples [start, stop) of one stem, by its row."""
+
+    stem: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class DecodedSong:
+    """A song in a `.npy` file.
+
+    `clipped` counts the samples that exceeded full scale and were set to it; `avoid` is what crops must not touch.
+    """
+
+    name: str
+    path: Path
+    clipped: int
+    avoid: tuple[Span, ...] = ()
+
+    @property
+    def samples(self) -> Samples:
+        """Memory map (s, c, n), int16, c as in the song. Opened on each call, so that a song can be sent to a process."""
+        samples: Samples = np.load(self.path, mmap_mode="r")
+        return samples
+
+
+def decode(
+    songs: Sequence[Song], audio: AudioSpec, stems: Sequence[str], cache_dir: Path, progress: Progress = no_progress
+) -> list[DecodedSong]:
+    """Each song at the sample rate of `audio`, with the given stems in their order; what `cache_dir` holds is reused.
+
+    `stems` are among SOURCES. Songs keep their own channels: one or two, whatever `audio` says. Raises DataError where a
+    song cannot be read or the disk lacks room. The memory it takes does not depend on the number of songs, nor on their
+    lengths where they are folders of stems.
+    """
+    cache = DecodeCache(cache_dir, audio.sample_rate_hz, tuple(stems))
+    decoded = []
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        keys = []
+        for key in pool.map(cache.key, songs):
+            keys.append(key)
+            progress("hash songs", len(keys), len(songs))
+        cache.require_space([song for song, key in zip(songs, keys, strict=True) if cache.find(song, key) is None])
+        for song in pool.map(cache.decode, songs, keys):
+            decoded.append(song)
+            progress("decode songs", len(decoded), len(songs))
+    return decoded
+
+
+class DecodeCache:
+    """A folder of songs at one rate and with certain stems."""
+
+    def __init__(self, folder: Path, sample_rate_hz: int, stems: tuple[str, ...]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.sample_rate_hz = sample_rate_hz
+        self.stems = stems
+        self.hashes = FileHashes(folder / "hashes.sqlite")
+        remove_abandoned(folder)
+
+    def key(self, song: Song) -> str:
+        """Changes with the content of the files, the rate, the stems and the format of the cache, and with nothing else."""
+        facts = [f"{FORMAT} {self.sample_rate_hz} {' '.join(self.stems)}", *map(self.hashes.sha256, song.files)]
+        return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+
+    def find(self, song: Song, key: str) -> DecodedSong | None:
+        for path in self.folder.glob(f"{key}-*.npy"):
+            return self.decoded(song, path)
+        return None
+
+    def decoded(self, song: Song, path: Path) -> DecodedSong:
+        return DecodedSong(song.name, path, int(path.stem.rpartition("-")[2]), self.avoid(song))
+
+    def avoid(self, song: Song) -> tuple[Span, ...]:
+        """The errata of the song, in samples."""
+        return tuple(
+            Span(
+                self.stems.index(fault.stem),
+                math.floor(fault.start_s * self.sample_rate_hz),
+                math.ceil(fault.stop_s * self.sample_rate_hz),
+            )
+            for fault in faults(song.name)
+            if fault.stem in self.stems
+        )
+
+    def require_space(self, songs: Sequence[Song]) -> None:
+        """Raises DataError unless the folder has room for all of the songs."""
+        needed_bytes = sum(SAMPLE_BYTES * math.prod(self.shape(song.headers()[self.stems[0]])) for song in songs)
+        free_bytes = shutil.disk_usage(self.folder).free
+        if needed_bytes > free_bytes:
+            raise DataError(
+                f"{len(songs)} songs take {needed_bytes / 1e9:.1f} GB once decoded, but {self.folder} has "
+                f"{free_bytes / 1e9:.1f} GB free: make room or name another folder with --cache"
+            )
+
+    def shape(self, header: Header) -> tuple[int, int, int]:
+        """(s, c, n) of a decoded song."""
+        return len(self.stems), header.channels, resampled_samples(header, self.sample_rate_hz)
+
+    def decode(self, song: Song, key: str) -> DecodedSong:
+        """The song from the cache, where it appears under its name only when it is complete."""
+        part = self.folder / f".{key}.part"
+        with claimed(part) as file:
+            try:
+                if found := self.find(song, key):  # another process was first
+                    return found
+                clipped = self.write(song, file)
+                if self.key(song) != key:
+                    raise DataError(f"{song.path} changed while it was decoded: start again when it is complete")
+                return self.decoded(song, part.rename(self.folder / f"{key}-{clipped}.npy"))
+            finally:
+                part.unlink(missing_ok=True)
+
+    def write(self, song: Song, file: BinaryIO) -> int:
+        """Write the song as a `.npy` file; the number of samples that were clipped."""
+        header, streams = song.stream(self.stems)
+        stems, channels, n_samples = self.shape(header)
+        form = {"descr": "<i2", "fortran_order": False, "shape": (stems, channels, n_samples)}
+        clipped = 0
+        try:
+            np.lib.format.write_array_header_1_0(file, form)
+            first_byte = file.tell()
+            file.truncate(first_byte + SAMPLE_BYTES * stems * channels * n_samples)
+            for stem, blocks in enumerate(streams):
+                done = 0
+                for block in resampled(blocks, header, self.sample_rate_hz):
+                    samples, too_loud = integers(block[:, : n_samples - done])
+                    for channel, row in enumerate(samples):
+                        place = (stem * channels + channel) * n_samples + done
+                        write_at(file, first_byte + SAMPLE_BYTES * place, memoryview(row.tobytes()))
+                    done += samples.shape[-1]
+                    clipped += too_loud
+            os.fsync(file.fileno())  # else a power cut leaves a complete name and an incomplete song
+        except OSError as error:
+            raise DataError(
+                f"{song.name} cannot be written to {self.folder} ({error.strerror}): make room or name another folder "
+                "with --cache"
+            ) from error
+        return clipped
+
+
+def integers(block: Audio) -> tuple[Samples, int]:
+    """Samples (c, n) as integers, and how many of them exceeded full scale."""
+    scaled = np.round(block * 32768)
+    too_loud = int(np.count_nonzero((scaled > 32767) | (scaled < -32768)))
+    return scaled.clip(-32768, 32767).astype("<i2"), too_loud
+
+
+def write_at(file: BinaryIO, offset_bytes: int, content: memoryview) -> None:
+    while content:  # a write to a disk that is all but full takes a part; the next one says why
+        written = os.pwrite(file.fileno(), content, offset_bytes)
+        content, offset_bytes = content[written:], offset_bytes + written
+
+
+def resampled_samples(header: Header, rate_hz: int) -> int:
+    """Rounded half up; where the fraction is a half, the resampler may give one less."""
+    return (2 * header.samples * rate_hz + header.sample_rate_hz) // (2 * header.sample_rate_hz)
+
+
+def resampled(blocks: Iterator[Audio], header: Header, rate_hz: int) -> Iterator[Audio]:
+    """Blocks (c, n) at another rate: the very samples that resampling in one go gives."""
+    if header.sample_rate_hz == rate_hz:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(header.sample_rate_hz, rate_hz, header.channels, quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(np.ascontiguousarray(block.T)).T
+    yield stream.resample_chunk(np.empty((0, header.channels), np.float32), last=True).T
+
+
+@contextmanager
+def claimed(part: Path) -> Iterator[BinaryIO]:
+    """The file, for this process and thread alone until it is renamed or removed; waits for whoever has it."""
+    while True:
+        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if is_at(file, part):  # else it was renamed or removed while we waited
+                yield file
+                return
+
+
+def is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes left behind that were killed: a file in the making that nobody has locked."""
+    for part in folder.glob(".*.part"):
+        try:
+            with part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_at(file, part):
+                    part.unlink(missing_ok=True)
+        except (FileNotFoundError, BlockingIOError):  # its process is at work, or just finished
+            continue

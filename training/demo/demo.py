@@ -1,0 +1,118 @@
+"""The main job, end to end, with the commands that a user would type: songs → object storage → training with MLflow →
+archive in object storage → TorchServe → stems. Everything is real; everything that is started is stopped.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from serving.audio.audio_io import read
+from training.config import environment
+from training.errors import TrainingError
+from training.demo.local_s3 import serve_s3
+from training.evaluation.metrics import csdr, recovered_percent
+
+BUCKET = "stemwright"
+STEMS = ("vocals", "accompaniment")
+SONGS, TEST_SONGS, SONG_S = 24, 3, 20
+
+
+def demo(out: Path, minutes: float) -> None:
+    """Run the path below `out`, show every step, end with a report. Raises TrainingError where a step failed."""
+    songs, buckets, run_dir = out / "songs", out / "buckets", next_run_dir(out / "runs")
+    (buckets / BUCKET).mkdir(parents=True, exist_ok=True)
+    data, archive = f"s3://{BUCKET}/songs", f"s3://{BUCKET}/models/{run_dir.name}.mar"
+
+    say(1, f"{SONGS + TEST_SONGS} songs with true stems, in {songs}")
+    run("training songs", songs, train=SONGS, test=TEST_SONGS, seconds=SONG_S)
+
+    with serve_s3(buckets) as s3:
+        say(2, f"an S3 server at {s3.endpoint}; the songs go into {data}")
+        run("training push", songs, data, env=s3.environment)
+
+        say(3, f"training for {minutes:g} minutes, tracked in {out / 'runs' / 'mlflow.db'}")
+        flags = {"data": data, "run_dir": run_dir, "cache": out / "cache", "minutes": minutes, "publish": archive}
+        run("training train", env=s3.environment, **flags)
+
+        say(4, "scores on songs that training never saw")
+        flags = {"model": archive, "data": data, "cache": out / "cache", "split": "test", "json": run_dir / "test.json"}
+        run("training evaluate", env=s3.environment, **flags)
+
+        say(5, f"TorchServe on {archive}")
+        with server(archive, s3.environment, out / "server.log") as url:
+            say(6, f"separating over HTTP, {url}")
+            for song in sorted((songs / "test").iterdir()):
+                run("serving separate", song / "mixture.wav", server=url, out=out / "stems" / song.name)
+
+    print(report(out, run_dir))
+
+
+def run(command: str, *positional: object, env: Mapping[str, str] | None = None, **flags: object) -> None:
+    """Run one command of a package as a user would; its output is shown as it comes."""
+    words = ["-m", *command.split(), *map(str, positional)]
+    for name, value in flags.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    code = subprocess.run([sys.executable, *words], env=environment(env or {}), check=False).returncode
+    if code != 0:
+        raise TrainingError(f"`python {shlex.join(words)}` ended with exit code {code}: its message is above")
+
+
+@contextmanager
+def server(archive: str, env: Mapping[str, str], log: Path) -> Iterator[str]:
+    """The endpoint of a separation server on a free port, from the moment it is ready; what it prints goes to `log`."""
+    command = [sys.executable, "-m", "serving", "serve", "--model", archive, "--port", "0"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment(env), stdout=output, stderr=subprocess.STDOUT)
+    try:
+        while not (ready := re.search(r"^ready: (\S+)", log.read_text(), re.MULTILINE)):
+            if process.poll() is not None:
+                raise TrainingError(f"the server ended with exit code {process.returncode}: {log} says why")
+            time.sleep(0.2)
+        yield ready[1]
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def next_run_dir(runs: Path) -> Path:
+    """A folder for a new run beside the ones that are there."""
+    taken = [int(path.name.removeprefix("classic-")) for path in runs.glob("classic-*")]
+    return runs / f"classic-{max(taken, default=0) + 1}"
+
+
+def report(out: Path, run_dir: Path) -> str:
+    """What came back over HTTP, scored against the true stems, and what to do next."""
+    songs = sorted((out / "songs" / "test").iterdir())
+    width = max(len(song.name) for song in songs)
+    lines = ["", f"{'song':{width}} {'stem':14} {'SDR, dB':>8} {'recovered':>10} {'the mixture':>12}"]
+    for song in songs:
+        vocals, rate_hz = read(song / "vocals.wav")
+        mixture, _ = read(song / "mixture.wav")
+        references = np.stack([vocals, mixture - vocals])
+        estimates = np.stack([read(out / "stems" / song.name / "mixture" / f"{stem}.wav")[0] for stem in STEMS])
+        scores = csdr(references, estimates, rate_hz)
+        floors = csdr(references, np.broadcast_to(mixture, references.shape), rate_hz)
+        for stem, score, floor in zip(STEMS, scores, floors, strict=True):
+            lines.append(f"{song.name:{width}} {stem:14} {score:8.2f} {recovered_percent(score):9.0f}% {floor:12.2f}")
+    example, programs = songs[0] / "mixture.wav", Path(sys.executable).parent
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"listen:         {out / 'stems'}",
+            f"compare runs:   {programs}/mlflow ui --backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}",
+            f"serve it again: {programs}/python -m serving serve --model {run_dir / 'classic.mar'}",
+            f"and ask it:     curl -T '{example}' http://127.0.0.1:8080/predictions/stemwright -o stems.zip",
+        ]
+    )
+
+
+def say(number: int, what: str) -> None:
+    print(f"\n[{number}/6] {what}", flush=True)

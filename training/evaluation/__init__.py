@@ -1,0 +1,1 @@
+"""Scores of separated songs: metrics, oracles, comparisons, costs and figures."""

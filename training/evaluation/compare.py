@@ -1,0 +1,241 @@
+"""Several archives on the same songs: how well each separates, and what it costs, in one table and one picture.
+
+Stems that are scored together share the seconds that count for cSDR, so scores compare only between archives of the same
+stems. One of four stems is therefore scored a second time where another gives vocals and accompaniment: as that pair, its
+drums, bass and other summed up. Below the archives stand the ideal ratio mask, for each sample rate and transform of
+theirs, and the mixture.
+
+Axes: s stem, c channel, n sample.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from serving.audio import Audio
+from serving.model.separator import Separator
+from serving.model.source import resolve
+from serving.model.spec import STEMS, ModelSpec
+from training.data.musdb18 import SOURCES, SUMS, Song
+from training.errors import ConfigError
+from training.evaluation.cost import Cost, cost
+from training.evaluation.evaluate import Evaluation, Score, SongScores, decimal, finite, read_excerpt, require_songs
+from training.evaluation.oracle import ideal_ratio_mask
+from training.evaluation.plots import Point, scatter_figure
+
+PAIR = ("vocals", "accompaniment")
+
+Stems = tuple[str, ...]
+"""Stems that are scored together, in the order of STEMS."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one archive, or one of the bounds, comes to on stems that are scored together. Only an archive has a cost, and
+    it once."""
+
+    name: str
+    evaluation: Evaluation
+    cost: Cost | None = None
+
+    @property
+    def mean(self) -> Score:
+        """The means over the stems."""
+        return Score(
+            *np.mean([dataclasses.astuple(score) for score in self.evaluation.stems.values()], axis=0).tolist()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "mean": self.mean.to_json(),
+            **by_stem(self.evaluation.stems),
+            "cost": self.cost and self.cost.to_json(),
+            "songs": [{"song": song.song, **by_stem(song.stems)} for song in self.evaluation.songs],
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of archives, in the order given, and of the bounds below them."""
+
+    archives: tuple[Row, ...]
+    bounds: tuple[Row, ...]
+    device: torch.device
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in the shape of JSON; a score that is not finite is null."""
+        return {
+            "device": str(self.device),
+            "archives": [row.to_json() for row in self.archives],
+            "bounds": [row.to_json() for row in self.bounds],
+        }
+
+    def table(self) -> str:
+        """A text table, a row for each archive and set of stems; "-" where there is nothing."""
+        rows = (*self.archives, *self.bounds)
+        stems = [stem for stem in STEMS if any(stem in row.evaluation.stems for row in rows)]
+        width = max(len(row.name) for row in rows)
+        lines = [
+            f"{'':{width}}"
+            + "".join(f"{name:>14}" for name in (*stems, "mean"))
+            + cost_cells("params", "GMAC/s", "real-time", "memory"),
+            f"{'':{width}}" + "   cSDR   uSDR" * (len(stems) + 1) + cost_cells("10⁶", "", "factor", "MB"),
+        ]
+        for row in rows:
+            scores = [*(row.evaluation.stems.get(stem) for stem in stems), row.mean]
+            lines.append(f"{row.name:{width}}" + "".join(map(cells_of_score, scores)) + cells_of_cost(row.cost))
+        songs = len(rows[0].evaluation.songs)
+        return "\n".join(
+            [*lines, "", f"{songs} songs, scores in dB; real-time factor and peak memory on {self.device}"]
+        )
+
+    def figure(self) -> Figure:
+        """Every song's uSDR, by stem: of the first archive to the right, of another upwards, a panel for each other."""
+        names = list(dict.fromkeys(row.name for row in self.archives))
+        first, *others = names
+        return scatter_figure(first, {other: self.points(first, other) for other in others})
+
+    def points(self, first: str, other: str) -> list[Point]:
+        """The songs by stem. Raises ConfigError where two archives have no stems that were scored alike."""
+        for mine in self.of(first):
+            for theirs in self.of(other):
+                if mine.evaluation.stems.keys() == theirs.evaluation.stems.keys():
+                    return [
+                        Point(song.song, stem, score.usdr_db, beside.stems[stem].usdr_db)
+                        for song, beside in zip(mine.evaluation.songs, theirs.evaluation.songs, strict=True)
+                        for stem, score in song.stems.items()
+                    ]
+        raise ConfigError(f"{first} and {other} give different stems: leave one of them out of the plot")
+
+    def of(self, name: str) -> list[Row]:
+        return [row for row in self.archives if row.name == name]
+
+
+def compare(archives: Mapping[str, Path], songs: Sequence[Song], device: torch.device, progress: bool) -> Comparison:
+    """Separate every song with every archive, named as its rows are to be, and measure what each costs.
+
+    `progress` shows bars. Raises ArchiveError for one that is damaged before any work, DataError as `evaluate` does.
+    """
+    require_songs(songs)
+    separators = {name: Separator.open(path, device) for name, path in archives.items()}
+    given = {name: in_order(separator.spec.stems) for name, separator in separators.items()}
+    scored = {name: sets(stems, among=given.values()) for name, stems in given.items()}
+    masks = {
+        (front_end(separator.spec), stems): separator.spec
+        for name, separator in separators.items()
+        for stems in scored[name]
+    }
+    every_set = list(dict.fromkeys(stems for several in scored.values() for stems in several))
+
+    costs = {
+        name: cost(path, device)
+        for name, path in tqdm(archives.items(), desc="cost", unit="archive", disable=not progress)
+    }
+
+    of_archives: defaultdict[tuple[str, Stems], list[SongScores]] = defaultdict(list)
+    of_bounds: defaultdict[tuple[str, Stems], list[SongScores]] = defaultdict(list)
+    for song in tqdm(songs, desc="compare", unit="song", disable=not progress):
+        excerpt = read_excerpt(song, [stem for stem in STEMS if any(stem in stems for stems in every_set)])
+        for name, separator in separators.items():
+            separated = separator.separate(excerpt.mixture, excerpt.rate_hz)
+            for stems in scored[name]:
+                of_archives[name, stems].append(excerpt.scores(stems, summed_up(separated, stems)))
+        for (name, stems), spec in masks.items():
+            by_mask = ideal_ratio_mask(excerpt.references(stems), excerpt.rate_hz, spec)
+            of_bounds[name, stems].append(excerpt.scores(stems, by_mask))
+        for stems in every_set:
+            of_bounds["mixture", stems].append(excerpt.mixture_scores(stems))
+
+    return Comparison(
+        archives=tuple(
+            Row(name, Evaluation(tuple(scores)), costs[name] if stems == given[name] else None)
+            for (name, stems), scores in of_archives.items()
+        ),
+        bounds=tuple(Row(name, Evaluation(tuple(scores))) for (name, _), scores in of_bounds.items()),
+        device=device,
+    )
+
+
+def resolved(archives: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Archives as files by the names they get in a table, copied below `folder` where they are elsewhere.
+
+    Raises ConfigError unless there are two or more, all different, and what `serving.model.source.resolve` raises.
+    """
+    if len(archives) < 2:
+        raise ConfigError("to compare takes two archives or more: python -m training evaluate scores one")
+    found = {}
+    for number, (name, archive) in enumerate(zip(names(archives), archives, strict=True)):
+        of_its_own = folder / str(number)  # copies may have the same name
+        of_its_own.mkdir()
+        found[name] = resolve(archive, of_its_own)
+    return found
+
+
+def names(archives: Sequence[str]) -> list[str]:
+    """As many last parts of each address as tell them apart: `first/classic` and `second/classic`, or `a` and `b`.
+
+    Raises ConfigError where one is given twice.
+    """
+    parts = [PurePosixPath(archive.removesuffix(".mar")).parts for archive in archives]
+    for archive, its_parts in zip(archives, parts, strict=True):
+        if parts.count(its_parts) > 1:
+            raise ConfigError(f"{archive} is named twice: name each archive once")
+    for count in range(1, max(map(len, parts)) + 1):
+        shortened = ["/".join(its_parts[-count:]) for its_parts in parts]
+        if len(set(shortened)) == len(shortened):
+            break
+    return shortened
+
+
+def sets(stems: Stems, among: Collection[Stems]) -> list[Stems]:
+    """What an archive is scored on: its own stems, and the pair where it can be made of them and another gives it."""
+    as_pair = PAIR in among and set(SOURCES) <= set(stems)
+    return [stems, PAIR] if as_pair else [stems]
+
+
+def in_order(stems: Sequence[str]) -> Stems:
+    return tuple(stem for stem in STEMS if stem in stems)
+
+
+def summed_up(separated: Mapping[str, Audio], stems: Stems) -> Audio:
+    """Stems (s, c, n), those that are not there as the sum of their parts."""
+    parts = [(stem,) if stem in separated else SUMS[stem] for stem in stems]
+    return np.stack([np.sum([separated[part] for part in of_stem], axis=0) for of_stem in parts])
+
+
+def front_end(spec: ModelSpec) -> str:
+    return f"mask {spec.stft.n_fft}/{spec.stft.hop_samples}, {spec.audio.sample_rate_hz / 1000:g} kHz"
+
+
+def by_stem(stems: Mapping[str, Score]) -> dict[str, Any]:
+    return {
+        "stems": {
+            stem: {**score.to_json(), "recovered_percent": finite(score.recovered_percent)}
+            for stem, score in stems.items()
+        }
+    }
+
+
+def cells_of_score(score: Score | None) -> str:
+    values = ("-", "-") if score is None else (decimal(score.csdr_db), decimal(score.usdr_db))
+    return "".join(f" {value:>6}" for value in values)
+
+
+def cells_of_cost(cost: Cost | None) -> str:
+    if cost is None:
+        return cost_cells("-", "-", "-", "-")
+    millions, megabytes = cost.parameters / 1e6, cost.peak_bytes / 1e6
+    return cost_cells(f"{millions:.2f}", f"{cost.gmac_per_s:.2f}", f"{cost.real_time_factor:.3f}", f"{megabytes:.0f}")
+
+
+def cost_cells(parameters: str, arithmetic: str, speed: str, memory: str) -> str:
+    return f"{parameters:>9}{arithmetic:>8}{speed:>11}{memory:>9}"

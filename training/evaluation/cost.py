@@ -1,0 +1,125 @@
+"""What a model costs to run: its size, its arithmetic, its speed on a device, and the memory it takes.
+
+Axes: r row (what the network takes for one excerpt), c channel, f bin, t frame, n sample.
+"""
+
+import copy
+import dataclasses
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from serving.audio import Audio
+from serving.model.archive import read_archive
+from serving.model.separator import Separator
+from serving.model.spec import ModelSpec
+from training.errors import OutOfMemory
+
+EXCERPT_S = 30
+EXCERPT_HZ = 44_100
+TIMES = 3
+
+KERNEL_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    `gmac_per_s` are the 10⁹ multiply-adds of matrix products and convolutions for a second of stereo, `real_time_factor`
+    the seconds that separating a second of it takes. `peak_bytes` is the memory at most: what torch takes of a GPU's, the
+    weights in it; on a CPU that of the whole process, Python and torch in it.
+    """
+
+    parameters: int
+    gmac_per_s: float
+    real_time_factor: float
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, float]:
+        return dataclasses.asdict(self)
+
+
+def cost(archive: Path, device: torch.device) -> Cost:
+    """What the model of an archive costs on a device. Raises ArchiveError, or OutOfMemory where the device is too small."""
+    opened = read_archive(archive)
+    network = opened.network()
+    real_time_factor, peak_bytes = speed_and_memory(archive, device)
+    return Cost(parameters(network), gmac_per_s(network, opened.spec), real_time_factor, peak_bytes)
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(weights.numel() for weights in network.parameters())
+
+
+@torch.no_grad()
+def gmac_per_s(network: nn.Module, spec: ModelSpec) -> float:
+    """10⁹ multiply-adds for a second of stereo, counted over one window of the spec; not what overlaps take twice."""
+    samples = spec.chunk.length_s * spec.audio.sample_rate_hz
+    shape = (1, 2, spec.stft.bins, spec.stft.frames(samples))
+    mixture = torch.empty(shape, dtype=torch.complex64, device="meta")
+    return flop(network, lambda on_meta: on_meta.eval()(mixture)) / 2 / 1e9 / spec.chunk.length_s
+
+
+def flop(network: nn.Module, work: Callable[[nn.Module], object]) -> int:
+    """Floating point operations of the matrix products and convolutions in some work with a network.
+
+    Counted with a copy of it on torch's meta device, which computes nothing and takes an LSTM or a GRU apart into its matrix
+    products: the fused ones of other devices the counter does not see.
+    """
+    on_meta = copy.deepcopy(network).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        work(on_meta)
+    return int(counter.get_total_flops())
+
+
+def speed_and_memory(archive: Path, device: torch.device) -> tuple[float, int]:
+    """Real-time factor and peak bytes, measured in a process of its own, which holds nothing else."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        try:
+            return process.submit(separate_excerpt, archive, str(device)).result()
+        except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+            raise OutOfMemory(
+                f"{archive} does not fit the memory of {device}: free some, or take another --device"
+            ) from error
+
+
+def separate_excerpt(archive: Path, device: str) -> tuple[float, int]:
+    """Real-time factor, that of the fastest of a few times, and the peak bytes so far of this process on a device."""
+    separator, song = Separator.open(archive, device), excerpt()
+    fastest_s = min(seconds(lambda: separator.separate(song, EXCERPT_HZ)) for _ in range(TIMES))
+    on_gpu = separator.device.type == "cuda"
+    peak_bytes = torch.cuda.max_memory_allocated(separator.device) if on_gpu else peak_process_bytes()
+    return fastest_s / EXCERPT_S, peak_bytes
+
+
+def excerpt() -> Audio:
+    """Stereo noise (c, n), the same every time."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, EXCERPT_S * EXCERPT_HZ))
+    return noise.astype(np.float32)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = perf_counter()
+    work()
+    return perf_counter() - started
+
+
+def peak_process_bytes() -> int:
+    """The most memory that this process has held. `ru_maxrss` is not it on Linux: there it begins with the parent's."""
+    if KERNEL_STATUS.exists():
+        (line,) = (line for line in KERNEL_STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return unit_bytes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

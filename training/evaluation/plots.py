@@ -1,0 +1,192 @@
+"""Figures for MLflow and reports: matplotlib's object-oriented interface, no global state.
+
+Axes: c channel, n sample, f bin, t frame, m mel band.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import librosa
+import librosa.display
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from serving.audio import Audio
+from serving.model.spec import STEMS, StftSpec
+from serving.model.spectrogram import Stft
+
+Image = NDArray[np.float32]
+
+# A window long enough for harmonics to stand apart, and few enough bands that none falls between two bins at 96 kHz.
+STFT = StftSpec(n_fft=4096, hop_samples=512)
+MEL_BANDS = 128
+
+LOUDNESS = {"cmap": "magma", "vmin": -70, "vmax": 0}
+SHARE = {"cmap": "cividis", "vmin": 0, "vmax": 1}
+SILENCE = 1e-4
+"""What counts as silent, as a share of the peak magnitude (-80 dB): there is nothing there to give to anyone."""
+
+STEM_COLOURS = dict(zip(STEMS, ("#d1495b", "#00798c", "#6a4c93", "#edae49", "#3d5a80"), strict=True))
+LOWEST_DB = -10
+"""Of what is worse, as of a stem that is silent, no picture is drawn: it would push all else into a corner."""
+LABELLED = 4
+
+
+@dataclass(frozen=True)
+class Point:
+    """The uSDR in dB of one stem of a song: of an archive to the right, of another upwards."""
+
+    song: str
+    stem: str
+    x_db: float
+    y_db: float
+
+
+def spectrogram_figure(mixture: Audio, target: Audio, estimate: Audio, rate_hz: int) -> Figure:
+    """Four panels of one excerpt (c, n) of vocals: mixture, target, estimate, and the mask from mixture to estimate.
+
+    Mel spectrograms of the channels' mean, in dB below the mixture's peak. The mask is |estimate| / |mixture| in each mel
+    band, clipped to 0..1, whatever the model predicts inside.
+    """
+    spectrograms = [
+        mel(Stft(STFT)(torch.from_numpy(audio.mean(axis=0))).abs().numpy(), rate_hz)
+        for audio in (mixture, target, estimate)
+    ]
+    peak = spectrograms[0].max()
+    mask = np.clip(ratio(spectrograms[2], spectrograms[0]), 0, 1)
+
+    figure = Figure(figsize=(12, 7), dpi=110, layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey=True)
+    titles = ("Mixture", "Target vocals", "Estimated vocals")
+    for axis, title, spectrogram in zip(axes.flat[:3], titles, spectrograms, strict=True):
+        levels = draw(axis, title, decibels(spectrogram, peak), rate_hz, STFT.hop_samples, LOUDNESS)
+    shares = draw(axes[1, 1], "Vocal mask", mask, rate_hz, STFT.hop_samples, SHARE)
+    for axis in axes.flat:
+        axis.label_outer()
+    figure.colorbar(levels, ax=axes[0], label="dB below the mixture's peak", pad=0.01)
+    figure.colorbar(shares, ax=axes[1], label="share given to the vocals", pad=0.01)
+    return figure
+
+
+def profile_figure(
+    magnitude: Image,
+    mask: Image | None,
+    means: Sequence[float],
+    percents: Mapping[str, Sequence[float]],
+    rate_hz: int,
+    hop_samples: int,
+) -> Figure:
+    """A song's magnitudes (f, t), its vocal mask (f, t) if there is one, and below them bars for equal slices of the song:
+    their mean magnitudes, and percentages by label."""
+    rows = 3 if mask is None else 4
+    figure = Figure(figsize=(12, 2.6 * rows), dpi=110, layout="constrained")
+    *above, axis_of_means, axis_of_percents = figure.subplots(rows, 1, sharex=True)
+
+    bands = mel(magnitude, rate_hz)
+    levels = draw(above[0], "Song", decibels(bands, bands.max()), rate_hz, hop_samples, LOUDNESS)
+    figure.colorbar(levels, ax=above[0], label="dB below the peak", pad=0.01)
+    if mask is not None:
+        shares = draw(above[1], "Vocal mask", ratio(mel(mask * magnitude, rate_hz), bands), rate_hz, hop_samples, SHARE)
+        figure.colorbar(shares, ax=above[1], label="share given to the vocals", pad=0.01)
+
+    edges_s = np.linspace(0, magnitude.shape[1] * hop_samples / rate_hz, len(means) + 1)
+    width_s = edges_s[1]
+    axis_of_means.bar(edges_s[:-1], means, 0.9 * width_s, align="edge", color="#5b6b8c")
+    axis_of_means.set(title=f"{len(means)} equal slices", ylabel="mean magnitude")
+    for nth, (label, values) in enumerate(percents.items()):
+        share_s = 0.9 * width_s / len(percents)
+        axis_of_percents.bar(edges_s[:-1] + nth * share_s, values, share_s, align="edge", label=label, color=f"C{nth}")
+    axis_of_percents.set(xlabel="Time (seconds)", ylabel="% of the slice's magnitude", ylim=(0, 100))
+    axis_of_percents.legend(loc="upper right", ncols=len(percents))
+    for axis in above:
+        axis.label_outer()
+    return figure
+
+
+def scatter_figure(first: str, others: Mapping[str, Sequence[Point]]) -> Figure:
+    """Every song under two archives, a colour for each stem: above the diagonal the other one is better than `first`.
+
+    A panel for each other archive, by name. The songs that differ most are labelled. What is worse than LOWEST_DB lies on
+    the edge.
+    """
+    values = [
+        max(LOWEST_DB, value) for points in others.values() for point in points for value in (point.x_db, point.y_db)
+    ]
+    limits = min(values) - 1, max(values) + 1
+    columns = min(3, len(others))
+    rows = -(-len(others) // columns)
+    figure = Figure(figsize=(0.6 + 5.6 * columns, 5.6 * rows), dpi=110, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, (other, points) in zip(axes, others.items(), strict=False):
+        draw_points(axis, points, limits)
+        axis.set(xlabel=f"{first}: uSDR of a song, dB", ylabel=f"{other}: uSDR, dB")
+    for axis in axes[len(others) :]:
+        axis.remove()
+    legend = {label: dots for axis in axes for dots, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=len(legend), frameon=False)
+    return figure
+
+
+def draw_points(axis: Axes, points: Sequence[Point], limits: tuple[float, float]) -> None:
+    low, high = limits
+    axis.plot(limits, limits, color="0.6", linewidth=1, zorder=1)
+    for stem in STEMS:
+        places = [place(point) for point in points if point.stem == stem]
+        if places:
+            x, y = [x for x, _ in places], [y for _, y in places]
+            axis.scatter(x, y, sizes=[24], alpha=0.8, color=STEM_COLOURS[stem], linewidths=0, label=stem)
+    for point in most_different(points, apart_db=0.04 * (high - low)):
+        at = place(point)
+        across = (at[0] - low) / (high - low)
+        # On the side away from the diagonal, where there are few points, unless the panel ends there.
+        to_left = across > 0.35 if point.y_db > point.x_db else across > 0.65
+        form: dict[str, Any] = {"fontsize": 7, "color": "0.25", "va": "center", "ha": "right" if to_left else "left"}
+        axis.annotate(point.song, at, (-6 if to_left else 6, 0), textcoords="offset points", **form)
+    axis.set(xlim=limits, ylim=limits, aspect="equal")
+    axis.grid(color="0.92")
+    axis.set_axisbelow(True)
+
+
+def most_different(points: Sequence[Point], apart_db: float) -> list[Point]:
+    """The points farthest from the diagonal, but for those whose label would cover one of a point farther away."""
+    chosen: list[Point] = []
+    for point in sorted(points, key=lambda point: -abs(point.y_db - point.x_db)):
+        if all(abs(place(point)[1] - place(other)[1]) >= apart_db for other in chosen):
+            chosen.append(point)
+    return chosen[:LABELLED]
+
+
+def place(point: Point) -> tuple[float, float]:
+    return max(LOWEST_DB, point.x_db), max(LOWEST_DB, point.y_db)
+
+
+def mel(magnitude: Image, rate_hz: int) -> Image:
+    """Magnitudes (m, t) in mel bands, of magnitudes (f, t)."""
+    bands: Image = librosa.feature.melspectrogram(S=magnitude, sr=rate_hz, n_mels=MEL_BANDS)
+    return bands
+
+
+def decibels(magnitude: Image, peak: float) -> Image:
+    """Levels in dB below a peak magnitude."""
+    levels: Image = librosa.amplitude_to_db(magnitude, ref=max(peak, 1e-8), amin=1e-8, top_db=None)
+    return levels
+
+
+def ratio(part: Image, whole: Image) -> Image:
+    """The share of the whole that the part has, 0 where the whole is silent."""
+    shares: Image = part / (whole + max(SILENCE * whole.max(), 1e-8))
+    return shares
+
+
+def draw(axis: Axes, title: str, image: Image, rate_hz: int, hop_samples: int, colours: Mapping[str, Any]) -> QuadMesh:
+    """Draw mel bands (m, t) over time and frequency."""
+    mesh: QuadMesh = librosa.display.specshow(
+        image, x_axis="s", y_axis="mel", sr=rate_hz, hop_length=hop_samples, ax=axis, rasterized=True, **colours
+    )
+    axis.set_title(title)
+    return mesh

@@ -1,0 +1,1 @@
+"""One run: the loop, its step and state, validation, export, and several ranks at it."""

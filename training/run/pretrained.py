@@ -1,0 +1,34 @@
+"""Starting from the weights of an archive: fine-tuning on other songs, or towards other stems."""
+
+import tempfile
+from pathlib import Path
+
+from torch import nn
+
+from serving.model.archive import read_archive
+from serving.model.source import resolve
+from serving.model.spec import ModelSpec
+from training.errors import ConfigError
+
+
+def take_weights(network: nn.Module, spec: ModelSpec, archive: str) -> list[str]:
+    """Copy every tensor that the archive and the network share by name and shape; the names of those that start fresh.
+
+    `archive` is a .mar file, s3://…, runs:/… or models:/…. Raises ConfigError for another architecture or one of which
+    nothing fits, ArchiveError or StorageError where there is no archive.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        opened = read_archive(resolve(archive, Path(folder)))
+    if opened.spec.architecture != spec.architecture:
+        raise ConfigError(
+            f"--init {archive} holds a {opened.spec.architecture} network, this run trains {spec.architecture}"
+        )
+    wanted = network.state_dict()
+    shared = {n: t for n, t in opened.tensors.items() if n in wanted and wanted[n].shape == t.shape}
+    weights = dict(network.named_parameters())
+    if not weights.keys() & shared.keys():
+        raise ConfigError(
+            f"--init {archive} has no weights of this network's shapes: train with the preset it was made with"
+        )
+    network.load_state_dict(shared, strict=False)
+    return sorted(wanted.keys() - shared.keys())

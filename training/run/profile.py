@@ -1,0 +1,230 @@
+"""Where the time of a training step goes on this device, what limits it, and what to change."""
+
+import os
+import resource
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from serving.model.spec import ModelSpec
+from serving.storage.storage import no_progress
+from training.config import TrainConfig
+from training.data.augment import samples_to_cut
+from training.data.crops import Crops, batches
+from training.data.data_set import open_dataset
+from training.data.decoded import decode
+from training.data.stems import DECODED_STEMS
+from training.evaluation.cost import flop
+from training.progress import ProgressBar
+from training.run.losses import relative_error_db
+from training.run.precision import prepare
+from training.run.ranks import Ranks, alone, synced
+from training.run.state import RunState
+from training.run.step import Stepper
+
+WARMUP_STEPS = 3
+MATRIX_S = 0.5
+LONGEST_DATA_WAIT = 0.02
+LONGEST_EXCHANGE = 0.2
+WELL_USED = 0.3
+"""Of the matrix rate; norms, activations and the LSTM keep a U-Net from much more."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a step of a run comes to on one device.
+
+    `parts_s` has the parts of a step by name, each begun when the one before was over. In training they overlap: there a
+    step takes `step_s`, `data_wait_s` of them until its batch is there. Memory is the device's, its peak that of all steps.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    precision: str
+    world_size: int
+    pieces: int
+    parts_s: dict[str, float]
+    step_s: float
+    data_wait_s: float
+    flop: int
+    matrix_flop_per_s: float
+    peak_bytes: int
+    memory_bytes: int
+
+    @property
+    def data_wait(self) -> float:
+        """The share of a step in training that waits for its batch, 0..1."""
+        return self.data_wait_s / self.step_s
+
+    @property
+    def utilization(self) -> float:
+        """The network's arithmetic beside the products of large matrices that the device could have made, 0..1."""
+        return self.flop / self.step_s / self.matrix_flop_per_s
+
+    def table(self) -> str:
+        """A text table of the parts, and what they come to."""
+        batches, whole_s = self.config.batches, sum(self.parts_s.values())
+        lines = [
+            f"{self.config.preset} on {self.device} in {self.precision}: {batches.batch_size} excerpts of {batches.crop_s:g} s"
+            + (f" on {self.world_size} ranks" if self.world_size > 1 else ""),
+            "",
+            f"{'':15} {'ms':>10} {'share':>8}",
+            *(f"{name:15} {1e3 * part_s:10.2f} {part_s / whole_s:8.1%}" for name, part_s in self.parts_s.items()),
+            f"{'one by one':15} {1e3 * whole_s:10.2f}",
+            f"{'in training':15} {1e3 * self.step_s:10.2f}, {self.data_wait:.1%} of it waiting for data",
+            "",
+            f"speed       {batches.batch_size / self.step_s:.1f} crops a second, "
+            f"{batches.batch_size * batches.crop_s / self.step_s:.1f} seconds of audio a second",
+            f"arithmetic  {self.flop / self.step_s / 1e9:.1f} GFLOP/s, {self.utilization:.0%} of the "
+            f"{self.matrix_flop_per_s / 1e9:.1f} of a product of large matrices",
+            f"memory      {self.peak_bytes / 1e9:.2f} GB at most, of {self.memory_bytes / 1e9:.1f}",
+        ]
+        return "\n".join(lines)
+
+    def advice(self) -> str:
+        """What limits the run, and what to change."""
+        size, exchange = self.config.batches.batch_size, self.parts_s.get("exchange", 0) / sum(self.parts_s.values())
+        if self.data_wait > LONGEST_DATA_WAIT:
+            return (
+                f"The device waits for its batches {self.data_wait:.0%} of the time: put --cache on a faster disk, or give "
+                "the run more processor cores."
+            )
+        if self.pieces > 1:
+            return (
+                f"A batch does not fit the memory and is computed in {self.pieces} pieces: take a shorter --crop-s, or a "
+                f"--batch-size of {max(1, size // self.pieces)}."
+            )
+        if exchange > LONGEST_EXCHANGE:
+            return (
+                f"The exchange of gradients takes {exchange:.0%} of a step: a larger --batch-size needs fewer of them."
+            )
+        if self.device.type == "cpu":
+            return "The processor is the limit: train on a GPU, or for longer."
+        if self.utilization >= WELL_USED:
+            return "The device's arithmetic is the limit: only a faster device, or more of them, would train faster."
+        idle = f"The device reaches {self.utilization:.0%} of its matrix rate"
+        if self.peak_bytes < self.memory_bytes / 3:
+            return f"{idle} and has memory left: take --batch-size {2 * size}."
+        if not self.config.compile:
+            return f"{idle} and its memory is in use: try --compile."
+        return f"{idle}: it moves more data than it computes with, which no flag of training changes."
+
+
+class Stopwatch:
+    """A `training.run.step.Phase` that adds up the seconds of each part; `wait` returns when the device has done its work."""
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        self.wait = wait
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        self.wait()
+        started = perf_counter()
+        yield
+        self.wait()
+        self.seconds[part] += perf_counter() - started
+
+
+def profile(config: TrainConfig, steps: int, cache: Path, device: torch.device, ranks: Ranks) -> Profile:
+    """Take so many steps as training does, and as many part by part; nothing is kept of them but what is in `cache`.
+
+    Raises TrainingError or StemwrightError with one sentence on what is wrong.
+    """
+    with ranks.connected(device):
+        prepare(config.deterministic)
+        ranks.require_share_of(config.batches.batch_size)
+        progress = ProgressBar() if ranks.first else no_progress
+        data = open_dataset(config.data, cache / "data", config.validation.valid_share, progress, splits=["train"])
+        songs = decode(data.train, config.model.audio, DECODED_STEMS, cache / "decoded", progress)
+        cut = samples_to_cut(config.crop_samples)
+        crops = Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
+        state = RunState(config, device)
+        if ranks.world_size > 1:
+            synced(state.network)
+        return measure(Stepper(config, state, device, ranks), crops, steps)
+
+
+def measure(stepper: Stepper, crops: Crops, steps: int) -> Profile:
+    config, device = stepper.config, stepper.device
+    on_gpu = device.type == "cuda"
+    upcoming = batches(crops, stepper.state.step, pin_memory=on_gpu)
+    stepper.fit(crops.batch(stepper.state.step))
+    seconds_a_step(stepper, upcoming, WARMUP_STEPS, Stopwatch(nothing))
+
+    data_watch, watch = Stopwatch(nothing), Stopwatch(partial(torch.cuda.synchronize, device) if on_gpu else nothing)
+    step_s = seconds_a_step(stepper, upcoming, steps, data_watch)
+    stepper.phase = watch
+    watched_s = seconds_a_step(stepper, upcoming, steps, watch)
+    peak_bytes, memory_bytes = memory(device)
+    parts_s = {part: seconds / steps for part, seconds in watch.seconds.items()}
+
+    return Profile(
+        config=config,
+        device=device,
+        precision=stepper.precision.name,
+        world_size=stepper.ranks.world_size,
+        pieces=stepper.pieces,
+        parts_s={**parts_s, "rest": watched_s - sum(parts_s.values())},
+        step_s=step_s,
+        data_wait_s=data_watch.seconds["data wait"] / steps,
+        flop=step_flop(stepper.state.network, config.model, len(crops.examples), config.crop_samples),
+        matrix_flop_per_s=matrix_rate(device, stepper.precision.dtype),
+        peak_bytes=peak_bytes,
+        memory_bytes=memory_bytes,
+    )
+
+
+def seconds_a_step(stepper: Stepper, upcoming: Iterator[Tensor], steps: int, watch: Stopwatch) -> float:
+    """Seconds that a step takes, the mean over some."""
+    started = perf_counter()
+    for _ in range(steps):
+        with watch("data wait"):
+            decoded = next(upcoming)
+        stepper(decoded, stepper.config.optimization.learning_rate)
+    stepper.report()  # waits for the device
+    return (perf_counter() - started) / steps
+
+
+def nothing() -> None:
+    """Wait for a device that is done when a call returns."""
+
+
+def step_flop(network: nn.Module, model: ModelSpec, batch_size: int, crop_samples: int) -> int:
+    """Floating point operations of matrix products and convolutions, forwards and backwards."""
+    shape = (batch_size, len(model.stems), 1, model.stft.bins, model.stft.frames(crop_samples))
+    references = torch.empty(shape, dtype=torch.complex64, device="meta")
+
+    def step(on_meta: nn.Module) -> None:
+        with alone(on_meta):
+            relative_error_db(on_meta.train()(references.sum(dim=1)), references).backward()
+
+    return flop(network, step)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations a second of a product of two large matrices, the best of as many as fit in MATRIX_S."""
+    side, wait = (8192, partial(torch.cuda.synchronize, device)) if device.type == "cuda" else (2048, nothing)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    fastest_s, ends = float("inf"), perf_counter() + MATRIX_S
+    while perf_counter() < ends:
+        started = perf_counter()
+        a @ b
+        wait()
+        fastest_s = min(fastest_s, perf_counter() - started)
+    return 2 * side**3 / fastest_s
+
+
+def memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of the device's memory: those taken at the peak, on a CPU by the whole process, and all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 1024 * kibibytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,116 @@
+"""The state of a run in one file: tensors as safetensors, the rest as JSON in its header; no pickle."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from serving.model.networks import build
+from training.checkpoints.tensor_file import read_tensors, serialized
+from training.config import TrainConfig
+from training.errors import CheckpointError
+from training.run.ema import Average
+from training.run.precision import Precision
+
+
+class RunState:
+    """Everything that a run goes on from: weights, their averages, optimizer, and how far it has come.
+
+    The batches and the augmentation of a step follow from the seed, the step and `songs` alone: there are no random states.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        torch.manual_seed(config.seed)
+        self.network: nn.Module = build(config.model).to(device)
+        self.averages = [Average(self.network, decay) for decay in config.optimization.ema_decays]
+        self.optimizer = optimizer_of(self.network, config.optimization.weight_decay)
+        self.scaler = Precision.of(device, config.precision).scaler(device)
+        self.step = 0
+        self.trained_s = 0.0
+        self.validations = 0
+        self.best_usdr = -float("inf")
+        self.stale_validations = 0
+        self.run_id: str | None = None
+        self.songs: list[tuple[int, list[str]]] = []
+
+    def write(self, path: Path) -> None:
+        """Write the state to a file; whoever calls makes it last."""
+        tensors = {
+            **with_prefix("network", self.network.state_dict()),
+            **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
+        }
+        for average in self.averages:
+            tensors |= with_prefix(f"average {average.decay:g}", average.network.state_dict())
+        facts = {
+            "step": self.step,
+            "trained_s": self.trained_s,
+            "validations": self.validations,
+            "best_usdr": self.best_usdr,
+            "stale_validations": self.stale_validations,
+            "run_id": self.run_id,
+            "songs": self.songs,
+            "scaler": self.scaler.state_dict(),
+        }
+        path.write_bytes(serialized(tensors, facts))
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take up what `read_tensors` found in a file that `write` made. Raises CheckpointError where it is another run's."""
+        try:
+            self.network.load_state_dict(without_prefix("network", tensors))
+            for average in self.averages:
+                average.network.load_state_dict(without_prefix(f"average {average.decay:g}", tensors))
+            restore_optimizer(self.optimizer, without_prefix("optimizer", tensors))
+            self.scaler.load_state_dict(facts["scaler"])
+            self.step, self.trained_s, self.validations = facts["step"], facts["trained_s"], facts["validations"]
+            self.best_usdr, self.stale_validations = facts["best_usdr"], facts["stale_validations"]
+            self.run_id = facts["run_id"]
+            self.songs = [(step, names) for step, names in facts["songs"]]
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"the checkpoint does not fit this run ({reason}): resume with the preset, model and --ema-decays it had"
+            ) from error
+
+
+def optimizer_of(network: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels, not biases and norms."""
+    parameters = list(network.parameters())
+    decayed = {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay}
+    others = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+    return torch.optim.AdamW([decayed, others], betas=(0.9, 0.99), fused=True)
+
+
+def load_network(path: Path, config: TrainConfig) -> tuple[nn.Module, dict[str, Any]]:
+    """The network and the facts in a file of weights alone."""
+    tensors, facts = read_tensors(path)
+    network = build(config.model)
+    network.load_state_dict(tensors)
+    return network, facts
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # The fused step reads moments in the memory order of their parameter, channels last, and files have none.
+    for parameter, moments in optimizer.state.items():
+        for name, tensor in moments.items():
+            if tensor.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(tensor)
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}

@@ -1,0 +1,1 @@
+"""MLflow: the tracker, the spool before it, and the registry."""
