@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -118,13 +119,13 @@ def start_supply(
 ) -> tuple[Supply, Crops]:
     """Excerpts of the songs that training starts with, and the other songs on their way."""
 
-    def prepare(songs: Sequence[Song], progress: Progress = no_progress) -> list[DecodedSong]:
-        data.bring(songs, progress)
-        return decode(songs, config.model.audio, DECODED_STEMS, cache, progress)
+    def prepare(songs: Sequence[Song], stopping: Event, progress: Progress = no_progress) -> list[DecodedSong]:
+        data.bring(songs, progress, stopping)
+        return decode(songs, config.model.audio, DECODED_STEMS, cache, progress, stopping)
 
     schedule = state.songs or first_songs(data.train, config.seed, complete)
     known, others = scheduled(data.train, schedule)
-    (_, first), *later = [(step, prepare(songs, progress)) for step, songs in known]
+    (_, first), *later = [(step, prepare(songs, Event(), progress)) for step, songs in known]
     cut = samples_to_cut(config.crop_samples)
     crops = Crops(first, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
     for step, songs in later:
