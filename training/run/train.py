@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from serving.storage.storage import Progress, exists, fetch_file, no_progress
+from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import TrainConfig, git_commit, read_config, tracking_uri
+from training.config import TrainConfig, read_config, tracking_uri
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
@@ -190,7 +191,7 @@ def tracked(
         return
     with Tracker.open(tracking_uri(places.run_dir), places.run_dir, state.run_id) as tracker:
         if state.run_id is None:
-            tracker.describe(config, {"device": name_of(device), "commit": git_commit(), "data.digest": digest})
+            tracker.describe(config, {"device": name_of(device), "commit": commit(), "data.digest": digest})
             tracker.data(config.data, digest)
         yield tracker
 
