@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from socket import SocketIO
 from typing import BinaryIO
 
 import numpy as np
@@ -94,7 +95,7 @@ def refusal(name: str, reason: str, seconds: float) -> AudioError:
 class Messages:
     """The answer of the process, message by message."""
 
-    def __init__(self, file: io.BufferedReader, name: str) -> None:
+    def __init__(self, file: "io.BufferedReader[SocketIO]", name: str) -> None:
         self._file = file
         self._name = name
 

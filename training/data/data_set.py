@@ -5,7 +5,6 @@ train|test/<Artist - Title>/{drums,bass,other,vocals}.wav|flac     MUSDB18-HQ an
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,31 +12,11 @@ from pathlib import Path
 from typing import Self
 
 from serving.storage.storage import Progress, no_progress
-from training.data.musdb18 import SOURCES, Song, StemFile, StemFolder
+from training.data.musdb18 import SOURCES, Song, StemFile, StemFolder, validation_tracks
 from training.data.source import Source, find_source
 from training.errors import DataError
 
 SPLITS = ("train", "valid", "test")
-
-# As `validation_tracks` in the musdb package, which cannot be imported where there is no ffmpeg.
-VALIDATION_NAMES = frozenset(
-    {
-        "Actions - One Minute Smile",
-        "Clara Berry And Wooldog - Waltz For My Victims",
-        "Johnny Lokke - Promises & Lies",
-        "Patrick Talbot - A Reason To Leave",
-        "Triviul - Angelsaint",
-        "Alexander Ross - Goodbye Bolero",
-        "Fergessen - Nos Palpitants",
-        "Leaf - Summerghost",
-        "Skelpolu - Human Mistakes",
-        "Young Griffo - Pennies",
-        "ANiMAL - Rockshow",
-        "James May - On The Line",
-        "Meaxic - Take A Step",
-        "Traffic Experiment - Sirens",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -104,8 +83,6 @@ class DataSet:
         length than its neighbours, a full disk.
         """
         self.source.bring([name for song in songs for name in self.files[song]], self.folder, progress)
-        if any(isinstance(song, StemFile) for song in songs):
-            require_ffmpeg(self.data)
         with ThreadPoolExecutor() as pool:
             for done, _ in enumerate(pool.map(lambda song: song.check(), songs), start=1):
                 progress("check songs", done, len(songs))
@@ -173,16 +150,8 @@ def stem_file(source: Source, path: str, stem: str) -> str:
 
 
 def validation_names(names: Sequence[str], share: float) -> set[str]:
-    official = VALIDATION_NAMES.intersection(names)
+    official = validation_tracks().intersection(names)
     if official and len(official) < len(names):
         return set(official)
     by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     return set(by_hash[: max(1, round(share * len(names)))])
-
-
-def require_ffmpeg(data: str) -> None:
-    if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
-        raise DataError(
-            f"{data} holds .stem.mp4 files, which need ffmpeg: install it (apt-get install ffmpeg, brew install ffmpeg) "
-            "or use MUSDB18-HQ"
-        )
