@@ -58,15 +58,20 @@ class Answer:
         self._pieces: Iterator[bytes] = iter(())
 
     def separate(
-        self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float, reach: Reach | None = None
+        self,
+        separator: Separator,
+        fields: Mapping[str, Any],
+        max_duration_s: float,
+        reach: Reach | None = None,
+        max_samples: int | None = None,
     ) -> None:
         """Answer with the stems of the song that was sent as the body or as the one field of a form; of a song within
         `reach` that was named in a body of JSON."""
         body_type = self._request_headers.get("content-type", "").split(";")[0].strip().lower()
         if body_type == "application/json":
-            self._pieces = self._stems_by_reference(separator, fields, max_duration_s, reach or Reach())
+            self._pieces = self._stems_by_reference(separator, fields, max_duration_s, max_samples, reach or Reach())
         else:
-            self._pieces = self._stems(separator, fields, max_duration_s)
+            self._pieces = self._stems(separator, fields, max_duration_s, max_samples)
 
     def refuse(self, error: StemwrightError) -> None:
         """Answer with an error, before anything else was sent."""
@@ -121,14 +126,21 @@ class Answer:
             facts |= {f"{part}_s": round(seconds, 3) for part, seconds in self.work.seconds.items()}
         return json.dumps(facts)
 
-    def _stems(self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float) -> Iterator[bytes]:
+    def _stems(
+        self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float, max_samples: int | None
+    ) -> Iterator[bytes]:
         request = Request.from_headers(self._request_headers, separator.spec)
         self._announce(request)
         with on_disk(audio_of(fields)) as song:
-            yield from request.answer(separator, song, max_duration_s, self.work)
+            yield from request.answer(separator, song, max_duration_s, self.work, max_samples)
 
     def _stems_by_reference(
-        self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float, reach: Reach
+        self,
+        separator: Separator,
+        fields: Mapping[str, Any],
+        max_duration_s: float,
+        max_samples: int | None,
+        reach: Reach,
     ) -> Iterator[bytes]:
         request = Request.from_headers(self._request_headers, separator.spec)
         named = Reference.from_json(audio_of(fields))
@@ -139,7 +151,7 @@ class Answer:
         else:
             self._announce(request)
         with reach.song(named.uri) as path:
-            pieces = request.answer(separator, path, max_duration_s, self.work)
+            pieces = request.answer(separator, path, max_duration_s, self.work, max_samples)
             if named.output is not None:
                 pieces = stored(pieces, request.audio_format, reach, named.output)
             yield from pieces

@@ -68,7 +68,8 @@ class Handler:
             if self.drain and self.drain.begun:
                 answer.refuse(ServerError("the server is stopping: try again, there may be another"))
             else:
-                answer.separate(self.separator, data[0], self.settings.max_duration_s, self.reach)
+                max_samples = self.settings.max_million_samples * 10**6
+                answer.separate(self.separator, data[0], self.settings.max_duration_s, self.reach, max_samples)
             status: int = HTTPStatus.INTERNAL_SERVER_ERROR
             try:
                 piece, status = self.send(answer, context)

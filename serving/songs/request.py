@@ -77,7 +77,12 @@ class Request:
         return f'attachment; filename="{plain}"{extended}'
 
     def answer(
-        self, separator: Separator, source: Source, max_duration_s: float | None = None, work: Work | None = None
+        self,
+        separator: Separator,
+        source: Source,
+        max_duration_s: float | None = None,
+        work: Work | None = None,
+        max_samples: int | None = None,
     ) -> Iterator[bytes]:
         """The bytes of the file asked for, piece by piece, accounted for in `work`.
 
@@ -86,7 +91,7 @@ class Request:
         work = work or Work()
         with ExitStack() as stack:
             with work.part("decode"):
-                song = stack.enter_context(open_audio(source, max_duration_s))
+                song = stack.enter_context(open_audio(source, max_duration_s, max_samples))
             work.audio = song.info
             encoding = Encoding.like(song.info, self.audio_format, self.bit_depth)
             stems = self.separate(separator, song, work)

@@ -5,7 +5,6 @@ train|test/<Artist - Title>/{drums,bass,other,vocals}.wav|flac     MUSDB18-HQ an
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from threading import Event
 from typing import Self
 
 from serving.storage.storage import Progress, counter, no_progress
-from training.data.musdb18 import SOURCES, Song, StemFile, StemFolder
+from training.data.musdb18 import SOURCES, Song, StemFile, StemFolder, validation_tracks
 from training.data.source import Source, find_source
 from training.errors import DataError
 from training.transfer.parallel import run_parallel
@@ -21,26 +20,6 @@ from training.transfer.parallel import run_parallel
 SPLITS = ("train", "valid", "test")
 CHECKS = 8
 """Songs whose headers are read side by side."""
-
-# As `validation_tracks` in the musdb package, which cannot be imported where there is no ffmpeg.
-VALIDATION_NAMES = frozenset(
-    {
-        "Actions - One Minute Smile",
-        "Clara Berry And Wooldog - Waltz For My Victims",
-        "Johnny Lokke - Promises & Lies",
-        "Patrick Talbot - A Reason To Leave",
-        "Triviul - Angelsaint",
-        "Alexander Ross - Goodbye Bolero",
-        "Fergessen - Nos Palpitants",
-        "Leaf - Summerghost",
-        "Skelpolu - Human Mistakes",
-        "Young Griffo - Pennies",
-        "ANiMAL - Rockshow",
-        "James May - On The Line",
-        "Meaxic - Take A Step",
-        "Traffic Experiment - Sirens",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -109,8 +88,6 @@ class DataSet:
         stopping = stopping or Event()
         names = [name for song in songs for name in self.files[song]]
         self.source.bring(names, self.folder, progress, stopping)
-        if any(isinstance(song, StemFile) for song in songs):
-            require_ffmpeg(self.data)
         count = counter("check songs", len(songs), progress)
 
         def check(song: Song) -> None:
@@ -182,16 +159,8 @@ def stem_file(source: Source, path: str, stem: str) -> str:
 
 
 def validation_names(names: Sequence[str], share: float) -> set[str]:
-    official = VALIDATION_NAMES.intersection(names)
+    official = validation_tracks().intersection(names)
     if official and len(official) < len(names):
         return set(official)
     by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     return set(by_hash[: max(1, round(share * len(names)))])
-
-
-def require_ffmpeg(data: str) -> None:
-    if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
-        raise DataError(
-            f"{data} holds .stem.mp4 files, which need ffmpeg: install it (apt-get install ffmpeg, brew install ffmpeg) "
-            "or use MUSDB18-HQ"
-        )
