@@ -168,8 +168,8 @@ def test_serving_is_complete_without_training() -> None:
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("boto3", {"serving/storage/storage.py"}),
-        ("botocore", {"serving/storage/storage.py"}),
+        ("boto3", {"serving/storage/s3.py"}),
+        ("botocore", {"serving/storage/s3.py"}),
         ("mlflow", {"serving/model/source.py", "training/tracking/tracking.py", "training/tracking/registry.py"}),
         ("ts", {"serving/endpoint/handler.py"}),
         (
@@ -178,7 +178,7 @@ def test_serving_is_complete_without_training() -> None:
                 "serving/client.py",
                 "serving/endpoint/by_reference.py",
                 "serving/endpoint/server.py",
-                "serving/storage/storage.py",
+                "serving/storage/s3.py",
             },
         ),
         ("musdb", {"training/data/musdb18.py"}),

@@ -28,7 +28,7 @@ from serving.model.spec import AudioSpec
 from serving.storage.storage import Progress, counter, no_progress
 from training.data.errata import faults
 from training.data.file_hashes import FileHashes
-from training.data.musdb18 import Audio, Header, Song
+from training.data.song import Audio, Header, Song
 from training.errors import DataError, Stopped
 from training.transfer.file_lock import lock, try_lock
 from training.transfer.parallel import Item, Result, run_parallel
@@ -141,7 +141,7 @@ class DecodeCache:
 
     def require_space(self, songs: Sequence[Song]) -> None:
         """Raises DataError unless the folder has room for all of the songs."""
-        needed_bytes = sum(SAMPLE_BYTES * math.prod(self.shape(song.headers()[self.stems[0]])) for song in songs)
+        needed_bytes = sum(SAMPLE_BYTES * math.prod(self.shape(song.header())) for song in songs)
         free_bytes = shutil.disk_usage(self.folder).free
         if needed_bytes > free_bytes:
             raise DataError(

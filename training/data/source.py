@@ -16,7 +16,7 @@ from training.transfer.arrivals import arrivals
 from training.transfer.fetch import Wanted, fetch_objects
 from training.transfer.remote_zip import opener, readable, unpack
 
-EXPECTED = "expected train|test/<Artist - Title>.stem.mp4 or train|test/<Artist - Title>/{drums,bass,other,vocals}.wav"
+EXPECTED = "expected train|test/<Artist - Title>.stem.mp4 or train|test/<Artist - Title>/{vocals,drums,bass,other}.wav"
 
 # The files of songs, in both layouts, below any folder.
 SONG_FILE = re.compile(

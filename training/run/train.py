@@ -20,9 +20,7 @@ from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
 from training.data.decoded import DecodedSong, decode
-from training.data.errata import reports
-from training.data.musdb18 import Song
-from training.data.stems import DECODED_STEMS
+from training.data.song import Song
 from training.data.supply import Supply, first_songs, scheduled
 from training.errors import ConfigError
 from training.progress import ProgressBar, say
@@ -120,9 +118,11 @@ def start_supply(
 ) -> tuple[Supply, Crops]:
     """Excerpts of the songs that training starts with, and the other songs on their way."""
 
+    stems = data.decoded_stems(config.model.stems)
+
     def prepare(songs: Sequence[Song], stopping: Event, progress: Progress = no_progress) -> list[DecodedSong]:
         data.bring(songs, progress, stopping)
-        return decode(songs, config.model.audio, DECODED_STEMS, cache, progress, stopping)
+        return decode(songs, config.model.audio, stems, cache, progress, stopping)
 
     schedule = state.songs or first_songs(data.train, config.seed, complete)
     known, others = scheduled(data.train, schedule)
@@ -133,7 +133,7 @@ def start_supply(
         crops.add(songs, step)
     state.songs = crops.schedule
     if ranks.first:
-        for report in reports(song.name for song in data.train):
+        for report in data.reports():
             say(report)
         if others:
             say(f"training starts with {len(data.train) - len(others)} songs, {len(others)} more are on their way")

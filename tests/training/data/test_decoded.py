@@ -20,7 +20,9 @@ from serving.model.spec import AudioSpec
 from tests.data_sets import STEMS, needs_ffmpeg, stem_audio, write_folder, write_stem_file
 from training.data import decoded as decoded_module
 from training.data.decoded import DecodeCache, Span, claimed, decode, resampled, resampled_samples
-from training.data.musdb18 import BLOCK_SAMPLES, Header, Song, StemFile, StemFolder
+from training.data.musdb18 import StemFile
+from training.data.song import BLOCK_SAMPLES, Header, Song
+from training.data.stem_folder import StemFolder
 from training.errors import DataError, Stopped
 
 DECODE = """
@@ -31,7 +33,7 @@ from serving.model.spec import AudioSpec
 from training.data import decoded as decoded_module
 from training.data.decoded import decode
 from training.errors import DataError
-from training.data.musdb18 import StemFolder
+from training.data.stem_folder import StemFolder
 if len(sys.argv) > 3:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 print("begin", flush=True)
