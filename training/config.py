@@ -228,7 +228,12 @@ def leaves(config: Any) -> Iterator[tuple[str, Any]]:
 
 def tracking_uri(run_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
     """Where runs are tracked: MLFLOW_TRACKING_URI, else a SQLite store beside the run folder."""
-    return environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    return tracking_uri_given(environ) or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+
+
+def tracking_uri_given(environ: Mapping[str, str] = os.environ) -> str | None:
+    """MLFLOW_TRACKING_URI, None where it is not set."""
+    return environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,8 @@ from training.commands.options import DATA, Commands, add_cache, add_device, dev
 from training.config import PRESETS, Budget, TrainConfig, add_flags, launched, with_flags
 from training.errors import ConfigError
 
+PLACE = "name.mar, s3://bucket/name.mar, or a folder or prefix, which gets <preset>-<name of the run folder>.mar"
+
 
 def add(commands: Commands) -> None:
     train = commands.add_parser("train", help="train a model and export its archive")
@@ -18,7 +20,8 @@ def add(commands: Commands) -> None:
     train.add_argument(
         "--checkpoint-uri", metavar="URL", help="keep a copy of what --resume needs there: s3://… or a folder"
     )
-    train.add_argument("--publish", metavar="URL", help="put the archive there too: s3://…, a folder or a .mar file")
+    train.add_argument("--publish", metavar="URL", help=f"put the archive there too: {PLACE}")
+    train.add_argument("--overwrite", action="store_true", help="let --publish replace an archive of that name")
     add_cache(train)
     add_device(train)
     add_flags(train)
@@ -34,7 +37,8 @@ def add(commands: Commands) -> None:
 
     export = commands.add_parser("export", help="make an archive of a run's best weights")
     export.add_argument("--run-dir", type=Path, required=True)
-    export.add_argument("--to", required=True, help="X.mar or s3://bucket/X.mar")
+    export.add_argument("--to", required=True, metavar="URL", help=PLACE)
+    export.add_argument("--overwrite", action="store_true", help="replace an archive of that name")
     export.add_argument("--register", action="store_true", help="also make it the next version of the registered model")
     export.set_defaults(run=run_export)
 
@@ -49,7 +53,7 @@ def run_train(given: argparse.Namespace) -> int:
     from training.run.train import Places, train
 
     ranks = Ranks(*launched())
-    places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish)
+    places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish, given.overwrite)
     result = train(configuration(given), places, device_of(given, ranks.local_rank), ranks, given.resume, given.wait)
     if result.stopped_by is not None:
         say(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}")
@@ -89,10 +93,10 @@ def run_profile(given: argparse.Namespace) -> int:
 
 def run_export(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
-    from training.run.export import export, run_id_of
+    from training.run.export import publish, run_id_of
     from training.tracking.registry import register
 
-    print(export(given.run_dir, given.to))
+    print(publish(given.run_dir, given.to, given.overwrite))
     if given.register:
         print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
     return 0
