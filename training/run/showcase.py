@@ -47,7 +47,7 @@ def show(
 ) -> None:
     """Log the validation of this number: its scores, and a picture of `song`, the first of the scored ones.
 
-    Where the scores are better than any before, log excerpts beside the true stems, and a table by song.
+    The page's slider begins at 0: there is the picture of the first validation. Where the scores are better than any before, log excerpts beside the true stems, and a table by song.
     """
     evaluation, stem = scored.evaluation, spec.stems[0]
     numbers = {"usdr_db": evaluation.usdr, "ema_decay": scored.average.decay}
@@ -59,7 +59,7 @@ def show(
     *true, mixture = middle(np.stack([*true, mixture]), EXCERPT_S * rate_hz)
     estimates = Separator(spec, scored.average.network, device).separate(mixture, rate_hz)
     title = f"{song.name}, step {step:,}, {stem} {decimal(evaluation.songs[0].stems[stem].usdr_db)} dB"
-    tracker.picture(stem, spectrogram_figure(mixture, true[0], estimates[stem], rate_hz, stem, title), number)
+    tracker.picture(stem, spectrogram_figure(mixture, true[0], estimates[stem], rate_hz, stem, title), number - 1)
 
     if better:
         truth = {f"{name}_true": audio for name, audio in zip(spec.stems, true, strict=True)}

@@ -12,9 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from serving.audio import Audio
 from serving.audio.audio_io import write
@@ -25,6 +23,9 @@ from training.tracking.experiment import NOTE_TAG, scores_link
 from training.tracking.spool import Sender, Spool, send_all
 from training.tracking.stored_run import Origin, StoredRun, now_ms, without_password
 from training.tracking.system_metrics import SystemMetrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # slow to import
 
 START_S = 20.0
 END_S = 30.0
@@ -138,7 +139,7 @@ class Tracker:
         """Log the finite ones of numbers that have no steps; a number replaces the last one of its name."""
         self._spool.append({"op": "summary", "values": finite(values), "time_ms": now_ms()})
 
-    def picture(self, key: str, figure: Figure, number: int) -> None:
+    def picture(self, key: str, figure: "Figure", number: int) -> None:
         """Log a picture of a series; the page shows the series as a slider, several runs side by side."""
         path = self._spool.new_file("picture.png")
         figure.savefig(path)
