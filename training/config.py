@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from serving.errors import SpecError
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
+from serving.version import commit
 from training.errors import ConfigError
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -249,6 +250,13 @@ def launched(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
 def allow_deterministic_cublas(environ: MutableMapping[str, str] = os.environ) -> None:
     """Give cuBLAS the workspace without which torch refuses to be deterministic on a GPU; before its first use."""
     environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def provenance(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The commit of the code, whether the checkout differs from it, and the image, where the container names it."""
+    code = commit()
+    image = {"image": environ["STEMWRIGHT_IMAGE"]} if "STEMWRIGHT_IMAGE" in environ else {}
+    return {"commit": code.removesuffix("-dirty"), "dirty": code.endswith("-dirty"), **image}
 
 
 def read_config(run_dir: Path) -> TrainConfig:

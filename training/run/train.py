@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from serving.storage.storage import Progress, exists, fetch_file, no_progress
-from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import TrainConfig, read_config, tracking_uri
+from training.config import TrainConfig, provenance, read_config, tracking_uri
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
@@ -31,6 +30,7 @@ from training.run.loop import Run
 from training.run.precision import prepare
 from training.run.pretrained import take_weights
 from training.run.ranks import Ranks, synced
+from training.run.showcase import show_best, show_data
 from training.run.signals import stop_requests
 from training.run.state import RunState
 from training.tracking.tracking import Tracker
@@ -93,16 +93,18 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
         supply, crops = start_supply(config, data, places.cache / "decoded", state, ranks, complete, progress)
 
         archive = None
-        with closing(supply), tracked(config, places, device, data.digest, state, ranks) as tracker:
+        with closing(supply), tracked(config, places, device, state, ranks) as tracker:
             try:
                 if tracker is not None:
+                    tracker.tag({"data.digest": data.digest})
+                    show_data(tracker, data, [name for _, names in state.songs for name in names])
                     checkpoints.mirror(write_config(config, places.run_dir))
                 Run(config, places.run_dir, device, ranks, data, supply, crops, state, checkpoints, tracker, stop).go()
             finally:
                 if ranks.first:
                     checkpoints.close(CLOSING_S)
             if tracker is not None and stop.signal is not None:
-                tracker.close("KILLED", CLOSING_S)
+                tracker.close("interrupted", CLOSING_S)
             elif tracker is not None:
                 archive = str(export(places.run_dir))
                 tracker.archive(Path(archive))
@@ -203,16 +205,19 @@ def write_config(config: TrainConfig, run_dir: Path) -> Path:
 
 @contextmanager
 def tracked(
-    config: TrainConfig, places: Places, device: torch.device, digest: str, state: RunState, ranks: Ranks
+    config: TrainConfig, places: Places, device: torch.device, state: RunState, ranks: Ranks
 ) -> Iterator[Tracker | None]:
-    """The run in MLflow, described there; None on every rank but the first."""
+    """The run in MLflow, described there, a resumed one with its best weights so far; None on every rank but the first."""
     if not ranks.first:
         yield None
         return
-    with Tracker.open(tracking_uri(places.run_dir), places.run_dir, state.run_id) as tracker:
-        if state.run_id is None:
-            tracker.describe(config, {"device": name_of(device), "commit": commit(), "data.digest": digest})
-            tracker.data(config.data, digest)
+    with Tracker.open(tracking_uri(places.run_dir), places.run_dir, state.run_id, state.step) as tracker:
+        tracker.describe(config, {"device": name_of(device), "world_size": ranks.world_size, **provenance()})
+        if state.step > 0:
+            tracker.tag({"resumed": f"at step {state.step}"})
+            best = places.run_dir / "best.safetensors"
+            if best.exists():
+                show_best(tracker, config, read_tensors(best)[1])
         yield tracker
 
 

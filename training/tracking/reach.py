@@ -10,7 +10,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from training.errors import TrackingError
-from training.tracking.tracking import bound_requests, find_or_make_experiment, innermost, without_password
+from training.tracking.experiment import find_or_make_experiment
+from training.tracking.stored_run import bound_requests, innermost, without_password
 
 SQLITE = "sqlite:///"
 TRIED_TAG = "stemwright.tried"
