@@ -35,17 +35,16 @@ TIMEOUT_S = 600
 """The longest silence of the server that is borne."""
 
 
-def serve_page(endpoint: str, api_key: str | None = None, open_browser: bool = True) -> None:
-    """Serve the page on a free port of this machine until Ctrl-C.
+def serve_page(endpoint: str, api_key: str | None = None) -> None:
+    """Serve the page on a free port of this machine, and open it in the browser, until Ctrl-C.
 
     `endpoint` is the full address that songs are posted to. `api_key` goes with every request that brings none.
     """
     with page_server(endpoint, api_key) as server:
         address = f"http://{LOOPBACK}:{server.server_port}/"
         print(f"page: {address} sends songs to {endpoint}; Ctrl-C stops it", flush=True)
-        if open_browser:
-            webbrowser.open(address)
         with suppress(KeyboardInterrupt):
+            webbrowser.open(address)
             server.serve_forever()
 
 
