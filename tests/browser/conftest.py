@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from serving.model.archive import write_archive
 from serving.model.networks import build
@@ -16,6 +16,7 @@ from serving.page.server import page_server
 from tests.torchserve import Server, serving, wait_until_ready
 
 CHROMIUM = shutil.which("chromium")
+expect.set_options(timeout=30_000)  # for busy machines
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 # Chromium calls home otherwise, and runs as root here.
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -48,7 +49,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     with browser.new_context(viewport={"width": 1200, "height": 860}, accept_downloads=True) as context:
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         yield context
 
 
