@@ -1,4 +1,4 @@
-"""The command line: python -m serving serve | separate | inspect | ready.
+"""The command line: python -m serving serve | separate | page | inspect | ready.
 
 One of the two edges that catch the error tree; here an error becomes one line on stderr and exit code 1. Of many songs, those
 that fail do not keep the others waiting. A signal ends the command with 130 or 143, and no file half written.
@@ -76,6 +76,11 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     separate.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each song comes into it")
     separate.set_defaults(run=run_separate)
+
+    page = commands.add_parser("page", help="open the page in the browser: drop songs, hear their stems; until Ctrl-C")
+    page.add_argument("--server", metavar="URL", required=True, help="what separates, such as http://127.0.0.1:8080")
+    page.add_argument("--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, or the page asks for one")
+    page.set_defaults(run=run_page)
 
     inspect = commands.add_parser("inspect", help="say what a model archive holds, as JSON")
     inspect.add_argument("model", help=archive)
@@ -157,6 +162,15 @@ def write_stems(answer: Iterator[bytes], audio_format: "AudioFormat", out: Path)
         with archive.open("wb") as file:
             file.writelines(answer)
         return [path.replace(out / path.name) for path in unpack(archive, audio_format).values()]
+
+
+def run_page(options: argparse.Namespace) -> int:
+    from serving.client import Client
+    from serving.page.server import serve_page
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    serve_page(Client(options.server, options.api_key).endpoint, options.api_key)
+    return 0
 
 
 def run_ready(_: argparse.Namespace) -> int:

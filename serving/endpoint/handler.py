@@ -31,6 +31,7 @@ from serving.model.archive import read_archive
 from serving.model.processor import available_cpus
 from serving.model.separator import Separator
 from serving.settings import Settings
+from serving.songs.offers import offers
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Handler:
         self.separator.separate(np.random.default_rng(0).standard_normal((2, rate_hz)).astype(np.float32), rate_hz)
         self.reach = Reach.of(self.settings.allowed_uris, self.settings.max_reference_mb * 10**6)
         self.facts = {"weights_sha256": archive.weights_sha256, "origin": archive.origin, **archive.spec.to_json()}
+        self.facts["offers"] = offers(archive.spec)
         self.drain = Drain(Path(self.settings.run_dir)) if self.settings.run_dir else None
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
