@@ -6,6 +6,7 @@ so that headers, which come first, can tell the truth without anyone going back 
 Axes: s stem, c channel, n sample.
 """
 
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,6 @@ from pathlib import Path
 from serving.audio import Audio
 from serving.audio.encoding import AudioFormat, Encoding, Outbox, StemFile
 from serving.errors import RequestError, StemwrightError
-from serving.model.spec import STEMS
 
 PIECE_BYTES = 1 << 20  # well under TorchServe's limit of 6.5 MB for one message
 
@@ -82,9 +82,10 @@ def zip_of_stems(blocks: Iterable[Audio], stems: Sequence[str], encoding: Encodi
 
 def unpack(archive: Path, audio_format: AudioFormat) -> dict[str, Path]:
     """The stems of a zip, by name, unpacked beside it. Raises BadZipFile where a checksum is wrong."""
-    names = {f"{stem}.{audio_format}": stem for stem in STEMS}
+    member = re.compile(rf"([a-z]+)\.{audio_format}")
     with zipfile.ZipFile(archive) as stems:
-        unknown = [name for name in stems.namelist() if name not in names]
+        names = {name: member.fullmatch(name) for name in stems.namelist()}
+        unknown = [name for name, match in names.items() if match is None]
         if unknown:
             raise zipfile.BadZipFile(f"it holds {unknown[0]}")
-        return {names[name]: Path(stems.extract(name, archive.parent)) for name in stems.namelist()}
+        return {match[1]: Path(stems.extract(name, archive.parent)) for name, match in names.items() if match}

@@ -7,17 +7,20 @@ train|test/<Artist - Title>/{drums,bass,other,vocals}.wav|flac     MUSDB18-HQ an
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Self
 
-from serving.storage.storage import Progress, no_progress
+from serving.storage.storage import Progress, counter, no_progress
 from training.data.musdb18 import SOURCES, Song, StemFile, StemFolder
 from training.data.source import Source, find_source
 from training.errors import DataError
+from training.transfer.parallel import run_parallel
 
 SPLITS = ("train", "valid", "test")
+CHECKS = 8
+"""Songs whose headers are read side by side."""
 
 # As `validation_tracks` in the musdb package, which cannot be imported where there is no ffmpeg.
 VALIDATION_NAMES = frozenset(
@@ -97,18 +100,24 @@ class DataSet:
             raise DataError(f"{self.data} has no songs for the {name} split: add some to its folder {name}/")
         return self.splits[name]
 
-    def bring(self, songs: Sequence[Song], progress: Progress = no_progress) -> None:
+    def bring(self, songs: Sequence[Song], progress: Progress = no_progress, stopping: Event | None = None) -> None:
         """Have these songs here, whole: copied unless they are here, verified, their headers checked.
 
-        Any thread or process may, beside others. Raises StorageError, or DataError: a stem that is damaged or of another
-        length than its neighbours, a full disk.
+        Any thread or process may, beside others. Raises StorageError; DataError if a stem is damaged or of another length
+        than its neighbours, or the disk is full; Stopped soon after `stopping` is set.
         """
-        self.source.bring([name for song in songs for name in self.files[song]], self.folder, progress)
+        stopping = stopping or Event()
+        names = [name for song in songs for name in self.files[song]]
+        self.source.bring(names, self.folder, progress, stopping)
         if any(isinstance(song, StemFile) for song in songs):
             require_ffmpeg(self.data)
-        with ThreadPoolExecutor() as pool:
-            for done, _ in enumerate(pool.map(lambda song: song.check(), songs), start=1):
-                progress("check songs", done, len(songs))
+        count = counter("check songs", len(songs), progress)
+
+        def check(song: Song) -> None:
+            song.check()
+            count(1)
+
+        run_parallel(check, songs, CHECKS, stopping)
 
 
 def list_dataset(data: str, work_dir: Path, valid_share: float = 0.15) -> DataSet:
@@ -150,7 +159,7 @@ def copy_dataset(data: str, folder: Path, splits: Sequence[str], progress: Progr
     songs = [song for split in splits for song in data_set.splits[split]]
     if not songs:
         raise DataError(f"{data} has no songs for the {' or '.join(splits)} split: ask for another one")
-    source.bring([name for song in songs for name in data_set.files[song]], folder, progress)
+    source.bring([name for song in songs for name in data_set.files[song]], folder, progress, Event())
     return data_set
 
 
