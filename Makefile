@@ -3,12 +3,14 @@
 # make images    both images, built and run; needs a Docker engine
 # make bench     the benchmarks
 # make anywhere  the checks of infra/sky by SkyPilot, in an environment of its own
+# make up        the team server on this machine: object store, MLflow, and passwords for them; needs Docker Compose
 # make soak      the tests that kill and mutilate at random, many times over
 
 PYTHON ?= python3
 BIN := .venv/bin
+COMPOSE ?= docker compose -f infra/compose.yaml
 
-.PHONY: demo test lint images bench soak anywhere clean
+.PHONY: demo test lint images bench soak anywhere up clean
 
 demo: .venv/installed
 	$(BIN)/python -m training demo
@@ -44,6 +46,13 @@ anywhere: .venv/installed .sky/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip --constraint constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+up: infra/.env
+	$(COMPOSE) up -d
+
+infra/.env:
+	docker build -f Dockerfile.train -t stemwright-train .
+	docker run --rm --user "$$(id -u):$$(id -g)" -v "$(CURDIR)/infra:/infra" --entrypoint python stemwright-train /infra/make_secrets.py /infra
 
 clean:
 	rm -rf .venv .sky demo
