@@ -21,7 +21,7 @@ OF_STORAGE_AND_MLFLOW = {
         "MLFLOW_BACKEND_STORE_URI",
         "MLFLOW_SERVER_ALLOWED_HOSTS",
     ),
-    *("MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_FLASK_SERVER_SECRET_KEY"),
+    *("MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"),
 }
 """boto3's and MLflow's own variables; those of MLflow's server stand in `mlflow.environment_variables` and its auth plugin."""
 
