@@ -214,7 +214,7 @@ def test_what_is_no_song_is_told_in_the_servers_words(tab: Page, song: Path, tmp
     assert tab.get_by_role("button", name="Try again").is_visible()
 
 
-def test_several_songs_wait_for_each_other(tab: Page, song: Path, tmp_path: Path, stems: NDArray[np.float64]) -> None:
+def test_several_songs_wait_for_each_other(tab: Page, song: Path, tmp_path: Path) -> None:
     short = tmp_path / "Short.wav"
     soundfile.write(short, soundfile.read(song)[0][: 5 * RATE_HZ], RATE_HZ)
     drop(tab, song, short)
