@@ -85,7 +85,7 @@ def test_every_kind_is_read_as_ffmpeg_decodes_it(
     assert abs(audio.shape[1] - SONG.shape[1]) < 5_000
 
 
-def test_six_channels_in_the_order_of_wav(tmp_path: Path) -> None:
+def test_six_channels_in_the_order_of_wav() -> None:
     audio, _ = read(encode(song(6), "ac3", "ac3", 48_000, bit_rate=448_000))
     tones = [np.abs(np.fft.rfft(channel[4_000:52_000])).argmax() for channel in audio]
     expected = [round(220 * (c + 1) * 48_000 / 44_100) for c in range(6)]
@@ -169,7 +169,9 @@ class TestChainedOgg:
     @pytest.mark.parametrize("other", [{"rate_hz": 48_000}, {"channels": 1}])
     def test_links_that_differ(self, other: dict[str, int]) -> None:
         data = self.vorbis(0)[1] + self.vorbis(1, **other)[1]
-        with pytest.raises(AudioError, match="chained of songs that differ in sample rate or channels: send them one by"):
+        with pytest.raises(
+            AudioError, match="chained of songs that differ in sample rate or channels: send them one by"
+        ):
             read(data)
 
     def test_a_chain_that_is_cut(self) -> None:
