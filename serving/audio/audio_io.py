@@ -62,6 +62,7 @@ class AudioInfo:
     format: str
     subtype: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    note: str | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError as ConnectionBroke
 
 from serving.errors import StorageError, StoreUnavailable
+from serving.storage.progress import Progress as Progress
+from serving.storage.progress import no_progress as no_progress
 from serving.storage.refusals import Refusal
 
 CONNECTIONS = 16
@@ -45,9 +47,6 @@ CONNECTION = Config(connect_timeout=5, read_timeout=20, max_pool_connections=CON
 TRANSFER = TransferConfig(max_concurrency=CONNECTIONS, preferred_transfer_client="classic")
 # botocore lets through what urllib3 raises where a TLS connection is cut inside an object.
 UNREACHABLE = (NoConnectionError, HTTPClientError, IncompleteReadError, ConnectionBroke, S3TransferRetriesExceededError)
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("fetch"), how much of it is done and how much there is; never two calls at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,6 @@ class StoredFile:
     url: str
     size_bytes: int
     etag: str
-
-
-def no_progress(_what: str, _done: int, _total: int) -> None:
-    """The `Progress` of a caller who does not look."""
 
 
 def is_remote(url: str) -> bool:
