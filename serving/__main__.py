@@ -6,6 +6,7 @@ file half written.
 """
 
 import argparse
+import io
 import json
 import shutil
 import signal
@@ -34,6 +35,8 @@ NOT_CONFIGURED = 2
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot print must not end the command
     try:
         return int(options.run(options))
     except StemwrightError as error:

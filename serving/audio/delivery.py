@@ -107,11 +107,10 @@ def arriving(folder: Path) -> Iterator[Path]:
             (folder / FACT_SHEET).unlink(missing_ok=True)  # tells of the files that go
             for path in sorted(scratch.iterdir(), key=lambda path: path.name == FACT_SHEET):
                 path.replace(folder / path.name)
-    except BaseException:
-        for empty in made:
-            with suppress(OSError):
-                empty.rmdir()
-        raise
+    finally:
+        for folder_made in made:
+            with suppress(OSError):  # it holds stems
+                folder_made.rmdir()
 
 
 def exactly(blocks: Iterable[Audio], samples: int) -> Iterator[Audio]:

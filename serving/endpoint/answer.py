@@ -126,10 +126,10 @@ class Answer:
             path = Path(folder, "the audio")  # what messages call it
             file = yield from song.arrive(path)
             if song.output is None:
-                yield from request.answer(separator, path, bounds.max_duration_s, self.work, file)
+                yield from request.answer(separator, path, bounds.song, self.work, file)
                 return
             stems = Path(folder, "stems")
-            steps = request.writing(separator, path, stems, bounds.max_duration_s, self.work, file)
+            steps = request.writing(separator, path, stems, bounds.song, self.work, file)
             files = [*request.paths(stems).values(), stems / FACT_SHEET]
             yield from stored(steps, files, bounds.reach, song.output)
 

@@ -10,7 +10,7 @@ from serving.endpoint.by_reference import FETCH_S, Place, Reach, Reference, awai
 from serving.errors import AudioTooLong, RequestError, UnsupportedAudio
 from serving.settings import Settings
 from serving.songs.fact_sheet import SongFile
-from serving.songs.request import file_name
+from serving.songs.request import NO_LIMITS, Limits, file_name
 
 GZIP_MAGIC = b"\x1f\x8b"
 BLOCK_BYTES = 1 << 20
@@ -18,11 +18,11 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Bounds:
-    """The most that one request may ask for: bytes of a body, also once gzip has unpacked it, seconds of audio, addresses
-    within reach, and seconds of silence while a named song is fetched."""
+    """The most that one request may ask for: bytes of a body, also once gzip has unpacked it, audio, addresses within reach,
+    and seconds of silence while a named song is fetched."""
 
     max_body_bytes: int = 200 * 10**6
-    max_duration_s: float = 3600
+    song: Limits = NO_LIMITS
     reach: Reach = field(default_factory=Reach)
     patience_s: float = FETCH_S
 
@@ -30,8 +30,9 @@ class Bounds:
     def of(cls, settings: Settings) -> Self:
         """Raises ServerError for settings that cannot be used."""
         reach = Reach.of(settings.allowed_uris, settings.max_reference_mb * 10**6)
+        song = Limits(settings.max_duration_s, settings.max_million_samples * 10**6)
         patience_s = min(FETCH_S, settings.response_timeout_s / 2)
-        return cls(settings.max_request_mb * 10**6, settings.max_duration_s, reach, patience_s)
+        return cls(settings.max_request_mb * 10**6, song, reach, patience_s)
 
 
 class Incoming(Protocol):

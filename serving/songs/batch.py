@@ -105,7 +105,8 @@ def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tupl
         if not path.is_dir():
             yield path.parent, path
             continue
-        of_old_stems = out.resolve() if out.resolve() != path.resolve() else None
+        top, stems = path.resolve(), out.resolve()
+        of_old_stems = stems if stems != top and stems.is_relative_to(top) else None
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
             if hidden or not file.is_file() or (of_old_stems and file.resolve().is_relative_to(of_old_stems)):
@@ -120,7 +121,8 @@ def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tupl
 
 def folder_name(song: Path) -> str:
     """The name of a song's folder: the song's without its suffix, with it where nothing but dots would be left."""
-    return song.stem if song.stem.strip(".") else song.name
+    names = (song.stem, song.name, f"song {song.name}")
+    return next(name for name in names if name.strip("."))
 
 
 def is_stem(file: Path) -> bool:

@@ -37,6 +37,17 @@ ANYTHING = ("application/zip", "application/*", "*/*")
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The longest song that is separated: in seconds, and in samples of all channels together; None is no limit."""
+
+    duration_s: float | None = None
+    samples: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
 class Request:
     """Stems by name, in files of one format; more than one stem always in a zip.
 
@@ -94,7 +105,7 @@ class Request:
         self,
         separator: "Separator",
         source: Source,
-        max_duration_s: float | None = None,
+        limits: Limits = NO_LIMITS,
         work: Work | None = None,
         song: SongFile | None = None,
     ) -> Iterator[bytes]:
@@ -103,7 +114,7 @@ class Request:
         `song` is what the fact sheet says of the song's file. Raises as `open_audio` does, before the first piece.
         """
         work = work or Work()
-        with self.separated(separator, source, max_duration_s, work, song) as (stems, encoding, describe):
+        with self.separated(separator, source, limits, work, song) as (stems, encoding, describe):
             written = zip_file(stems, self.stems, encoding, describe) if self.zipped else one_file(stems, encoding)
             yield from work.over("encode", written)
 
@@ -113,7 +124,7 @@ class Request:
         source: Source,
         folder: Path,
         *,
-        max_duration_s: float | None = None,
+        limits: Limits = NO_LIMITS,
         work: Work | None = None,
         song: SongFile | None = None,
         on_progress: Progress = no_progress,
@@ -123,7 +134,7 @@ class Request:
         An error leaves nothing new behind. Raises as `open_audio` does, and OSError.
         """
         work = work or Work()
-        for done in self.writing(separator, source, folder, max_duration_s, work, song):
+        for done in self.writing(separator, source, folder, limits, work, song):
             on_progress("separate", done, work.audio.samples if work.audio else 0)
         return self.paths(folder)
 
@@ -132,13 +143,13 @@ class Request:
         separator: "Separator",
         source: Source,
         folder: Path,
-        max_duration_s: float | None = None,
+        limits: Limits = NO_LIMITS,
         work: Work | None = None,
         song: SongFile | None = None,
     ) -> Iterator[int]:
         """Do as `files` does, step by step; yields the number of samples written so far."""
         work = work or Work()
-        with self.separated(separator, source, max_duration_s, work, song) as (stems, encoding, describe):
+        with self.separated(separator, source, limits, work, song) as (stems, encoding, describe):
             yield from work.over("encode", folder_of_files(stems, self.stems, encoding, folder, describe))
 
     def paths(self, folder: Path) -> dict[str, Path]:
@@ -147,12 +158,12 @@ class Request:
 
     @contextmanager
     def separated(
-        self, separator: "Separator", source: Source, max_duration_s: float | None, work: Work, file: SongFile | None
+        self, separator: "Separator", source: Source, limits: Limits, work: Work, file: SongFile | None
     ) -> Iterator[tuple[Iterator[Audio], Encoding, Describe]]:
         """Open a song. Gives the blocks (s, c, n) of its stems, the form of their files, and what writes the fact sheet."""
         with ExitStack() as stack:
             with work.part("decode"):
-                song = stack.enter_context(open_audio(source, max_duration_s))
+                song = stack.enter_context(open_audio(source, limits.duration_s, limits.samples))
             work.audio = song.info
             encoding = Encoding.like(song.info, self.audio_format, self.bit_depth)
 
