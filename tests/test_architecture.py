@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "serving/storage serving/version",
     "serving/catalogue": "serving/audio serving/errors serving/model serving/settings serving/songs serving/storage",
     "serving/songs": "serving/audio serving/errors serving/model serving/storage",
-    "serving/client": "serving/audio serving/errors serving/model",
+    "serving/client": "serving/audio serving/errors serving/model serving/songs serving/storage",
     "serving/model": "serving/audio serving/errors serving/storage",
     "serving/audio": "serving/errors",
     "serving/storage": "serving/errors serving/settings",

@@ -15,13 +15,12 @@ from threading import Event
 from typing import Any
 
 from serving.errors import StorageError, StoreUnavailable
+from serving.storage.progress import Progress as Progress
+from serving.storage.progress import no_progress as no_progress
 from serving.storage.retries import Patience
 from serving.storage.s3 import TRANSFER, bucket_and_key, connect, explained, head
 
 BLOCK_BYTES = 1 << 18  # larger ones cost a page fault for every page: malloc gives them back at once
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("fetch"), how much of it is done and how much there is; never two calls at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,6 @@ class StoredFile:
     url: str
     size_bytes: int
     etag: str
-
-
-def no_progress(_what: str, _done: int, _total: int) -> None:
-    """The `Progress` of a caller who does not look."""
 
 
 def is_remote(url: str) -> bool:
