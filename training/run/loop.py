@@ -66,7 +66,7 @@ class Run:
         stepper.fit(self.crops.batch(state.step))
         upcoming = batches(self.crops, state.step, pin_memory=self.device.type == "cuda")
         audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
-        with closing(upcoming), closing(run_bar(config.preset, self.ranks.first)) as bar:
+        with closing(upcoming), closing(run_bar(config.preset, self.ranks.first, self.progress)) as bar:
             while not self.finished():
                 started = time.monotonic()
                 self.take_songs()
@@ -77,10 +77,11 @@ class Run:
                     numbers = {"loss": report.loss, "learning_rate": rate, "skipped": len(report.skipped)}
                     numbers["audio_s_per_s"] = audio_s_per_s(state.step)
                     self.log(numbers, report.skipped)
-                    news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
-                    bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
-                    bar.update(self.progress - bar.n)
+                    best = f", best {state.best_usdr:.2f} dB" if math.isfinite(state.best_usdr) else ""
+                    news = "step {}, loss {loss:.2f}, {audio_s_per_s:.3g} seconds of audio a second{}"
+                    bar.at(self.progress, news.format(state.step, best, **numbers))
                 state.trained_s += time.monotonic() - started
+            bar.at(self.progress)
 
     @property
     def progress(self) -> float:
