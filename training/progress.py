@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 class Stage:
     """One stage of the work, `total` long. `begun` was done before, by an earlier process."""
 
-    def __init__(self, name: str, total: float, unit: Unit = "things", shown: bool = True, begun: float = 0.0) -> None:
+    def __init__(self, name: str, total: float, unit: Unit = "things", shown: bool = True, begun: float = 0) -> None:
         self._name, self._total, self._unit, self._shown = name, total, unit, shown
         self._begun = self._done = begun
         self._started_s = self._said_s = time.monotonic()
@@ -72,7 +72,7 @@ class Stage:
         return f"{self._done / divisor:.1f} of {self._total / divisor:.1f} {name}"
 
 
-def run_bar(name: str, shown: bool, begun: float = 0.0) -> Stage:
+def run_bar(name: str, shown: bool, begun: float = 0) -> Stage:
     """The stage of a run's budget, 0..1, of which `begun` is spent."""
     return Stage(name, 1.0, "share", shown, begun)
 

@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_a_stage_in_a_log_is_one_line_without_blank_ones(capsys: pytest.CaptureF
 
 def test_a_terminal_gets_a_bar_that_ends_at_all_of_it() -> None:
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
     subprocess.run([sys.executable, "-c", STEPS], stderr=theirs, check=True, cwd=Path(__file__).parents[2])
     os.close(theirs)
     read = b""
