@@ -77,11 +77,15 @@ class Run:
                     numbers = {"loss": report.loss, "learning_rate": rate, "skipped": len(report.skipped)}
                     numbers["audio_s_per_s"] = audio_s_per_s(state.step)
                     self.log(numbers, report.skipped)
-                    best = f", best {state.best_usdr:.2f} dB" if math.isfinite(state.best_usdr) else ""
-                    news = "step {}, loss {loss:.2f}, {audio_s_per_s:.3g} seconds of audio a second{}"
-                    bar.at(self.progress, news.format(state.step, best, **numbers))
+                    heard = f", {rate_s:.3g} s of audio a second" if (rate_s := numbers["audio_s_per_s"]) else ""
+                    bar.at(self.progress, f"step {state.step}, loss {report.loss:.2f}{heard}{self.best}")
                 state.trained_s += time.monotonic() - started
-            bar.at(self.progress)
+            bar.at(self.progress, f"step {state.step}{self.best}")
+
+    @property
+    def best(self) -> str:
+        """The best score for the bar, nothing before the first validation."""
+        return f", best {self.state.best_usdr:.2f} dB" if math.isfinite(self.state.best_usdr) else ""
 
     @property
     def progress(self) -> float:
