@@ -54,7 +54,9 @@ def page_server(endpoint: str, api_key: str | None = None) -> "PageServer":
 
 def page_files() -> dict[str, tuple[str, bytes]]:
     """Content type and bytes of everything that can be asked for, by path."""
-    files = {f"/{path.name}": (TYPES[path.suffix], path.read_bytes()) for path in FOLDER.iterdir() if path.suffix in TYPES}
+    files = {
+        f"/{path.name}": (TYPES[path.suffix], path.read_bytes()) for path in FOLDER.iterdir() if path.suffix in TYPES
+    }
     files["/"] = files.pop("/index.html")
     files["/openapi.yaml"] = ("application/yaml", (FOLDER.parent / "endpoint" / "openapi.yaml").read_bytes())
     return files

@@ -32,7 +32,9 @@ def heard(tab: Page) -> NDArray[np.float64]:
     return np.array(tab.evaluate(script))
 
 
-def gains_heard(tab: Page, stems: NDArray[np.float64], window_s: float = 0.5) -> tuple[NDArray[np.float64], float, float]:
+def gains_heard(
+    tab: Page, stems: NDArray[np.float64], window_s: float = 0.5
+) -> tuple[NDArray[np.float64], float, float]:
     """How loud each stem (s, n) is in what was just played, the time in seconds that it comes from, and the largest error.
 
     The error is small only where all stems are aligned to the sample.
@@ -41,7 +43,9 @@ def gains_heard(tab: Page, stems: NDArray[np.float64], window_s: float = 0.5) ->
     size = stems.shape[1] + window.size
     spectrum = np.conj(np.fft.rfft(window, size))
     # The stem that is heard best tells when. Normalised, so that loud places do not win.
-    best = max((correlation(stem, window, spectrum, size) for stem in [*stems, stems.sum(0)]), key=lambda found: found[0])
+    best = max(
+        (correlation(stem, window, spectrum, size) for stem in [*stems, stems.sum(0)]), key=lambda found: found[0]
+    )
     start = best[1]
     part = stems[:, start : start + window.size]
     gains, *_ = np.linalg.lstsq(part.T, window, rcond=None)

@@ -106,7 +106,19 @@ def test_a_body_over_the_limit_gets_json(proxy: str) -> None:
         assert (answer.status, answer.json()["error"]) == (413, "AudioTooLong")
 
 
-@pytest.mark.parametrize("path", ["/models", "/server.py", "/../server.py", "/nothing.js", "/metrics", "/predictions/other", "/invocations", "/api-description"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models",
+        "/server.py",
+        "/../server.py",
+        "/nothing.js",
+        "/metrics",
+        "/predictions/other",
+        "/invocations",
+        "/api-description",
+    ],
+)
 def test_nothing_else_is_reachable(proxy: str, path: str) -> None:
     for answer in (get(proxy, path), post(proxy, path=path)):
         assert answer.status in (404, 405)
@@ -114,7 +126,11 @@ def test_nothing_else_is_reachable(proxy: str, path: str) -> None:
 
 
 def test_the_page_is_there_and_is_only_read(proxy: str) -> None:
-    for path, content_type in (("/", "text/html"), ("/app.js", "text/javascript"), ("/openapi.yaml", "application/yaml")):
+    for path, content_type in (
+        ("/", "text/html"),
+        ("/app.js", "text/javascript"),
+        ("/openapi.yaml", "application/yaml"),
+    ):
         answer = get(proxy, path)
         assert (answer.status, answer.headers["content-type"]) == (200, content_type)
         assert (answer.headers["x-content-type-options"], answer.headers["x-frame-options"]) == ("nosniff", "DENY")

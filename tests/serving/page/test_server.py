@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import urllib3
@@ -19,12 +19,16 @@ class Upstream(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     go_on = threading.Event()
-    seen: dict[str, Any] = {}
+    seen: ClassVar[dict[str, Any]] = {}
 
     def do_POST(self) -> None:
         self.seen |= {"headers": dict(self.headers), "body": self.rfile.read(int(self.headers["Content-Length"]))}
         self.send_response(int(self.headers.get("X-Status", "200")))
-        for name, value in (("Content-Type", "application/zip"), ("Retry-After", "5"), ("Transfer-Encoding", "chunked")):
+        for name, value in (
+            ("Content-Type", "application/zip"),
+            ("Retry-After", "5"),
+            ("Transfer-Encoding", "chunked"),
+        ):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(b"5\r\nfirst\r\n")
