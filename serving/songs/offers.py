@@ -1,4 +1,4 @@
-"""Everything that a request to a model may ask for. The endpoint describes it; the page lets people choose from it."""
+"""Everything that a request to a model may ask for. The endpoint tells it, the page lets people choose from it."""
 
 from typing import get_args
 

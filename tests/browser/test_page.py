@@ -13,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.listening import RATE_HZ, TAP, gains_heard, heard, listen_for
+from tests.browser.listening import RATE_HZ, TAP, TAP_SAMPLES, gains_heard, heard, listen_for
 from tests.torchserve import Server, wait_for
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ ALL = np.ones(4)
 def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half a minute of stereo: tones that come and go, beats, and noise that never repeats."""
     chance, time_s = np.random.default_rng(0), np.arange(SONG_S * RATE_HZ) / RATE_HZ
-    voice = np.clip(np.sin(2 * np.pi * time_s / 7), 0, 1) * np.sin(2 * np.pi * 220 * time_s)
+    voice = (0.6 + 0.4 * np.sin(2 * np.pi * time_s / 7)) * np.sin(2 * np.pi * 220 * time_s)
     beats = np.exp(-((2 * time_s) % 1) * 6) * chance.standard_normal(time_s.size)
     audio = 0.3 * voice + 0.1 * beats + 0.05 * chance.standard_normal(time_s.size)
     path = tmp_path_factory.mktemp("songs") / "Night Drive.wav"
@@ -137,8 +137,32 @@ def test_level_and_key_change_what_is_heard(tab: Page, song: Path, stems: NDArra
         tab.get_by_role("button", name="A semitone up").click()
     expect(tab.get_by_text("+3 st")).to_be_visible()
     listen_for(tab, 1.6)
-    loudest_hz = np.abs(np.fft.rfft(heard(tab) * np.hanning(32_768)))[200:].argmax() + 200
-    assert loudest_hz * RATE_HZ / 32_768 == pytest.approx(220 * 2 ** (3 / 12), rel=0.005)
+    loudest = np.abs(np.fft.rfft(heard(tab) * np.hanning(TAP_SAMPLES))).argmax()
+    assert loudest * RATE_HZ / TAP_SAMPLES == pytest.approx(220 * 2 ** (3 / 12), rel=0.005)
+
+
+@pytest.mark.parametrize("semitones", [-6, -1, 3, 6])
+def test_the_key_shifts_tones_and_keeps_the_time(tab: Page, semitones: int) -> None:
+    script = """async ([semitones, hertz]) => {
+      const { PitchShifter } = await import("./pitch.js");
+      const shifter = new PitchShifter();
+      shifter.ratio = 2 ** (semitones / 12);
+      const wave = (n) => Math.sin((2 * Math.PI * hertz * n) / 22050);
+      const tone = Float32Array.from({ length: 66150 }, (_, n) => (n < 44100 ? wave(n) : 0));
+      const [left, right] = [new Float32Array(tone.length), new Float32Array(tone.length)];
+      shifter.process(tone, tone, left, right);
+      return [Array.from(left), PitchShifter.delay];
+    }"""
+    shifted, delay = tab.evaluate(script, [semitones, 440])
+    turn = 2 * np.pi * 440 * 2 ** (semitones / 12) / 22_050 * np.arange(len(shifted))
+    middle = slice(15_000, 37_000)
+    waves = np.stack([np.sin(turn), np.cos(turn)])[:, middle]
+    gains, *_ = np.linalg.lstsq(waves.T, np.array(shifted)[middle], rcond=None)
+    noise = np.array(shifted)[middle] - gains @ waves
+    assert np.hypot(*gains) == pytest.approx(1, rel=0.01)
+    assert np.std(noise) < 0.01, "40 dB below the tone"
+    end = np.flatnonzero(np.abs(shifted) > 0.5).max()
+    assert end - delay == pytest.approx(44_100, abs=1_500)
 
 
 def test_seek_and_loop(tab: Page, song: Path, stems: NDArray[np.float64]) -> None:
