@@ -55,23 +55,27 @@ def find_file(url: str) -> StoredFile | None:
 
 def list_files(url: str) -> list[StoredFile]:
     """Every file below a folder, sorted by name; none if a bucket holds nothing there."""
+    return sorted(walk_files(url), key=lambda file: file.name)
+
+
+def walk_files(url: str) -> Iterator[StoredFile]:
+    """The files below a folder in the order of the store, one page of a listing in memory at a time."""
     if not is_remote(url):
         folder = _plain(url)
         if not folder.is_dir():
             raise StorageError(f"there is no folder {url}: check the path")
-        paths = [path for path in folder.rglob("*") if path.is_file()]
-        plain = [StoredFile(path.relative_to(folder).as_posix(), str(path), path.stat().st_size, "") for path in paths]
-        return sorted(plain, key=_name)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                yield StoredFile(path.relative_to(folder).as_posix(), str(path), path.stat().st_size, "")
+        return
     bucket, key = bucket_and_key(url)
     prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
     with explained(url):
-        pages = connect().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        objects = [entry for page in pages for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
-    files = [
-        StoredFile(entry["Key"][len(prefix) :], f"s3://{bucket}/{entry['Key']}", entry["Size"], etag_of(entry))
-        for entry in objects
-    ]
-    return sorted(files, key=_name)
+        for page in connect().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                name = entry["Key"][len(prefix) :]
+                if not name.endswith("/"):
+                    yield StoredFile(name, f"s3://{bucket}/{entry['Key']}", entry["Size"], etag_of(entry))
 
 
 def read_file(file: StoredFile, start: int, stop: int, stopping: Event | None = None) -> Iterator[bytes]:
@@ -199,7 +203,3 @@ def _read_once(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
 
 def etag_of(facts: Mapping[str, Any]) -> str:
     return str(facts.get("ETag", "")).strip('"')
-
-
-def _name(file: StoredFile) -> str:
-    return file.name

@@ -119,9 +119,7 @@ def train_unmix(config: TrainConfig, out: Path) -> None:
     encoder = torch.nn.Sequential(transform, ComplexNorm(mono=False)).to(DEVICE)
 
     def excerpts(step: int, decoded: torch.Tensor) -> torch.Tensor:
-        level, place, *_ = (
-            chances(config.seed, step, batch_size, len(SOURCES)).to(DEVICE)[..., None, None].unbind(2)
-        )
+        level, place, *_ = chances(config.seed, step, batch_size, len(SOURCES)).to(DEVICE)[..., None, None].unbind(2)
         louder = (0.25 + level) * decoded[..., : config.crop_samples].to(DEVICE) / FULL_SCALE
         return torch.where(place < 0.5, louder.flip(2), louder)
 

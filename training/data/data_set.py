@@ -5,7 +5,6 @@ train|test/<Artist - Title>/<stem>.*     MUSDB18-HQ and songs of your own, as `S
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Self
 
 from serving.storage.storage import Progress, counter, no_progress
 from training.data.errata import ERRATA, reports
-from training.data.musdb18 import StemFile
+from training.data.musdb18 import StemFile, validation_tracks
 from training.data.song import PAIR, SOURCES, Song
 from training.data.source import Source, find_source
 from training.data.stem_folder import FILES, SUFFIXES, StemFolder, needed
@@ -29,29 +28,6 @@ MUSDB18, MUSDB18_HQ, OWN_SONGS = "MUSDB18", "MUSDB18-HQ", "own songs"
 MUSDB18_LICENCE = "academic, non-commercial"
 UNKNOWN_LICENCE = "unknown"
 
-# As `validation_tracks` in the musdb package, which cannot be imported without ffmpeg.
-VALIDATION_NAMES = frozenset(
-    {
-        "Actions - One Minute Smile",
-        "Clara Berry And Wooldog - Waltz For My Victims",
-        "Johnny Lokke - Promises & Lies",
-        "Patrick Talbot - A Reason To Leave",
-        "Triviul - Angelsaint",
-        "Alexander Ross - Goodbye Bolero",
-        "Fergessen - Nos Palpitants",
-        "Leaf - Summerghost",
-        "Skelpolu - Human Mistakes",
-        "Young Griffo - Pennies",
-        "ANiMAL - Rockshow",
-        "James May - On The Line",
-        "Meaxic - Take A Step",
-        "Traffic Experiment - Sirens",
-    }
-)
-
-
-OFFICIAL_NAMES = VALIDATION_NAMES | ERRATA.keys()
-"""Songs by which MUSDB18 is recognised."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +68,7 @@ class DataSet:
         }
         lines = sorted(f"{name}\t{source.files[name]}\n" for names in files.values() for name in names)
         digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-        known = not OFFICIAL_NAMES.isdisjoint(song.name for song in files)
+        known = not (validation_tracks() | ERRATA.keys()).isdisjoint(song.name for song in files)
         layout = MUSDB18 if StemFile in layouts else MUSDB18_HQ if known else OWN_SONGS
         return cls(source.data, layout, digest, splits, files, source, folder)
 
@@ -158,8 +134,6 @@ class DataSet:
         stopping = stopping or Event()
         names = [name for song in songs for name in self.files[song]]
         self.source.bring(names, self.folder, progress, stopping)
-        if any(isinstance(song, StemFile) for song in songs):
-            require_ffmpeg(self.data)
         count = counter("check songs", len(songs), progress)
 
         def check(song: Song) -> None:
@@ -240,16 +214,8 @@ def stem_files(source: Source, path: str) -> dict[str, str]:
 
 
 def validation_names(names: Sequence[str], share: float) -> set[str]:
-    official = VALIDATION_NAMES.intersection(names)
+    official = validation_tracks().intersection(names)
     if official and len(official) < len(names):
         return set(official)
     by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     return set(by_hash[: max(1, round(share * len(names)))])
-
-
-def require_ffmpeg(data: str) -> None:
-    if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
-        raise DataError(
-            f"{data} holds .stem.mp4 files, which need ffmpeg: install it (apt-get install ffmpeg, brew install ffmpeg) "
-            "or use MUSDB18-HQ"
-        )

@@ -10,20 +10,24 @@ from typing import Any
 import torch
 
 from serving.errors import StemwrightError
+from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
-from training.config import TrainConfig, git_commit
+from training.config import TrainConfig
 from training.data.crops import AHEAD, Crops, batches
 from training.data.data_set import DataSet
 from training.data.supply import Supply
-from training.errors import CheckpointError, TrainingError
+from training.errors import CheckpointError, NotFinite, TrainingError
+from training.evaluation.cost import parameters
+from training.evaluation.evaluate import finite
 from training.progress import run_bar, say
 from training.run.ranks import Ranks
 from training.run.schedule import schedule
+from training.run.showcase import show, show_best
 from training.run.signals import StopRequest
 from training.run.state import RunState
 from training.run.step import Stepper
-from training.run.validate import Scored, show, validate
+from training.run.validate import Scored, validate
 from training.tracking.tracking import Tracker
 
 SAVE_INTERVAL_S = 300
@@ -65,7 +69,7 @@ class Run:
         stepper.fit(self.crops.batch(state.step))
         upcoming = batches(self.crops, state.step, pin_memory=self.device.type == "cuda")
         audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
-        with closing(upcoming), closing(run_bar(config.preset, self.ranks.first)) as bar:
+        with closing(upcoming), closing(run_bar(config.preset, self.ranks.first, self.progress)) as bar:
             while not self.finished():
                 started = time.monotonic()
                 self.take_songs()
@@ -76,10 +80,15 @@ class Run:
                     numbers = {"loss": report.loss, "learning_rate": rate, "skipped": len(report.skipped)}
                     numbers["audio_s_per_s"] = audio_s_per_s(state.step)
                     self.log(numbers, report.skipped)
-                    news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
-                    bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
-                    bar.update(self.progress - bar.n)
+                    heard = f", {rate_s:.3g} s of audio a second" if (rate_s := numbers["audio_s_per_s"]) else ""
+                    bar.at(self.progress, f"step {state.step}, loss {report.loss:.2f}{heard}{self.best}")
                 state.trained_s += time.monotonic() - started
+            bar.at(self.progress, f"step {state.step}{self.best}")
+
+    @property
+    def best(self) -> str:
+        """The best score for the bar, nothing before the first validation."""
+        return f", best {self.state.best_usdr:.2f} dB" if math.isfinite(self.state.best_usdr) else ""
 
     @property
     def progress(self) -> float:
@@ -98,6 +107,8 @@ class Run:
             stopped = not self.validate()
         stalled = state.stale_validations >= (validation.patience or math.inf)
         finished = self.progress >= 1 or stalled or stopped
+        if stalled and self.tracker is not None:
+            self.tracker.end = "stalled"
         if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
             self.save()
         return finished
@@ -117,15 +128,20 @@ class Run:
         if scored is None:
             return False
         state.validations = math.floor(self.progress * config.validation.validations)
+        if not math.isfinite(scored.evaluation.usdr):
+            raise NotFinite(f"the scores at step {state.step} are not finite: take a lower --learning-rate")
         better = scored.evaluation.usdr > state.best_usdr
         state.stale_validations = 0 if better else state.stale_validations + 1
         state.best_usdr = max(state.best_usdr, scored.evaluation.usdr)
         if self.tracker is not None:
             if better:
                 best = self.run_dir / "best.safetensors"
-                write_tensors(best, scored.average.network.state_dict(), self.origin(scored, self.tracker.run_id))
+                origin = self.origin(scored, self.tracker.run_id)
+                write_tensors(best, scored.average.network.state_dict(), origin)
                 self.checkpoints.mirror(best)
-            show(config, scored, songs[0], self.device, self.tracker, state.step)
+                show_best(self.tracker, config, origin)
+            number = state.validations
+            show(self.tracker, scored, songs[0], config.model, self.device, state.step, number, better)
         return True
 
     def save(self) -> None:
@@ -135,10 +151,9 @@ class Run:
             self.checkpoints.save(self.state.step, self.state.write)
 
     def log(self, numbers: dict[str, float], skipped: tuple[int, ...]) -> None:
-        """Log what is finite of the numbers; say which songs were in the batches of skipped steps."""
+        """Log numbers of the step; say which songs were in the batches of skipped steps."""
         if self.tracker is not None:
-            finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-            self.tracker.numbers(finite, self.state.step)
+            self.tracker.numbers({f"train/{name}": value for name, value in numbers.items()}, self.state.step)
             for step in skipped:
                 songs = sorted({song for example in self.crops.names(step) for song in example})
                 say(f"step {step} is skipped, its gradients are not finite; it heard {', '.join(songs)}")
@@ -147,8 +162,10 @@ class Run:
         """Log how many songs there are, and which ones from which step on."""
         if self.tracker is not None:
             count = sum(len(names) for _, names in self.state.songs)
-            self.tracker.numbers({"songs": count}, self.state.step)
-            self.tracker.facts("songs.json", [{"from_step": step, "songs": names} for step, names in self.state.songs])
+            self.tracker.numbers({"train/songs": count}, self.state.step)
+            self.tracker.facts(
+                "training_songs.json", [{"from_step": step, "songs": names} for step, names in self.state.songs]
+            )
 
     def origin(self, scored: Scored, run_id: str | None) -> dict[str, Any]:
         """Where weights come from, as their archive will say."""
@@ -157,10 +174,16 @@ class Run:
             "run_id": run_id,
             "step": self.state.step,
             "ema_decay": scored.average.decay,
-            "commit": git_commit(),
+            "commit": commit(),
             "data": self.config.data,
             "data_digest": self.data.digest,
             "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},
+            "cost": {
+                "parameters": parameters(self.state.network),
+                "real_time_factor": finite(scored.evaluation.real_time_factor),
+                "trained_s": round(self.state.trained_s, 1),
+                "trained_audio_s": self.state.step * self.config.batches.batch_size * self.config.batches.crop_s,
+            },
         }
 
 

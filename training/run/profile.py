@@ -142,7 +142,9 @@ def profile(config: TrainConfig, steps: int, cache: Path, device: torch.device, 
         ranks.require_share_of(config.batches.batch_size)
         progress = ProgressBar() if ranks.first else no_progress
         data = open_dataset(config.data, cache / "data", config.validation.valid_share, progress, splits=["train"])
-        songs = decode(data.train, config.model.audio, data.decoded_stems(config.model.stems), cache / "decoded", progress)
+        songs = decode(
+            data.train, config.model.audio, data.decoded_stems(config.model.stems), cache / "decoded", progress
+        )
         cut = samples_to_cut(config.crop_samples)
         crops = Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
         state = RunState(config, device)

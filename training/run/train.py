@@ -14,7 +14,7 @@ from torch import Tensor
 from serving.storage.storage import Progress, exists, fetch_file, no_progress
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import TrainConfig, git_commit, read_config, tracking_uri
+from training.config import TrainConfig, provenance, read_config, tracking_uri
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
@@ -22,13 +22,15 @@ from training.data.decoded import DecodedSong, decode
 from training.data.song import Song
 from training.data.supply import Supply, first_songs, scheduled
 from training.errors import ConfigError
+from training.preflight import preflight, refuse_to_overwrite
 from training.progress import ProgressBar, say
 from training.run.ema import Average
-from training.run.export import export
+from training.run.export import export, publish, published_as
 from training.run.loop import Run
 from training.run.precision import prepare
 from training.run.pretrained import take_weights
 from training.run.ranks import Ranks, synced
+from training.run.showcase import show_best, show_data
 from training.run.signals import stop_requests
 from training.run.state import RunState
 from training.tracking.tracking import Tracker
@@ -46,6 +48,7 @@ class Places:
     cache: Path
     checkpoint_uri: str | None = None
     publish: str | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
         prepare(config.deterministic)
         checkpoints = Checkpoints(places.run_dir, places.checkpoint_uri, KEPT_CHECKPOINTS)
         saved = ranks.from_first(find_saved(checkpoints, places, resume) if ranks.first else None)
+        if ranks.first:
+            try_places(places, config.preset, going_on=saved is not None)
         config = ranks.from_first(config)
         ranks.require_share_of(config.batches.batch_size)
 
@@ -88,22 +93,40 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
         supply, crops = start_supply(config, data, places.cache / "decoded", state, ranks, complete, progress)
 
         archive = None
-        with closing(supply), tracked(config, places, device, data.digest, state, ranks) as tracker:
+        with closing(supply), tracked(config, places, device, state, ranks) as tracker:
             try:
                 if tracker is not None:
+                    tracker.tag({"data.digest": data.digest})
+                    show_data(tracker, data, [name for _, names in state.songs for name in names])
                     checkpoints.mirror(write_config(config, places.run_dir))
                 Run(config, places.run_dir, device, ranks, data, supply, crops, state, checkpoints, tracker, stop).go()
             finally:
                 if ranks.first:
                     checkpoints.close(CLOSING_S)
             if tracker is not None and stop.signal is not None:
-                tracker.close("KILLED", CLOSING_S)
+                tracker.close("interrupted", CLOSING_S)
             elif tracker is not None:
-                archive = export(places.run_dir, str(places.run_dir))
+                archive = str(export(places.run_dir))
                 tracker.archive(Path(archive))
                 if places.publish is not None:
-                    archive = export(places.run_dir, places.publish)
+                    archive = publish(places.run_dir, places.publish, places.overwrite)
         return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)
+
+
+def try_places(places: Places, preset: str, going_on: bool) -> None:
+    """Try the places of a run before its first step. A run that goes on does so without MLflow, too.
+
+    Raises ConfigError, StorageError or TrackingError.
+    """
+    stores = [store for store in (places.checkpoint_uri, places.publish) if store is not None]
+    uri = tracking_uri(places.run_dir)
+    failure = preflight([places.run_dir, places.cache], stores, uri, places.run_dir)
+    if places.publish is not None and not (places.overwrite or going_on):
+        refuse_to_overwrite(published_as(places.publish, places.run_dir, preset))
+    if failure is not None and not going_on:
+        raise failure
+    if failure is not None:
+        say(f"{failure}; the run goes on, {places.run_dir}/spool keeps what it reports")
 
 
 def start_supply(
@@ -182,16 +205,19 @@ def write_config(config: TrainConfig, run_dir: Path) -> Path:
 
 @contextmanager
 def tracked(
-    config: TrainConfig, places: Places, device: torch.device, digest: str, state: RunState, ranks: Ranks
+    config: TrainConfig, places: Places, device: torch.device, state: RunState, ranks: Ranks
 ) -> Iterator[Tracker | None]:
-    """The run in MLflow, described there; None on every rank but the first."""
+    """The run in MLflow, described there, a resumed one with its best weights so far; None on every rank but the first."""
     if not ranks.first:
         yield None
         return
-    with Tracker.open(tracking_uri(places.run_dir), places.run_dir, state.run_id) as tracker:
-        if state.run_id is None:
-            tracker.describe(config, {"device": name_of(device), "commit": git_commit(), "data.digest": digest})
-            tracker.data(config.data, digest)
+    with Tracker.open(tracking_uri(places.run_dir), places.run_dir, state.run_id, state.step) as tracker:
+        tracker.describe(config, {"device": name_of(device), "world_size": ranks.world_size, **provenance()})
+        if state.step > 0:
+            tracker.tag({"resumed": f"at step {state.step}"})
+            best = places.run_dir / "best.safetensors"
+            if best.exists():
+                show_best(tracker, config, read_tensors(best)[1])
         yield tracker
 
 

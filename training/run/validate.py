@@ -9,14 +9,10 @@ import torch
 from serving.model.separator import Separator
 from training.config import TrainConfig
 from training.data.song import Song
-from training.evaluation.evaluate import Evaluation, evaluate_song, middle
-from training.evaluation.plots import spectrogram_figure
+from training.evaluation.evaluate import Evaluation, evaluate_song
 from training.run.ema import Average
 from training.run.ranks import Ranks
 from training.run.signals import StopRequest
-from training.tracking.tracking import Tracker
-
-LOGGED_EXCERPT_S = 10
 
 
 @dataclass(frozen=True)
@@ -50,15 +46,3 @@ def validate(
         in_order = chain.from_iterable(zip_longest(*ranks.gathered(mine)))
         scored.append(Scored(average, Evaluation(tuple(song for song in in_order if song is not None))))
     return max(scored, key=lambda one: one.evaluation.usdr)
-
-
-def show(config: TrainConfig, scored: Scored, song: Song, device: torch.device, tracker: Tracker, step: int) -> None:
-    """Log the scores, the average they are of, and a picture and sound of one song."""
-    for stem, score in scored.evaluation.stems.items():
-        tracker.numbers({f"valid.{stem}.csdr_db": score.csdr_db, f"valid.{stem}.usdr_db": score.usdr_db}, step)
-    tracker.numbers({"valid.ema_decay": scored.average.decay}, step)
-    references, rate_hz = song.read(["vocals", "mixture"])
-    target, mixture = middle(references, LOGGED_EXCERPT_S * rate_hz)
-    estimates = Separator(config.model, scored.average.network, device).separate(mixture, rate_hz)
-    tracker.picture("spectrogram", spectrogram_figure(mixture, target, estimates[config.model.stems[0]], rate_hz), step)
-    tracker.audio({"mixture": mixture, **estimates}, rate_hz, step)

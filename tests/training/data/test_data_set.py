@@ -7,7 +7,8 @@ import pytest
 import soundfile
 
 from tests.data_sets import STEMS, needs_ffmpeg, stem_audio, write_data_set, write_folder, write_stem_file
-from training.data.data_set import VALIDATION_NAMES, DataSet, open_dataset
+from training.data.data_set import DataSet, open_dataset
+from training.data.musdb18 import validation_tracks
 from training.errors import DataError
 
 
@@ -44,7 +45,7 @@ def test_official_names_are_the_validation_split(tmp_path: Path) -> None:
 def test_official_names_are_those_of_the_musdb_package(tmp_path: Path) -> None:
     import musdb
 
-    assert set(musdb.DB(root=str(tmp_path), subsets=[]).setup["validation_tracks"]) == VALIDATION_NAMES
+    assert set(musdb.DB(root=str(tmp_path), subsets=[]).setup["validation_tracks"]) == validation_tracks()
 
 
 def test_other_songs_are_split_by_their_names_alone(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""The page as the proxy serves it: its key, and its way over HTTP/2."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from playwright.sync_api import Browser, Page, expect
+
+from tests import nginx
+from tests.nginx import proxy_of
+from tests.torchserve import Server
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not nginx.IS_THERE, reason="nginx or openssl is not installed"),
+]
+
+
+def give_key(tab: Page, key: str) -> None:
+    tab.get_by_label("API key").fill(key)
+    tab.get_by_role("button", name="Continue").click()
+
+
+def test_the_key_is_asked_for_once_and_what_is_sent_is_counted(
+    browser: Browser, server: Server, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(-3_000, 3_000, 60 * 16_000, dtype=np.int16)
+    soundfile.write(tmp_path / "Song.wav", noise, 16_000)
+    with proxy_of(server.port, tmp_path) as proxy, browser.new_context(ignore_https_errors=True) as context:
+        tab = context.new_page()
+        tab.goto(proxy)
+        give_key(tab, "basil")
+        expect(tab.get_by_text("The server does not know this key.")).to_be_visible()
+        give_key(tab, nginx.KEY)
+        expect(tab.get_by_text("This model gives")).to_be_visible()
+        assert tab.evaluate("[...Object.values(sessionStorage), ...Object.values(localStorage)]") == [nginx.KEY]
+        tab.reload()
+        expect(tab.get_by_text("This model gives")).to_be_visible()
+        tab.evaluate("""() => {
+          window.seen = [];
+          const look = () => seen.push(document.querySelector(".status")?.textContent ?? "");
+          new MutationObserver(look).observe(document.body, { subtree: true, childList: true, characterData: true });
+        }""")
+        tab.set_input_files("#files", tmp_path / "Song.wav")
+        expect(tab.locator("[data-state=done]")).to_be_visible()
+        assert tab.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == "h2"
+        sent = [
+            match[1] for text in tab.evaluate("seen") if (match := re.fullmatch(r"Sending (\S+) MB of 1.9 MB", text))
+        ]
+        assert any(0 < float(megabytes) < 1.9 for megabytes in sent), sent
+        assert tab.request.get(f"{proxy}/openapi.yaml").ok
