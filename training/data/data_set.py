@@ -29,7 +29,6 @@ MUSDB18_LICENCE = "academic, non-commercial"
 UNKNOWN_LICENCE = "unknown"
 
 
-
 @dataclass(frozen=True)
 class DataSet:
     """Songs to train on, to choose weights by and to report on. An empty split raises DataError when it is asked for.
