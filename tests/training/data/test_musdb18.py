@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data_sets import STEMS, stem_audio, write_data_set, write_folder
+from tests.data_sets import STEMS, needs_ffmpeg, stem_audio, write_data_set, write_folder, write_stem_file
 from training.data.data_set import DataSet, open_dataset
-from training.data.musdb18 import BLOCK_SAMPLES, Header, StemFolder
+from training.data.musdb18 import BLOCK_SAMPLES, Header, StemFile, StemFolder, validation_tracks
 
 
 def open_folder(folder: Path, valid_share: float = 0.15) -> DataSet:
@@ -36,3 +36,22 @@ def test_a_stream_is_the_song_in_blocks(tmp_path: Path, samples: int) -> None:
     assert max(block.shape[-1] for blocks in streamed for block in blocks) <= BLOCK_SAMPLES
     audio, _ = song.read(["vocals", "bass"])
     assert np.array_equal(np.stack([np.concatenate(blocks, axis=1) for blocks in streamed]), audio)
+
+
+def test_the_official_songs_for_validation() -> None:
+    assert len(validation_tracks()) == 14
+    assert "Leaf - Summerghost" in validation_tracks()
+
+
+@needs_ffmpeg
+def test_parity_with_musdb(tmp_path: Path) -> None:
+    import musdb
+
+    path = write_stem_file(tmp_path / "train" / "A - 0.stem.mp4", seconds=3.3)
+    database = musdb.DB(root=str(tmp_path), subsets=["train"])
+    assert set(database.setup["validation_tracks"]) == validation_tracks()
+    audio, rate_hz = StemFile("A - 0", path).read(STEMS)
+    track = database.tracks[0]
+    assert track.rate == rate_hz
+    for ours, stem in zip(audio, STEMS, strict=True):
+        np.testing.assert_allclose(ours, track.targets[stem].audio.T, atol=1e-6)
