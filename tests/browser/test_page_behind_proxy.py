@@ -19,7 +19,7 @@ pytestmark = [
 
 
 def give_key(tab: Page, key: str) -> None:
-    tab.get_by_label("API key").fill(key)
+    tab.get_by_role("textbox", name="API key").fill(key)
     tab.get_by_role("button", name="Continue").click()
 
 
