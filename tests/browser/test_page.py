@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.listening import RATE_HZ, TAP, TAP_SAMPLES, gains_heard, heard, listen_for
+from tests.browser.progress import note_statuses, statuses_noted, throttle
 from tests.torchserve import Server, wait_for
 
 pytestmark = pytest.mark.slow
@@ -78,16 +79,6 @@ def separated(tab: Page, *songs: Path) -> None:
     expect(tab.locator("[data-state=done]")).to_have_count(len(songs))
 
 
-def throttle(tab: Page, down_bytes_per_s: int = -1, up_bytes_per_s: int = -1) -> None:
-    network = {
-        "offline": False,
-        "latency": 0,
-        "downloadThroughput": down_bytes_per_s,
-        "uploadThroughput": up_bytes_per_s,
-    }
-    tab.context.new_cdp_session(tab).send("Network.emulateNetworkConditions", network)
-
-
 def serious(tab: Page) -> list[str]:
     found = Axe().run(tab).response["violations"]
     return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found if each["impact"] in ("serious", "critical")]
@@ -95,11 +86,7 @@ def serious(tab: Page) -> list[str]:
 
 def test_a_dropped_song_shows_its_way(tab: Page, song: Path, screenshots: Path) -> None:
     tab.screenshot(path=screenshots / "empty.png")
-    tab.evaluate("""() => {
-      window.seen = [];
-      const look = () => seen.push(document.querySelector(".status")?.textContent ?? "");
-      new MutationObserver(look).observe(document.body, { subtree: true, childList: true, characterData: true });
-    }""")
+    note_statuses(tab)
     throttle(tab, up_bytes_per_s=1_500_000)
     script = """(base64) => {
       const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
@@ -109,7 +96,7 @@ def test_a_dropped_song_shows_its_way(tab: Page, song: Path, screenshots: Path) 
     }"""
     tab.evaluate(script, base64.b64encode(song.read_bytes()).decode())
     expect(tab.get_by_text("0:30 · 4 stems")).to_be_visible()
-    seen = list(dict.fromkeys(tab.evaluate("seen")))
+    seen = statuses_noted(tab)
     sent = [float(match[1]) for text in seen if (match := re.fullmatch(r"Sending ([\d.]+) MB of 1.9 MB", text))]
     made = [int(match[1]) for text in seen if (match := re.fullmatch(r"0:(\d\d) of 0:30 separated", text))]
     assert sent == sorted(sent), seen
