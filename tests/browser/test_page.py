@@ -110,14 +110,14 @@ def test_mute_and_solo_change_what_is_heard(
 ) -> None:
     separated(tab, song)
     tab.get_by_role("button", name="Play").click()
-    listen_for(tab, 0.9)
+    listen_for(tab, 0.65)
     gains, _, error = gains_heard(tab, stems)
     np.testing.assert_allclose(gains, ALL, atol=0.02)
     assert error < 1e-3
     changes = {"Mute Drums": [1, 0, 1, 1], "Solo Bass": [0, 0, 1, 0], "Mixture": [1, 1, 1, 1]}
     for button, expected in changes.items():
         tab.get_by_role("button", name=button, exact=True).click()
-        listen_for(tab, 0.8)
+        listen_for(tab, 0.65)
         gains, _, error = gains_heard(tab, stems)
         np.testing.assert_allclose(gains, expected, atol=0.02, err_msg=button)
         assert error < 1e-3
@@ -128,12 +128,12 @@ def test_level_and_key_change_what_is_heard(tab: Page, song: Path, stems: NDArra
     separated(tab, song)
     tab.get_by_role("slider", name="Level of Vocals").fill("0.5")
     tab.get_by_role("button", name="Play").click()
-    listen_for(tab, 0.9)
+    listen_for(tab, 0.65)
     np.testing.assert_allclose(gains_heard(tab, stems)[0], [0.5, 1, 1, 1], atol=0.02)
     for _ in range(3):
         tab.get_by_role("button", name="A semitone up").click()
     expect(tab.get_by_text("+3 st")).to_be_visible()
-    listen_for(tab, 1.6)
+    listen_for(tab, 2.2)
     loudest = np.abs(np.fft.rfft(heard(tab) * np.hanning(TAP_SAMPLES))).argmax()
     assert loudest * RATE_HZ / TAP_SAMPLES == pytest.approx(220 * 2 ** (3 / 12), rel=0.005)
 
@@ -168,7 +168,7 @@ def test_seek_and_loop(tab: Page, song: Path, stems: NDArray[np.float64]) -> Non
     lane = tab.locator(".lane .stage").first.bounding_box()
     assert lane is not None
     tab.mouse.click(lane["x"] + lane["width"] * 20 / SONG_S, lane["y"] + 20)
-    listen_for(tab, 0.8)
+    listen_for(tab, 0.65)
     gains, at_s, error = gains_heard(tab, stems)
     assert 20.5 < at_s < 21.5
     np.testing.assert_allclose(gains, ALL, atol=0.02)
@@ -205,7 +205,7 @@ def test_the_first_lane_plays_before_the_last_has_come(tab: Page, song: Path, st
     assert gains_heard(tab, stems)[2] < 1e-3
     throttle(tab)
     expect(tab.locator("[data-state=done]")).to_be_visible()
-    listen_for(tab, 0.8)
+    listen_for(tab, 0.65)
     gains, _, error = gains_heard(tab, stems)
     np.testing.assert_allclose(gains, ALL, atol=0.02, err_msg="the others have joined in")
     assert error < 1e-3
@@ -246,8 +246,8 @@ def test_several_songs_wait_for_each_other(tab: Page, song: Path, short: Path) -
     expect(tab.locator(".lane")).to_have_count(0)
 
 
-@pytest.mark.parametrize("audio_format", ["flac", "mp3", "ogg"])
-def test_every_format_plays(tab: Page, short: Path, audio_format: str) -> None:
+@pytest.mark.parametrize("audio_format", ["flac", "mp3"])
+def test_compressed_stems_play(tab: Page, short: Path, audio_format: str) -> None:
     tab.get_by_label("Format").select_option(audio_format)
     for stem in ("drums", "bass"):
         tab.locator(f"#stems [data-stem={stem}]").click()
@@ -295,7 +295,7 @@ def test_the_keyboard_alone_is_enough(tab: Page, song: Path, stems: NDArray[np.f
         tab.keyboard.press("ArrowRight")
     for key in ("m", "2", "s", "1", "s", "3"):
         tab.keyboard.press(key)
-    listen_for(tab, 0.9)
+    listen_for(tab, 0.65)
     gains, at_s, _ = gains_heard(tab, stems)
     np.testing.assert_allclose(gains, [1, 0, 1, 0], atol=0.02)
     assert 15 < at_s < 18
@@ -315,7 +315,7 @@ def test_the_keyboard_alone_is_enough(tab: Page, song: Path, stems: NDArray[np.f
     assert {"Play", "Mute Other", "Level of Bass", "Download Drums", "Position", "Download zip"} <= reached
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 390), ("dark", 390)])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
 def test_it_is_for_everyone(tab: Page, short: Path, screenshots: Path, scheme: str, width: int) -> None:
     tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
     tab.set_viewport_size({"width": width, "height": 844})
