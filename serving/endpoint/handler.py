@@ -64,6 +64,7 @@ class Handler:
         """Answer the one request of a batch. All but the last, empty piece of a good answer has been sent on return."""
         headers = request_headers(context)
         if "describe" in headers:  # set by the management port, or by a caller
+            context.set_response_content_type(0, "application/json")
             return [self.facts]
         with self.drain.working() if self.drain else nullcontext():
             answer = Answer(context.get_request_id(), headers, self.settings.request_timeout_s)

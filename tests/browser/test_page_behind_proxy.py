@@ -9,6 +9,7 @@ import soundfile
 from playwright.sync_api import Browser, Page, expect
 
 from tests import nginx
+from tests.browser.progress import note_statuses, statuses_noted, throttle
 from tests.nginx import proxy_of
 from tests.torchserve import Server
 
@@ -19,7 +20,7 @@ pytestmark = [
 
 
 def give_key(tab: Page, key: str) -> None:
-    tab.get_by_label("API key").fill(key)
+    tab.get_by_role("textbox", name="API key").fill(key)
     tab.get_by_role("button", name="Continue").click()
 
 
@@ -38,16 +39,13 @@ def test_the_key_is_asked_for_once_and_what_is_sent_is_counted(
         assert tab.evaluate("[...Object.values(sessionStorage), ...Object.values(localStorage)]") == [nginx.KEY]
         tab.reload()
         expect(tab.get_by_text("This model gives")).to_be_visible()
-        tab.evaluate("""() => {
-          window.seen = [];
-          const look = () => seen.push(document.querySelector(".status")?.textContent ?? "");
-          new MutationObserver(look).observe(document.body, { subtree: true, childList: true, characterData: true });
-        }""")
+        note_statuses(tab)
+        throttle(tab, up_bytes_per_s=1_000_000)
         tab.set_input_files("#files", tmp_path / "Song.wav")
         expect(tab.locator("[data-state=done]")).to_be_visible()
         assert tab.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == "h2"
-        sent = [
-            match[1] for text in tab.evaluate("seen") if (match := re.fullmatch(r"Sending (\S+) MB of 1.9 MB", text))
-        ]
-        assert any(0 < float(megabytes) < 1.9 for megabytes in sent), sent
+        seen = statuses_noted(tab)
+        sent = [float(match[1]) for text in seen if (match := re.fullmatch(r"Sending (\S+) MB of 1.9 MB", text))]
+        assert sent == sorted(sent), seen
+        assert any(0 < part < 1.9 for part in sent), seen
         assert tab.request.get(f"{proxy}/openapi.yaml").ok
