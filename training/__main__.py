@@ -171,12 +171,14 @@ def run_fetch(given: argparse.Namespace) -> int:
 
 def run_train(given: argparse.Namespace) -> int:
     from training.progress import say
+    from training.run.machine import Machine
     from training.run.ranks import Ranks
     from training.run.train import Places, train
 
     ranks = Ranks(*launched())
     places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish)
-    result = train(configuration(given), places, device_of(given, ranks.local_rank), ranks, given.resume, given.wait)
+    machine = Machine(device_of(given, ranks.local_rank), ranks)
+    result = train(configuration(given), places, machine, resume=given.resume, wait=given.wait)
     if result.stopped_by is not None:
         say(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}")
         return 128 + result.stopped_by
@@ -203,11 +205,12 @@ def configuration(given: argparse.Namespace) -> TrainConfig:
 
 
 def run_profile(given: argparse.Namespace) -> int:
+    from training.run.machine import Machine
     from training.run.profile import profile
     from training.run.ranks import Ranks
 
     ranks = Ranks(*launched())
-    profiled = profile(configuration(given), given.steps, given.cache, device_of(given, ranks.local_rank), ranks)
+    profiled = profile(configuration(given), given.steps, given.cache, Machine(device_of(given, ranks.local_rank), ranks))
     if ranks.first:
         print(f"{profiled.table()}\n\n{profiled.advice()}")
     return 0

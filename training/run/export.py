@@ -11,12 +11,13 @@ from training.run.state import load_network
 
 
 def export(run_dir: Path, to: str) -> str:
-    """Write the archive of a run to a path or s3:// address that ends in .mar, or below a folder or prefix; says where it is.
+    """Write the archive of a run to a path or s3:// address that ends in .mar, or below a folder or prefix.
 
-    Raises CheckpointError where the run has no validated weights yet, StorageError where they cannot be put there.
+    Returns the address of the archive. Raises CheckpointError if the run has no validated weights yet, StorageError if they
+    cannot be put there.
     """
     config = read_config(run_dir)
-    network, facts = load_network(run_dir / "best.safetensors", config)
+    network, facts = load_network(run_dir / "best.safetensors", config.model)
     target = to if to.endswith(".mar") else f"{to.rstrip('/')}/{config.preset}.mar"
     if is_remote(target):
         with tempfile.TemporaryDirectory() as folder:
@@ -29,8 +30,8 @@ def export(run_dir: Path, to: str) -> str:
 
 
 def run_id_of(run_dir: Path) -> str:
-    """The MLflow run whose best weights a run folder holds. Raises CheckpointError where MLflow did not know it yet."""
-    _, facts = load_network(run_dir / "best.safetensors", read_config(run_dir))
+    """The MLflow run of the best weights in a run folder. Raises CheckpointError if MLflow did not know it yet."""
+    _, facts = load_network(run_dir / "best.safetensors", read_config(run_dir).model)
     if facts["run_id"] is None:
         raise CheckpointError(
             f"MLflow did not know the run in {run_dir} when its best weights were saved: go on with --resume while it answers"
