@@ -248,14 +248,21 @@ def allow_deterministic_cublas(environ: MutableMapping[str, str] = os.environ) -
 
 
 def git_commit(environ: Mapping[str, str] = os.environ) -> str:
-    """The commit of this code: STEMWRIGHT_COMMIT where an image sets it, else what git says of the checkout."""
+    """The commit of this code, with `-dirty` behind where the checkout differs; STEMWRIGHT_COMMIT where an image sets it."""
     if "STEMWRIGHT_COMMIT" in environ:
         return environ["STEMWRIGHT_COMMIT"]
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def provenance(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The commit of the code, whether the checkout differs from it, and the image, where the container names it."""
+    commit = git_commit(environ)
+    image = {"image": environ["STEMWRIGHT_IMAGE"]} if "STEMWRIGHT_IMAGE" in environ else {}
+    return {"commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty"), **image}
 
 
 def read_config(run_dir: Path) -> TrainConfig:

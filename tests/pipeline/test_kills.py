@@ -62,7 +62,7 @@ def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_
     assert not [name for name, tensor in whole.items() if not torch.equal(tensor, killed[name])]
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run_id,) = [r.info.run_id for r in client.search_runs(["1"], "attributes.run_name = 'killed'")]
-    assert sorted(m.step for m in client.get_metric_history(run_id, "loss")) == list(range(1, STEPS + 1))
+    assert sorted(m.step for m in client.get_metric_history(run_id, "train/loss")) == list(range(1, STEPS + 1))
 
 
 def wait_for_step(run_dir: Path, step: int, process: BaseProcess) -> None:

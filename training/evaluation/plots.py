@@ -47,8 +47,10 @@ class Point:
     y_db: float
 
 
-def spectrogram_figure(mixture: Audio, target: Audio, estimate: Audio, rate_hz: int) -> Figure:
-    """Four panels of one excerpt (c, n) of vocals: mixture, target, estimate, and the mask from mixture to estimate.
+def spectrogram_figure(
+    mixture: Audio, target: Audio, estimate: Audio, rate_hz: int, stem: str = "vocals", title: str | None = None
+) -> Figure:
+    """Four panels of one excerpt (c, n) of a stem: mixture, target, estimate, and the mask from mixture to estimate.
 
     Mel spectrograms of the channels' mean, in dB below the mixture's peak. The mask is |estimate| / |mixture| in each mel
     band, clipped to 0..1, whatever the model predicts inside.
@@ -62,14 +64,16 @@ def spectrogram_figure(mixture: Audio, target: Audio, estimate: Audio, rate_hz: 
 
     figure = Figure(figsize=(12, 7), dpi=110, layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
-    titles = ("Mixture", "Target vocals", "Estimated vocals")
+    titles = ("Mixture", f"Target {stem}", f"Estimated {stem}")
     for axis, title, spectrogram in zip(axes.flat[:3], titles, spectrograms, strict=True):
         levels = draw(axis, title, decibels(spectrogram, peak), rate_hz, STFT.hop_samples, LOUDNESS)
-    shares = draw(axes[1, 1], "Vocal mask", mask, rate_hz, STFT.hop_samples, SHARE)
+    shares = draw(axes[1, 1], f"Mask of {stem}", mask, rate_hz, STFT.hop_samples, SHARE)
     for axis in axes.flat:
         axis.label_outer()
     figure.colorbar(levels, ax=axes[0], label="dB below the mixture's peak", pad=0.01)
-    figure.colorbar(shares, ax=axes[1], label="share given to the vocals", pad=0.01)
+    figure.colorbar(shares, ax=axes[1], label=f"share given to {stem}", pad=0.01)
+    if title is not None:
+        figure.suptitle(title)
     return figure
 
 

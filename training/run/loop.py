@@ -12,11 +12,14 @@ from serving.errors import StemwrightError
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
 from training.config import TrainConfig, git_commit
-from training.errors import CheckpointError, TrainingError
+from training.errors import CheckpointError, NotFinite, TrainingError
+from training.evaluation.cost import parameters
+from training.evaluation.evaluate import finite
 from training.progress import run_bar, say
 from training.run.excerpts import Excerpts
 from training.run.machine import Machine
 from training.run.schedule import schedule
+from training.run.showcase import show, show_best
 from training.run.signals import StopRequest
 from training.run.state import RunState
 from training.run.step import Stepper
@@ -105,6 +108,8 @@ class Run:
             stopped = not self.validate()
         stalled = state.stale_validations >= (validation.patience or math.inf)
         finished = self.progress >= 1 or stalled or stopped
+        if stalled and self.output.tracker is not None:
+            self.output.tracker.end = "stalled"
         if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
             self.save()
         return finished
@@ -122,17 +127,22 @@ class Run:
         if scored is None:
             return False
         usdr = scored.evaluation.usdr
+        if not math.isfinite(usdr):
+            raise NotFinite(f"the scores at step {state.step} are not finite: take a lower --learning-rate")
         better = usdr > state.best_usdr
         if output.tracker is not None and better:  # before the state knows of them: a checkpoint never lacks its best weights
-            best = output.run_dir / "best.safetensors"
-            write_tensors(best, scored.average.network.state_dict(), self.origin(scored, output.tracker.run_id))
+            best, origin = output.run_dir / "best.safetensors", self.origin(scored, output.tracker.run_id)
+            write_tensors(best, scored.average.network.state_dict(), origin)
             output.checkpoints.mirror(best)
         with state.lock:
             state.validations = math.floor(self.progress * self.config.validation.validations)
             state.stale_validations = 0 if better else state.stale_validations + 1
             state.best_usdr = max(state.best_usdr, usdr)
         if output.tracker is not None:
-            self.validator.show(scored, output.tracker, state.step)
+            if better:
+                show_best(output.tracker, self.config, origin)
+            separator, song = self.validator.separator(scored.average), self.validator.songs[0]
+            show(output.tracker, scored, separator, song, state.step, state.validations, better=better)
         return True
 
     def save(self) -> None:
@@ -149,13 +159,12 @@ class Run:
                 self.save()
             self.output.checkpoints.close(LAST_WAIT_S)
         if self.output.tracker is not None:
-            self.output.tracker.close("KILLED", LAST_WAIT_S)
+            self.output.tracker.close("interrupted", LAST_WAIT_S)
 
     def log(self, numbers: dict[str, float], skipped: tuple[int, ...]) -> None:
-        """Log the finite ones of the numbers. Say which songs were in the batches of skipped steps."""
+        """Log numbers of the step. Say which songs were in the batches of skipped steps."""
         if self.output.tracker is not None:
-            finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-            self.output.tracker.numbers(finite, self.state.step)
+            self.output.tracker.numbers({f"train/{name}": value for name, value in numbers.items()}, self.state.step)
             for step in skipped:
                 say(f"step {step} is skipped, its gradients are not finite; it heard {', '.join(self.excerpts.names(step))}")
 
@@ -167,9 +176,9 @@ class Run:
         tracker, checkpoints = self.output.tracker, self.output.checkpoints
         if tracker is not None:
             by_step = [{"from_step": step, "songs": names} for step, names in self.state.songs]
-            checkpoints.mirror(write_json(self.output.run_dir / "songs.json", by_step))
-            tracker.numbers({"songs": sum(len(names) for _, names in self.state.songs)}, self.state.step)
-            tracker.facts("songs.json", by_step)
+            checkpoints.mirror(write_json(self.output.run_dir / "training_songs.json", by_step))
+            tracker.numbers({"train/songs": sum(len(names) for _, names in self.state.songs)}, self.state.step)
+            tracker.facts("training_songs.json", by_step)
 
     def origin(self, scored: Scored, run_id: str | None) -> dict[str, Any]:
         """The origin of weights, as their archive tells it."""
@@ -182,6 +191,12 @@ class Run:
             "data": self.config.data,
             "data_digest": self.data_digest,
             "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},
+            "cost": {
+                "parameters": parameters(self.state.network),
+                "real_time_factor": finite(scored.evaluation.real_time_factor),
+                "trained_s": round(self.state.trained_s, 1),
+                "trained_audio_s": self.state.step * self.config.batches.batch_size * self.config.batches.crop_s,
+            },
         }
 
 

@@ -13,7 +13,7 @@ from serving.model.spec import ModelSpec
 from serving.storage.storage import exists, fetch_file, no_progress
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import TrainConfig, git_commit, read_config, tracking_uri
+from training.config import TrainConfig, provenance, read_config, tracking_uri
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
@@ -32,6 +32,7 @@ from training.run.machine import Machine
 from training.run.precision import Precision, prepare
 from training.run.pretrained import take_weights
 from training.run.ranks import synced
+from training.run.showcase import show_best, show_data
 from training.run.signals import StopRequest, stop_requests
 from training.run.state import RunState
 from training.run.validate import Validator
@@ -66,7 +67,7 @@ class Result:
 def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> Result:
     """Train, keep the weights that score best in validation, export them. A copy of the archive goes to `publish`.
 
-    The run folder holds config.json, songs.json, step-….safetensors, best.safetensors and, at the end, <preset>.mar. With
+    The run folder holds config.json, training_songs.json, step-….safetensors, best.safetensors and, at the end, <preset>.mar. With
     `resume` the run goes on from its newest good checkpoint, there or at `checkpoint_uri`; if there is none it starts. With
     `wait` it starts when all songs are here. Raises TrainingError or StemwrightError with one sentence on what is wrong.
     """
@@ -99,17 +100,19 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
 
         validator = Validator(config.model, data.valid, config.validation.valid_excerpt_s, machine)
         archive = None
-        with closing(excerpts), tracked(config, places.run_dir, machine, data.digest, state) as tracker:
+        with closing(excerpts), tracked(config, places.run_dir, machine, state) as tracker:
             output = Output(places.run_dir, checkpoints, tracker)
             try:
                 if tracker is not None:
+                    tracker.tag({"data.digest": data.digest})
+                    show_data(tracker, data, [name for _, names in state.songs for name in names])
                     checkpoints.mirror(write_json(places.run_dir / "config.json", config.to_json()))
                 Run(config, machine, excerpts, validator, state, output, stop, data.digest).go()
             finally:
                 if ranks.first:
                     checkpoints.close(min(CLOSING_S, stop.left_s))
             if tracker is not None and stop.signal is not None:
-                tracker.close("KILLED", min(CLOSING_S, stop.left_s))
+                tracker.close("interrupted", min(CLOSING_S, stop.left_s))
             elif tracker is not None:
                 archive = export(places.run_dir, str(places.run_dir))
                 tracker.archive(Path(archive))
@@ -168,8 +171,8 @@ def plan_songs(
 
 
 def recorded_songs(run_dir: Path, checkpoints: Checkpoints) -> list[tuple[int, list[str]]]:
-    """The songs of a run by the step that they are known from, as `songs.json` has them; none if there is no such file."""
-    path = run_dir / "songs.json"
+    """The songs of a run by the step that they are known from, as `training_songs.json` has them; none if there is no such file."""
+    path = run_dir / "training_songs.json"
     if not path.exists() and not checkpoints.fetch(path.name):
         return []
     return [(entry["from_step"], entry["songs"]) for entry in json.loads(path.read_text())]
@@ -211,14 +214,17 @@ def stored_config(run_dir: Path, checkpoint_uri: str | None) -> TrainConfig | No
 
 
 @contextmanager
-def tracked(
-    config: TrainConfig, run_dir: Path, machine: Machine, digest: str, state: RunState
-) -> Iterator[Tracker | None]:
-    """The run in MLflow, described there; None on every rank but the first."""
+def tracked(config: TrainConfig, run_dir: Path, machine: Machine, state: RunState) -> Iterator[Tracker | None]:
+    """The run in MLflow, described there, a resumed one with its best weights so far; None on every rank but the first."""
     if not machine.ranks.first:
         yield None
         return
     with Tracker.open(tracking_uri(run_dir), run_dir, state.run_id, state.step) as tracker:
-        tracker.describe(config, {"device": machine.name, "commit": git_commit(), "data.digest": digest})
-        tracker.data(config.data, digest)
+        facts = {"device": machine.name, "world_size": machine.ranks.world_size, **provenance()}
+        tracker.describe(config, facts)
+        if state.step > 0:
+            tracker.tag({"resumed": f"at step {state.step}"})
+            best = run_dir / "best.safetensors"
+            if best.exists():
+                show_best(tracker, config, read_tensors(best)[1])
         yield tracker

@@ -10,14 +10,10 @@ from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
 from training.data.musdb18 import Song
 from training.errors import OutOfMemory
-from training.evaluation.evaluate import Evaluation, SongScores, evaluate_song, middle
-from training.evaluation.plots import spectrogram_figure
+from training.evaluation.evaluate import Evaluation, SongScores, evaluate_song
 from training.run.ema import Average
 from training.run.machine import Machine
 from training.run.signals import StopRequest
-from training.tracking.tracking import Tracker
-
-LOGGED_EXCERPT_S = 10
 
 
 @dataclass(frozen=True)
@@ -65,18 +61,6 @@ class Validator:
                 f"the memory of {self.machine.device} ran out in validation ({str(error).splitlines()[0]}): take a smaller "
                 "--batch-size, or end what else uses it"
             ) from error
-
-    def show(self, scored: Scored, tracker: Tracker, step: int) -> None:
-        """Log the scores, the decay of the average that has them, and a picture and sound of the first song."""
-        for stem, score in scored.evaluation.stems.items():
-            tracker.numbers({f"valid.{stem}.csdr_db": score.csdr_db, f"valid.{stem}.usdr_db": score.usdr_db}, step)
-        tracker.numbers({"valid.ema_decay": scored.average.decay}, step)
-        references, rate_hz = self.songs[0].read(["vocals", "mixture"])
-        target, mixture = middle(references, LOGGED_EXCERPT_S * rate_hz)
-        estimates = self.separator(scored.average).separate(mixture, rate_hz)
-        figure = spectrogram_figure(mixture, target, estimates[self.model.stems[0]], rate_hz)
-        tracker.picture("spectrogram", figure, step)
-        tracker.audio({"mixture": mixture, **estimates}, rate_hz, step)
 
     def separator(self, average: Average) -> Separator:
         return Separator(self.model, average.network, self.machine.device)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from training.data.crops import AHEAD
 from training.data.decoded import DecodedSong
 from training.data.supply import Supply
 from training.demo.songs import write_songs
-from training.errors import ConfigError
+from training.errors import ConfigError, NotFinite
 from training.evaluation.evaluate import Score, SongScores, evaluate_song
 from training.run.ranks import Ranks
 from training.run.schedule import schedule
@@ -83,10 +84,30 @@ def test_a_run_ends_with_an_archive_of_its_best_weights_and_everything_in_mlflow
 
     run = tracked.get_run(result.run_id)
     assert run.info.status == "FINISHED" and run.data.params["crop_s"] == "0.5"
-    assert [m.step for m in tracked.get_metric_history(result.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
-    assert [m.step for m in tracked.get_metric_history(result.run_id, "valid.vocals.usdr_db")] == [3, 6]
-    listed = {f.path for d in ("spectrogram", "audio", "archive") for f in tracked.list_artifacts(result.run_id, d)}
-    assert {"spectrogram/step_000003.png", "audio/step_000006", "archive/classic.mar"} <= listed
+    assert [m.step for m in tracked.get_metric_history(result.run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [m.step for m in tracked.get_metric_history(result.run_id, "valid/vocals_usdr_db")] == [3, 6]
+    listed = {f.path for d in ("", "listen", "archive") for f in tracked.list_artifacts(result.run_id, d)}
+    assert {"listen/mixture.flac", "listen/vocals.flac", "listen/vocals_true.flac", "archive/classic.mar"} <= listed
+    assert {"songs.json", "training_songs.json", "config.json"} <= listed
+    pictures = {re.split("[%~+]", f.path)[2] for f in tracked.list_artifacts(result.run_id, "images")}
+    assert pictures == {"1", "2"}, "a picture for each validation, by its number"
+
+    best = {name: score["usdr_db"] for name, score in facts["validation"].items()}
+    metrics = run.data.metrics
+    assert metrics["best/vocals_usdr_db"] == pytest.approx(best["vocals"], abs=6e-4)
+    assert (
+        metrics["best/usdr_db"] == pytest.approx(sum(best.values()) / 2, abs=6e-4)
+        and metrics["best/step"] == facts["step"]
+    )
+    assert metrics["best/usdr_db"] == pytest.approx(result.best_usdr, abs=6e-4)
+    assert metrics["cost/real_time_factor"] > 0 and metrics["cost/parameters"] > 0
+    assert all(name.count("/") == 1 for name in metrics)
+    assert "None" not in run.data.params.values() and len(run.data.params) <= 13
+    assert run.data.tags["end"] == "completed" and len(run.data.tags["commit"]) == 40 and "dirty" in run.data.tags
+    assert f"**{metrics['best/usdr_db']:.2f} dB** uSDR" in run.data.tags["mlflow.note.content"]
+    profiles = {one.tags[0].value: json.loads(one.dataset.profile) for one in run.inputs.dataset_inputs}
+    assert profiles["training"] == {"songs": 2, "measured_songs": 2, "seconds": 6.0}
+    assert profiles["validation"] == {"songs": 1, "measured_songs": 1, "seconds": 3.0}
 
 
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
@@ -113,7 +134,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
     cut, _ = read_tensors(last_checkpoint(tmp_path / "cut"))
     assert cut.keys() == whole.keys()
     assert not [name for name, tensor in whole.items() if not torch.equal(tensor, cut[name])]
-    assert [m.step for m in tracked.get_metric_history(resumed.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert [m.step for m in tracked.get_metric_history(resumed.run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(config: TrainConfig, tmp_path: Path) -> None:
@@ -148,11 +169,11 @@ def test_a_stop_that_comes_during_validation_leaves_it_for_the_next_time(
     assert not (tmp_path / "run" / "best.safetensors").exists()
     assert stopped.run_id is not None and tracked.get_run(stopped.run_id).info.status == "KILLED"
     resumed = start(config, tmp_path / "run", resume=True)
-    assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "valid.vocals.usdr_db")] == [3, 6]
+    assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "valid/vocals_usdr_db")] == [3, 6]
 
 
 def test_patience_ends_a_run_that_does_not_get_better(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(config, validation=Validation(validations=6, patience=2))
     scores = Score(csdr_db=1.0, usdr_db=1.0)
@@ -161,6 +182,7 @@ def test_patience_ends_a_run_that_does_not_get_better(
     )
     result = start(config, tmp_path / "run")
     assert result.steps == 3 and result.best_usdr == 1.0 and result.archive is not None
+    assert tracked.get_run(result.run_id).data.tags["end"] == "stalled"
 
 
 def test_a_run_goes_on_elsewhere_from_its_mirror(
@@ -174,7 +196,32 @@ def test_a_run_goes_on_elsewhere_from_its_mirror(
     assert stored == half
     resumed = train(config, Places(tmp_path / "second", tmp_path / "cache", mirror), CPU, Ranks(), True, wait=False)
     assert resumed.run_id == begun.run_id and resumed.steps == 6
-    assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "loss")] == [1, 2, 3, 4, 5, 6]
+    assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_goes_on_without_the_old_store_as_a_new_run_that_names_the_old_one(
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = dataclasses.replace(config, budget=Budget(steps=3))
+    begun = start(half, tmp_path / "run")
+    best = tracked.get_run(begun.run_id).data.metrics["best/usdr_db"]
+    shutil.rmtree(tmp_path / "run" / "spool")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    faster = dataclasses.replace(config.optimization, learning_rate=1e-30)
+    resumed = start(dataclasses.replace(config, optimization=faster), tmp_path / "run", resume=True)
+    run = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'other.db'}").get_run(resumed.run_id)
+    assert resumed.run_id != begun.run_id and run.data.tags["continues.run"] == begun.run_id
+    assert run.data.tags["continues.step"] == "3" and run.info.status == "FINISHED"
+    assert run.data.metrics["best/usdr_db"] >= best, "the new run shows the best weights so far"
+
+
+def test_a_run_that_diverges_says_so(config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient) -> None:
+    wild = dataclasses.replace(config, optimization=dataclasses.replace(config.optimization, learning_rate=1e30))
+    with pytest.raises(NotFinite, match="--learning-rate"):
+        start(wild, tmp_path / "run")
+    (run,) = tracked.search_runs(["1"], "run_name = 'run' and tags.end = 'diverged'")
+    assert "--learning-rate" in run.data.tags["error"] and run.info.status == "FAILED"
+    assert not [name for name in run.data.metrics if name.startswith(("best/", "valid/"))]
 
 
 def test_a_run_that_starts_from_an_archive_has_its_weights(config: TrainConfig, tmp_path: Path) -> None:
@@ -209,7 +256,10 @@ def test_songs_that_arrive_later_are_trained_on_from_then_on_and_after_a_resume(
     _, facts = read_tensors(last_checkpoint(tmp_path / "run"))
     (start_step, first), (later_step, second) = facts["songs"]
     assert (start_step, later_step) == (0, 2 + AHEAD + 1) and len(first) == len(second) == 1
-    assert [(m.step, m.value) for m in tracked.get_metric_history(str(result.run_id), "songs")] == [(0, 1), (2, 2)]
+    assert [(m.step, m.value) for m in tracked.get_metric_history(str(result.run_id), "train/songs")] == [
+        (0, 1),
+        (2, 2),
+    ]
 
     resumed = dataclasses.replace(config, budget=Budget(steps=14))
     start(resumed, tmp_path / "run", resume=True)
