@@ -89,6 +89,11 @@ def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get(f"{PREFIX}API_KEY", "").strip() or None
 
 
+def storage_environment(environ: Mapping[str, str] = os.environ) -> tuple[tuple[str, str], ...]:
+    """The AWS_* variables, sorted: boto3 reads them itself, and a change of them asks for another connection."""
+    return tuple(sorted((name, value) for name, value in environ.items() if name.startswith("AWS_")))
+
+
 def report(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
     """The settings as lines to print, with the names of the credentials that are set, never their values."""
     facts = [f"{PREFIX}{name.upper()}={'' if value is None else value}" for name, value in vars(settings).items()]

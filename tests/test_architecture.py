@@ -66,8 +66,8 @@ MAY_IMPORT = {
 CATCH_ALL = {
     "serving/endpoint/answer.py": "a worker lives on, whatever one request did; the caller gets a 500, the log all of it",
     "serving/model/source.py": "MLflow lets the exceptions of every store behind it through; it goes on as a StorageError",
-    "training/data/supply.py": "the error of a thread is raised in the thread that asks for its songs",
-    "training/tracking/tracking.py": "MLflow's stores, drivers and plug-ins raise what they like; the sender tries again",
+    "training/transfer/parallel.py": "the error of a thread is raised in the thread that waits for it",
+    "training/tracking/stored_run.py": "MLflow's stores, drivers and plug-ins raise what they like; the sender tries again",
 }
 
 VAGUE_WORDS = ("What", "Where", "Whether", "Who", "Of")
@@ -168,8 +168,8 @@ def test_serving_is_complete_without_training() -> None:
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("boto3", {"serving/storage/storage.py"}),
-        ("botocore", {"serving/storage/storage.py"}),
+        ("boto3", {"serving/storage/s3.py"}),
+        ("botocore", {"serving/storage/s3.py"}),
         (
             "mlflow",
             {
@@ -187,7 +187,7 @@ def test_serving_is_complete_without_training() -> None:
                 "serving/client.py",
                 "serving/endpoint/by_reference.py",
                 "serving/endpoint/server.py",
-                "serving/storage/storage.py",
+                "serving/storage/s3.py",
             },
         ),
         ("musdb", {"training/data/musdb18.py"}),

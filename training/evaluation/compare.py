@@ -24,7 +24,7 @@ from serving.audio import Audio
 from serving.model.separator import Separator
 from serving.model.source import resolve
 from serving.model.spec import STEMS, ModelSpec
-from training.data.musdb18 import SOURCES, SUMS, Song
+from training.data.song import SOURCES, SUMS, Song
 from training.errors import ConfigError
 from training.evaluation.cost import Cost, cost
 from training.evaluation.evaluate import Evaluation, Score, SongScores, decimal, finite, read_excerpt, require_songs

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from serving.audio import Audio
 from serving.model.separator import Separator
 from serving.model.spec import Quality
-from training.data.musdb18 import Song
+from training.data.song import Song
 from training.errors import DataError
 from training.evaluation.metrics import csdr, median, recovered_percent, usdr
 from training.evaluation.oracle import ideal_ratio_mask

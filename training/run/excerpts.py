@@ -1,13 +1,14 @@
 """The excerpts of a run: crops of the songs that are here, and the supply that brings the others."""
 
 from collections.abc import Callable, Generator, Sequence
+from threading import Event
 from typing import Self
 
 from torch import Tensor
 
 from training.data.crops import AHEAD, Crops, batches
 from training.data.decoded import DecodedSong
-from training.data.musdb18 import Song
+from training.data.song import Song
 from training.data.supply import Prepare, Schedule, Supply, scheduled
 
 
@@ -25,14 +26,15 @@ class Excerpts:
         schedule: Schedule,
         prepare: Prepare,
         crops: Callable[[Sequence[DecodedSong]], Crops],
+        stopping: Event,
     ) -> Self:
         """Excerpts of the songs in a schedule, prepared here and now. The other songs come later, from a supply.
 
-        `crops` makes crops of the songs that are known from the first step on. Raises what `prepare` raises, and DataError
-        if a song of the schedule is not among `songs`.
+        `crops` makes crops of the songs that are known from the first step on. Raises what `prepare` raises, such as
+        Stopped soon after `stopping` is set, and DataError if a song of the schedule is not among `songs`.
         """
         known, others = scheduled(songs, schedule)
-        (_, first), *later = [(step, prepare(group)) for step, group in known]
+        (_, first), *later = [(step, prepare(group, stopping)) for step, group in known]
         made = crops(first)
         for step, group in later:
             made.add(group, step)

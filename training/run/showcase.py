@@ -11,7 +11,7 @@ import numpy as np
 from serving.model.separator import Separator
 from training.config import TrainConfig
 from training.data.data_set import DataSet
-from training.data.musdb18 import Song
+from training.data.song import Song
 from training.evaluation.evaluate import decimal, middle
 from training.evaluation.metrics import recovered_percent
 from training.evaluation.plots import spectrogram_figure

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from torch import Tensor
@@ -18,9 +19,7 @@ from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
 from training.data.decoded import DecodedSong, decode
-from training.data.errata import reports
-from training.data.musdb18 import Song
-from training.data.stems import DECODED_STEMS
+from training.data.song import Song
 from training.data.supply import Schedule, first_songs, scheduled
 from training.errors import ConfigError, Stopped
 from training.progress import ProgressBar, say
@@ -128,22 +127,22 @@ def open_excerpts(
     ranks = machine.ranks
     progress = ProgressBar() if ranks.first else no_progress
 
-    def prepared(songs: Sequence[Song]) -> list[DecodedSong]:
-        if stop.signal is not None:
-            raise Stopped("the run was told to stop before it had its songs")
-        data.bring(songs, progress)
-        return decode(songs, config.model.audio, DECODED_STEMS, cache / "decoded", progress)
+    stems = data.decoded_stems(config.model.stems)
+
+    def prepared(songs: Sequence[Song], stopping: Event) -> list[DecodedSong]:
+        data.bring(songs, progress, stopping)
+        return decode(songs, config.model.audio, stems, cache / "decoded", progress, stopping)
 
     def crops(songs: Sequence[DecodedSong]) -> Crops:
         cut = samples_to_cut(config.crop_samples)
         return Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
 
-    data.bring(data.valid, progress)
-    excerpts = Excerpts.open(data.train, state.songs, prepared, crops)
+    data.bring(data.valid, progress, stop.event)
+    excerpts = Excerpts.open(data.train, state.songs, prepared, crops, stop.event)
     progress = no_progress  # the others come in silence
     state.songs = excerpts.schedule
     if ranks.first:
-        for report in reports(song.name for song in data.train):
+        for report in data.reports():
             say(report)
         here = sum(len(names) for _, names in state.songs)
         if here < len(data.train):

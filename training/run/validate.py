@@ -8,7 +8,7 @@ import torch
 
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
-from training.data.musdb18 import Song
+from training.data.song import Song
 from training.errors import OutOfMemory
 from training.evaluation.evaluate import Evaluation, SongScores, evaluate_song
 from training.run.ema import Average

@@ -1,6 +1,6 @@
 from training.data.data_set import VALIDATION_NAMES
 from training.data.errata import ERRATA, faults, reports
-from training.data.musdb18 import SOURCES
+from training.data.song import SOURCES
 
 
 def test_each_is_reported_in_one_sentence() -> None:
