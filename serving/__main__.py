@@ -38,7 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m serving", description="Serve a trained separator, or use one.")
-    commands = whole.add_subparsers(required=True, metavar="command")
+    add_commands(whole.add_subparsers(required=True, metavar="command"))
+    return whole
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands of this package to a parser's, here or to those of `stemwright`."""
     archive = "a .mar file, s3://bucket/x.mar, runs:/<run>/archive/x.mar, models:/name@alias or models:/name/version"
 
     serve = commands.add_parser(
@@ -80,7 +85,6 @@ def parser() -> argparse.ArgumentParser:
         "ready", help="exit code 0 if the server of STEMWRIGHT_MANAGEMENT_PORT can separate, else 1"
     )
     ready.set_defaults(run=run_ready)
-    return whole
 
 
 def run_serve(options: argparse.Namespace) -> int:

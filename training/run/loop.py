@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import StemwrightError
+from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
-from training.config import TrainConfig, git_commit
+from training.config import TrainConfig
 from training.errors import CheckpointError, NotFinite, TrainingError
 from training.evaluation.cost import parameters
 from training.evaluation.evaluate import finite
@@ -130,7 +131,9 @@ class Run:
         if not math.isfinite(usdr):
             raise NotFinite(f"the scores at step {state.step} are not finite: take a lower --learning-rate")
         better = usdr > state.best_usdr
-        if output.tracker is not None and better:  # before the state knows of them: a checkpoint never lacks its best weights
+        if (
+            output.tracker is not None and better
+        ):  # before the state knows of them: a checkpoint never lacks its best weights
             best, origin = output.run_dir / "best.safetensors", self.origin(scored, output.tracker.run_id)
             write_tensors(best, scored.average.network.state_dict(), origin)
             output.checkpoints.mirror(best)
@@ -166,7 +169,9 @@ class Run:
         if self.output.tracker is not None:
             self.output.tracker.numbers({f"train/{name}": value for name, value in numbers.items()}, self.state.step)
             for step in skipped:
-                say(f"step {step} is skipped, its gradients are not finite; it heard {', '.join(self.excerpts.names(step))}")
+                say(
+                    f"step {step} is skipped, its gradients are not finite; it heard {', '.join(self.excerpts.names(step))}"
+                )
 
     def log_songs(self) -> None:
         """Record the names of the songs by the step that they are known from, and log them and their number.
@@ -187,7 +192,7 @@ class Run:
             "run_id": run_id,
             "step": self.state.step,
             "ema_decay": scored.average.decay,
-            "commit": git_commit(),
+            "commit": commit(),
             "data": self.config.data,
             "data_digest": self.data_digest,
             "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},

@@ -24,8 +24,8 @@ from training.data.decoded import decode
 from training.evaluation.cost import flop
 from training.progress import ProgressBar
 from training.run.losses import relative_error_db
-from training.run.precision import prepare
 from training.run.machine import Machine
+from training.run.precision import prepare
 from training.run.ranks import synced
 from training.run.state import RunState
 from training.run.step import Stepper
@@ -106,9 +106,7 @@ class Profile:
                 f"--batch-size of {max(1, size // self.pieces)}."
             )
         if exchange > LONGEST_EXCHANGE:
-            return (
-                f"An exchange of gradients alone takes {exchange:.0%} of a step: a larger --batch-size needs fewer of them."
-            )
+            return f"An exchange of gradients alone takes {exchange:.0%} of a step: a larger --batch-size needs fewer of them."
         if self.device.type == "cpu":
             return "The processor is the limit: train on a GPU, or for longer."
         if self.utilization >= WELL_USED:
@@ -148,7 +146,9 @@ def profile(config: TrainConfig, steps: int, cache: Path, machine: Machine) -> P
         ranks.require_share_of(config.batches.batch_size)
         progress = ProgressBar() if ranks.first else no_progress
         data = open_dataset(config.data, cache / "data", config.validation.valid_share, progress, splits=["train"])
-        songs = decode(data.train, config.model.audio, data.decoded_stems(config.model.stems), cache / "decoded", progress)
+        songs = decode(
+            data.train, config.model.audio, data.decoded_stems(config.model.stems), cache / "decoded", progress
+        )
         cut = samples_to_cut(config.crop_samples)
         crops = Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
         state = RunState(config, machine.device)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from serving.model.spectrogram import Stft
@@ -52,7 +52,8 @@ class Stepper:
         self.machine, self.device, self.ranks = machine, machine.device, machine.ranks
         self.stft = Stft(config.model.stft).to(self.device)
         self.precision = Precision.of(self.device, config.precision)
-        self.forward = torch.compile(state.network.train()) if config.compile else state.network.train()
+        network = state.network.train()
+        self.forward: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
         self.parameters = list(state.network.parameters())
         self.pieces = 1
         self.losses: list[Tensor] = []

@@ -22,10 +22,11 @@ from training.data.decoded import DecodedSong, decode
 from training.data.song import Song
 from training.data.supply import Schedule, first_songs, scheduled
 from training.errors import ConfigError, Stopped
+from training.preflight import preflight, refuse_to_overwrite
 from training.progress import ProgressBar, say
 from training.run.ema import Average
 from training.run.excerpts import Excerpts
-from training.run.export import export
+from training.run.export import export, publish, published_as
 from training.run.loop import Output, Run, write_json
 from training.run.machine import Machine
 from training.run.precision import Precision, prepare
@@ -50,6 +51,7 @@ class Places:
     cache: Path
     checkpoint_uri: str | None = None
     publish: str | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,18 @@ class Result:
 def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> Result:
     """Train, keep the weights that score best in validation, export them. A copy of the archive goes to `publish`.
 
-    The run folder holds config.json, training_songs.json, step-….safetensors, best.safetensors and, at the end, <preset>.mar. With
-    `resume` the run goes on from its newest good checkpoint, there or at `checkpoint_uri`; if there is none it starts. With
-    `wait` it starts when all songs are here. Raises TrainingError or StemwrightError with one sentence on what is wrong.
+    The run folder holds config.json, training_songs.json, step-….safetensors, best.safetensors and, at the end,
+    <preset>.mar. With `resume` the run goes on from its newest good checkpoint, there or at `checkpoint_uri`; if there is
+    none it starts. With `wait` it starts when all songs are here. Raises TrainingError or StemwrightError with one sentence
+    on what is wrong.
     """
     ranks = machine.ranks
     with ranks.connected(machine.device), stop_requests() as stop:
         prepare(config.deterministic)
         checkpoints = Checkpoints(places.run_dir, places.checkpoint_uri, KEPT_CHECKPOINTS)
         saved = ranks.from_first(find_saved(checkpoints, places, resume) if ranks.first else None)
+        if ranks.first:
+            try_places(places, config.preset, going_on=saved is not None)
         config = ranks.from_first(config)
         ranks.require_share_of(config.batches.batch_size)
         if ranks.first:
@@ -113,11 +118,27 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
             if tracker is not None and stop.signal is not None:
                 tracker.close("interrupted", min(CLOSING_S, stop.left_s))
             elif tracker is not None:
-                archive = export(places.run_dir, str(places.run_dir))
+                archive = str(export(places.run_dir))
                 tracker.archive(Path(archive))
                 if places.publish is not None:
-                    archive = export(places.run_dir, places.publish)
+                    archive = publish(places.run_dir, places.publish, places.overwrite)
         return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)
+
+
+def try_places(places: Places, preset: str, going_on: bool) -> None:
+    """Try the places of a run before its first step. A run that goes on does so without MLflow, too.
+
+    Raises ConfigError, StorageError or TrackingError.
+    """
+    stores = [store for store in (places.checkpoint_uri, places.publish) if store is not None]
+    uri = tracking_uri(places.run_dir)
+    failure = preflight([places.run_dir, places.cache], stores, uri, places.run_dir)
+    if places.publish is not None and not (places.overwrite or going_on):
+        refuse_to_overwrite(published_as(places.publish, places.run_dir, preset))
+    if failure is not None and not going_on:
+        raise failure
+    if failure is not None:
+        say(f"{failure}; the run goes on, {places.run_dir}/spool keeps what it reports")
 
 
 def open_excerpts(
@@ -170,7 +191,7 @@ def plan_songs(
 
 
 def recorded_songs(run_dir: Path, checkpoints: Checkpoints) -> list[tuple[int, list[str]]]:
-    """The songs of a run by the step that they are known from, as `training_songs.json` has them; none if there is no such file."""
+    """The songs of a run by the step that they are known from, as its `training_songs.json` has them; none without it."""
     path = run_dir / "training_songs.json"
     if not path.exists() and not checkpoints.fetch(path.name):
         return []

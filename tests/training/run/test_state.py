@@ -29,6 +29,7 @@ def advance(state: RunState) -> None:
         group["lr"] = 1e-3
     state.optimizer.step()
     state.optimizer.zero_grad()
+    state.statistics.remember()
     state.step += 1
     for average in state.averages:
         average.update(state.network, state.step)
@@ -74,7 +75,7 @@ def test_weights_alone_come_back_with_their_facts(config: TrainConfig, tmp_path:
     advance(state)
     weights = state.averages[0].network.state_dict()
     write_tensors(tmp_path / "best", weights, {"step": 1})
-    network, facts = load_network(tmp_path / "best", config)
+    network, facts = load_network(tmp_path / "best", config.model)
     assert facts == {"step": 1}
     assert not [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, weights[name])]
 

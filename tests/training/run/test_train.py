@@ -27,6 +27,7 @@ from training.data.supply import Supply
 from training.demo.songs import write_songs
 from training.errors import ConfigError, NotFinite
 from training.evaluation.evaluate import Score, SongScores, evaluate_song
+from training.run.machine import Machine
 from training.run.ranks import Ranks
 from training.run.schedule import schedule
 from training.run.step import Stepper
@@ -62,7 +63,9 @@ def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.Ml
 
 
 def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> Result:
-    return train(config, Places(run_dir, run_dir.parent / "cache", publish=publish), CPU, Ranks(), resume, wait=False)
+    return train(
+        config, Places(run_dir, run_dir.parent / "cache", publish=publish), Machine(CPU), resume=resume, wait=False
+    )
 
 
 def last_checkpoint(run_dir: Path) -> Path:
@@ -190,11 +193,13 @@ def test_a_run_goes_on_elsewhere_from_its_mirror(
 ) -> None:
     mirror, first = str(tmp_path / "mirror"), tmp_path / "first"
     half = dataclasses.replace(config, budget=Budget(steps=3))
-    begun = train(half, Places(first, tmp_path / "cache", mirror), CPU, Ranks(), resume=True, wait=False)
+    begun = train(half, Places(first, tmp_path / "cache", mirror), Machine(CPU), resume=True, wait=False)
     shutil.rmtree(first)
     stored = stored_config(tmp_path / "second", mirror)
     assert stored == half
-    resumed = train(config, Places(tmp_path / "second", tmp_path / "cache", mirror), CPU, Ranks(), True, wait=False)
+    resumed = train(
+        config, Places(tmp_path / "second", tmp_path / "cache", mirror), Machine(CPU), resume=True, wait=False
+    )
     assert resumed.run_id == begun.run_id and resumed.steps == 6
     assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "train/loss")] == [1, 2, 3, 4, 5, 6]
 
