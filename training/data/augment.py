@@ -6,6 +6,7 @@ CPU: an example is augmented alike on every device and however many ranks share 
 
 import math
 
+import numpy as np
 import torch
 from scipy.fft import prev_fast_len
 from torch import Tensor
@@ -29,7 +30,8 @@ def samples_left(samples: int) -> int:
 
 def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
     """The numbers (b, s, DRAWS) that decide the augmentation of a step."""
-    generator = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
+    seeds = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(seeds[0]))
     return torch.rand(batch_size, stems, DRAWS, generator=generator)
 
 

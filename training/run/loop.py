@@ -56,6 +56,7 @@ class Run:
     data_digest: str
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int = -1
+    ticked_at: float = field(default_factory=time.monotonic)
 
     def go(self) -> None:
         """Run to the end. If memory runs out or a rank is gone, save a checkpoint before raising that error."""
@@ -78,8 +79,8 @@ class Run:
         upcoming = self.excerpts.batches(state.step, pin_memory=machine.on_gpu)
         audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
         with closing(upcoming), closing(run_bar(config.preset, machine.ranks.first)) as bar:
+            self.ticked_at = time.monotonic()
             while not self.finished():
-                started = time.monotonic()
                 self.take_songs()
                 rate = config.optimization.learning_rate * schedule(self.progress, config.optimization.warmup)
                 stepper(next(upcoming), rate)
@@ -91,20 +92,20 @@ class Run:
                     news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
                     bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
                     bar.update(self.progress - bar.n)
-                state.trained_s += time.monotonic() - started
 
     @property
     def progress(self) -> float:
         """The share of the budget that is spent, 0..1."""
-        return self.config.budget.progress(self.state.step, self.state.trained_s)
+        return self.config.budget.progress(self.state.step, self.state.trained_s, self.state.validation_s)
 
     def finished(self) -> bool:
         """True on all ranks alike if the run ends here. Validates and saves when it is time to, and at the end."""
         state, validation = self.state, self.config.validation
+        self.tick()
         state.trained_s, signal = self.machine.ranks.largest(state.trained_s, self.stop.signal or 0)
         self.stop.note(signal)
         stopped = signal > 0  # as all ranks know it: a signal that comes from here on waits for the next time
-        due = self.progress * validation.validations >= state.validations + 1
+        due = self.progress * validation.validations >= state.validations + 1 and self.has_time_to_validate()
         if due and not stopped:
             stopped = not self.validate()
         stalled = state.stale_validations >= (validation.patience or math.inf)
@@ -114,6 +115,20 @@ class Run:
         if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
             self.save()
         return finished
+
+    def tick(self) -> None:
+        """Add the time since the last call to that of the run: time on the wall, from the first step on."""
+        now = time.monotonic()
+        self.state.trained_s, self.ticked_at = self.state.trained_s + now - self.ticked_at, now
+
+    def has_time_to_validate(self) -> bool:
+        """False while one more validation of a run in minutes would leave less than three quarters of the time, or none, to
+        the steps around it. The last one always has time."""
+        state, budget = self.state, self.config.budget
+        if budget.minutes is None or self.progress >= 1:
+            return True
+        over = budget.progress(state.step, state.trained_s + state.validation_s, state.validation_s) >= 1
+        return not over and state.trained_s - state.validated_at_s >= 3 * state.validation_s
 
     def take_songs(self) -> None:
         """Let the batches that are not prepared yet draw from the songs that have arrived."""
@@ -146,6 +161,10 @@ class Run:
                 show_best(output.tracker, self.config, origin)
             separator, song = self.validator.separator(scored.average), self.validator.songs[0]
             show(output.tracker, scored, separator, song, state.step, state.validations, better=better)
+        began_s = state.trained_s
+        self.tick()
+        state.validated_at_s, took_s = self.machine.ranks.largest(state.trained_s, state.trained_s - began_s)
+        state.validation_s = max(state.validation_s, took_s)
         return True
 
     def save(self) -> None:

@@ -28,7 +28,7 @@ class Precision:
         return str(self.dtype).removeprefix("torch.")
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context of a forward pass. It caches no cast weights: each is used once, and recorded passes cannot share them."""
+        """The context of a forward pass. It caches no cast weights: each is used once, and recorded passes share none."""
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:

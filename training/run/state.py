@@ -37,6 +37,8 @@ class RunState:
         self.scaler = self.precision.scaler(device)
         self.step = 0
         self.trained_s = 0.0
+        self.validation_s = 0.0  # the longest of them
+        self.validated_at_s = 0.0  # of `trained_s`
         self.validations = 0
         self.best_usdr = -float("inf")
         self.stale_validations = 0
@@ -54,6 +56,8 @@ class RunState:
         facts = {
             "step": self.step,
             "trained_s": self.trained_s,
+            "validation_s": self.validation_s,
+            "validated_at_s": self.validated_at_s,
             "validations": self.validations,
             "best_usdr": self.best_usdr,
             "stale_validations": self.stale_validations,
@@ -77,6 +81,7 @@ class RunState:
             if self.precision.scales and facts["scaler"]:
                 self.scaler.load_state_dict(facts["scaler"])
             self.step, self.trained_s, self.validations = facts["step"], facts["trained_s"], facts["validations"]
+            self.validation_s, self.validated_at_s = facts.get("validation_s", 0.0), facts.get("validated_at_s", 0.0)
             self.best_usdr, self.stale_validations = facts["best_usdr"], facts["stale_validations"]
             self.run_id = facts["run_id"]
             self.songs = [(step, names) for step, names in facts["songs"]]

@@ -217,3 +217,15 @@ def test_what_cannot_be_recorded_runs_as_it_is(
     assert same(before, snapshot(state)) and stepper.forward is state.network
     stepper(excerpts, 1e-3)
     assert not same(before, snapshot(state))
+
+
+def test_gradients_are_scaled_down_to_the_clip_norm(config: TrainConfig, excerpts: Tensor) -> None:
+    """A norm far below Adam's epsilon leaves next to nothing of a step."""
+    moved = []
+    for clip_norm in (1.0, 1e-12):
+        optimization = dataclasses.replace(config.optimization, clip_norm=clip_norm, weight_decay=0.0)
+        state = RunState(dataclasses.replace(config, optimization=optimization), CPU)
+        before = state.network.state_dict()["mask.weight"].clone()
+        Stepper(dataclasses.replace(config, optimization=optimization), state, Machine(CPU))(excerpts, 1e-3)
+        moved.append(float((state.network.state_dict()["mask.weight"] - before).abs().max()))
+    assert moved[0] > 1e-4 and moved[1] < 1e-6
