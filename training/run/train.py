@@ -30,7 +30,7 @@ from training.run.loop import Run
 from training.run.precision import prepare
 from training.run.pretrained import take_weights
 from training.run.ranks import Ranks, synced
-from training.run.showcase import show_best, show_data
+from training.run.showcase import show_archive, show_best, show_data
 from training.run.signals import stop_requests
 from training.run.state import RunState
 from training.tracking.tracking import Tracker
@@ -104,7 +104,7 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
                 tracker.close("interrupted", CLOSING_S)
             elif tracker is not None:
                 archive = export(places.run_dir, str(places.run_dir))
-                tracker.archive(Path(archive))
+                show_archive(tracker, Path(archive))
                 if places.publish is not None:
                     archive = export(places.run_dir, places.publish)
         return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)

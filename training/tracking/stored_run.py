@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from PIL import Image
 from training.errors import TrackingError
 from training.progress import say
 from training.tracking.experiment import find_or_make_experiment
+from training.tracking.registry import dataset_digest, dataset_name, log_model
 from training.tracking.spool import Operation
 
 SPOOL_TAG = "stemwright.spool"
@@ -33,7 +34,6 @@ DATA_CONTEXT = "mlflow.data.context"
 TABLES_TAG = "mlflow.loggedArtifacts"
 REQUEST_TIMEOUT_S = 30
 BATCH_METRICS = 1000  # MLflow takes no more at once
-SHOWN_DIGEST = 12  # the page shows all of it beside the name; the tag data.digest is whole
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,19 @@ class Origin:
 
     run_id: str | None = None
     step: int = 0
+
+
+@dataclass(frozen=True)
+class ArchiveFacts:
+    """Facts of a model archive for whoever chooses one: its stems, where it comes from, its scores by name."""
+
+    preset: str
+    stems: tuple[str, ...]
+    step: int
+    licence: str
+    data: str
+    data_digest: str
+    scores: Mapping[str, float]
 
 
 class StoredRun:
@@ -169,9 +182,10 @@ class Contact:
                 self._send_params(params)
             case {"op": "tags", "tags": tags}:
                 self._send_tags(tags)
-            case {"op": "data", "context": context, **facts}:
-                self._client.log_inputs(self._run_id, [DatasetInput(dataset(facts), [InputTag(DATA_CONTEXT, context)])])
-            case {"op": "file" | "table" | "picture", "path": path}:
+            case {"op": "data", "split": split}:
+                inputs = [DatasetInput(dataset(operation), [InputTag(DATA_CONTEXT, split)])]
+                self._client.log_inputs(self._run_id, inputs)
+            case {"op": "file" | "table" | "picture" | "model", "path": path}:
                 local = self._spool_folder / path
                 if local.exists():  # else it has arrived, and the operations behind it have not
                     self._send_file(local, operation)
@@ -205,14 +219,16 @@ class Contact:
             case {"op": "picture", "key": key, "number": number, "time_ms": time_ms}:
                 with Image.open(local) as image:
                     self._client.log_image(self._run_id, image, None, key, number, time_ms, synchronous=True)
+            case {"op": "model"}:
+                log_model(self._client, self._run_id, local, operation)
 
 
 def dataset(facts: dict[str, Any]) -> Dataset:
     """A data set as the page of a run shows it: name, digest, address, number of songs and seconds."""
     source = facts["source"]
     kind, address = ("s3", source) if source.startswith("s3://") else ("local", source)
-    digest = facts["digest"][:SHOWN_DIGEST]
-    return Dataset(facts["name"], digest, kind, json.dumps({"uri": address}), profile=json.dumps(facts["profile"]))
+    name, digest = dataset_name(source, facts["split"]), dataset_digest(facts["digest"])
+    return Dataset(name, digest, kind, json.dumps({"uri": address}), profile=json.dumps(facts["profile"]))
 
 
 def is_known(client: mlflow.MlflowClient, run_id: str) -> bool:
