@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
 import typing
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 from serving.errors import SpecError
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
+from serving.version import commit
 from training.errors import ConfigError
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -229,7 +229,12 @@ def leaves(config: Any) -> Iterator[tuple[str, Any]]:
 
 def tracking_uri(run_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
     """Where runs are tracked: MLFLOW_TRACKING_URI, else a SQLite store beside the run folder."""
-    return environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    return tracking_uri_given(environ) or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+
+
+def tracking_uri_given(environ: Mapping[str, str] = os.environ) -> str | None:
+    """MLFLOW_TRACKING_URI, None where it is not set."""
+    return environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -247,22 +252,11 @@ def allow_deterministic_cublas(environ: MutableMapping[str, str] = os.environ) -
     environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def git_commit(environ: Mapping[str, str] = os.environ) -> str:
-    """The commit of this code, with `-dirty` behind where the checkout differs; STEMWRIGHT_COMMIT where an image sets it."""
-    if "STEMWRIGHT_COMMIT" in environ:
-        return environ["STEMWRIGHT_COMMIT"]
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def provenance(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """The commit of the code, whether the checkout differs from it, and the image, where the container names it."""
-    commit = git_commit(environ)
+    code = commit()
     image = {"image": environ["STEMWRIGHT_IMAGE"]} if "STEMWRIGHT_IMAGE" in environ else {}
-    return {"commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty"), **image}
+    return {"commit": code.removesuffix("-dirty"), "dirty": code.endswith("-dirty"), **image}
 
 
 def read_config(run_dir: Path) -> TrainConfig:

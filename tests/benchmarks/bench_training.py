@@ -27,8 +27,8 @@ from training.config import Batches, Budget, TrainConfig, classic
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops, batches
 from training.data.decoded import decode
-from training.data.musdb18 import Song, StemFolder
-from training.data.stems import DECODED_STEMS
+from training.data.song import SOURCES, Song
+from training.data.stem_folder import StemFolder
 from training.run.loop import LOG_INTERVAL_STEPS, SAVE_INTERVAL_S
 from training.run.losses import relative_error_db
 from training.run.precision import prepare
@@ -73,7 +73,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> list[Song]:
     songs: list[Song] = [StemFolder(f"A - {number}", root / f"A - {number}") for number in range(SONGS)]
     for song in songs:
         song.path.mkdir()
-        for stem in DECODED_STEMS:
+        for stem in SOURCES:
             audio = rng.integers(-8_000, 8_000, (SONG_S * rate_hz, 2), dtype=np.int16)
             soundfile.write(song.path / f"{stem}.wav", audio, rate_hz)
     return songs
@@ -82,7 +82,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> list[Song]:
 @pytest.fixture
 def crops(config: TrainConfig, songs: list[Song], tmp_path_factory: pytest.TempPathFactory) -> Crops:
     cache = tmp_path_factory.getbasetemp() / "decoded"
-    decoded = decode(songs, config.model.audio, DECODED_STEMS, cache)
+    decoded = decode(songs, config.model.audio, SOURCES, cache)
     return Crops(decoded, BATCH, samples_to_cut(config.crop_samples), seed=0)
 
 
@@ -120,7 +120,7 @@ def plain_steps(config: TrainConfig, songs: list[Song]) -> Steps:
 
     def steps() -> None:
         for _ in range(STEPS):
-            stems = np.stack([[excerpt(stem) for stem in DECODED_STEMS] for _ in range(BATCH)])
+            stems = np.stack([[excerpt(stem) for stem in SOURCES] for _ in range(BATCH)])
             voices_and_rest = torch.from_numpy(np.stack([stems[:, 0], stems[:, 1:].sum(axis=1)], axis=1)).to(DEVICE)
             references = stft(voices_and_rest[:, :, None])
             loss = relative_error_db(network(references.sum(dim=1)), references)

@@ -1,51 +1,41 @@
-"""Data sets: which songs there are, how they are split, and how they come to this machine.
+"""Data sets: the songs, their splits, and the way to this machine.
 
-train|test/<Artist - Title>.stem.mp4                               MUSDB18
-train|test/<Artist - Title>/{drums,bass,other,vocals}.wav|flac     MUSDB18-HQ and your own songs
+train|test/<Artist - Title>.stem.mp4     MUSDB18
+train|test/<Artist - Title>/<stem>.*     MUSDB18-HQ and songs of your own, as `StemFolder` has them
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Self
 
-from serving.storage.storage import Progress, no_progress
-from training.data.musdb18 import SOURCES, Song, StemFile, StemFolder
+from serving.storage.storage import Progress, counter, no_progress
+from training.data.errata import ERRATA, reports
+from training.data.musdb18 import StemFile, validation_tracks
+from training.data.song import PAIR, SOURCES, Song
 from training.data.source import Source, find_source
+from training.data.stem_folder import FILES, SUFFIXES, StemFolder, needed
 from training.errors import DataError
+from training.transfer.parallel import run_parallel
 
 SPLITS = ("train", "valid", "test")
+CHECKS = 8
+"""Songs whose headers are read side by side."""
 
-# As `validation_tracks` in the musdb package, which cannot be imported where there is no ffmpeg.
-VALIDATION_NAMES = frozenset(
-    {
-        "Actions - One Minute Smile",
-        "Clara Berry And Wooldog - Waltz For My Victims",
-        "Johnny Lokke - Promises & Lies",
-        "Patrick Talbot - A Reason To Leave",
-        "Triviul - Angelsaint",
-        "Alexander Ross - Goodbye Bolero",
-        "Fergessen - Nos Palpitants",
-        "Leaf - Summerghost",
-        "Skelpolu - Human Mistakes",
-        "Young Griffo - Pennies",
-        "ANiMAL - Rockshow",
-        "James May - On The Line",
-        "Meaxic - Take A Step",
-        "Traffic Experiment - Sirens",
-    }
-)
+MUSDB18, MUSDB18_HQ, OWN_SONGS = "MUSDB18", "MUSDB18-HQ", "own songs"
+MUSDB18_LICENCE = "academic, non-commercial"
+UNKNOWN_LICENCE = "unknown"
 
 
 @dataclass(frozen=True)
 class DataSet:
     """Songs to train on, to choose weights by and to report on. An empty split raises DataError when it is asked for.
 
-    `digest` is the SHA-256 of a line `<split folder>/<file>\\t<size in bytes>` for each file that is read, sorted. All of it
-    is known before any file is here; a song can be read once `bring` was called with it.
+    `layout` is MUSDB18, MUSDB18_HQ (told by the names of its songs) or OWN_SONGS. `digest` is the SHA-256 of a line
+    `<split folder>/<file>\\t<size in bytes>` for each file that is read, sorted. All of it is known before any file is
+    here; a song can be read once `bring` was called with it.
     """
 
     data: str
@@ -77,7 +67,8 @@ class DataSet:
         }
         lines = sorted(f"{name}\t{source.files[name]}\n" for names in files.values() for name in names)
         digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-        layout = "MUSDB18" if StemFile in layouts else "MUSDB18-HQ"
+        known = not (validation_tracks() | ERRATA.keys()).isdisjoint(song.name for song in files)
+        layout = MUSDB18 if StemFile in layouts else MUSDB18_HQ if known else OWN_SONGS
         return cls(source.data, layout, digest, splits, files, source, folder)
 
     @property
@@ -92,23 +83,63 @@ class DataSet:
     def test(self) -> tuple[Song, ...]:
         return self.split("test")
 
+    def licence(self, said: str | None) -> str:
+        """The licence of the songs: MUSDB18's own, for others the one that their user `said`, else UNKNOWN_LICENCE."""
+        return (said or UNKNOWN_LICENCE) if self.layout == OWN_SONGS else MUSDB18_LICENCE
+
+    def decoded_stems(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """The stems to decode for a model of `wanted` ones: SOURCES, or PAIR if a song to learn from has no more.
+
+        Raises DataError if the model asks for others.
+        """
+        paired = [song for song in (*self.splits["train"], *self.splits["valid"]) if song.sources == PAIR]
+        if not paired:
+            return SOURCES
+        if not set(wanted) <= set(PAIR):
+            raise DataError(
+                f"{self.data}: {paired[0].name} has no stems but {' and '.join(PAIR)}, from which {', '.join(wanted)} cannot "
+                "be learned: take a preset of two stems, or add the four stems"
+            )
+        return PAIR
+
+    def reports(self) -> list[str]:
+        """A sentence on each thing that a user should know about the songs to learn from."""
+        names = [song.name for song in (*self.splits["train"], *self.splits["valid"])]
+        mp3s = sorted({name.split("/")[1] for files in self.files.values() for name in files if name.endswith(".mp3")})
+        said = reports(names)
+        if mp3s:
+            said.append(
+                f"{len(mp3s)} songs come as MP3, such as {mp3s[0]}: an encoder puts silence before the start, so all stems "
+                "of a song have to come from the same one"
+            )
+        return said
+
     def split(self, name: str) -> tuple[Song, ...]:
+        if name == "train" and not self.splits["train"] and len(self.splits["valid"]) == 1:
+            raise DataError(
+                f"{self.data} has one song in its folder train/, and two are needed: one to train on and one to choose the "
+                "best weights by"
+            )
         if not self.splits[name]:
             raise DataError(f"{self.data} has no songs for the {name} split: add some to its folder {name}/")
         return self.splits[name]
 
-    def bring(self, songs: Sequence[Song], progress: Progress = no_progress) -> None:
+    def bring(self, songs: Sequence[Song], progress: Progress = no_progress, stopping: Event | None = None) -> None:
         """Have these songs here, whole: copied unless they are here, verified, their headers checked.
 
-        Any thread or process may, beside others. Raises StorageError, or DataError: a stem that is damaged or of another
-        length than its neighbours, a full disk.
+        Any thread or process may, beside others. Raises StorageError; DataError if a stem is damaged or of another length
+        than its neighbours, or the disk is full; Stopped soon after `stopping` is set.
         """
-        self.source.bring([name for song in songs for name in self.files[song]], self.folder, progress)
-        if any(isinstance(song, StemFile) for song in songs):
-            require_ffmpeg(self.data)
-        with ThreadPoolExecutor() as pool:
-            for done, _ in enumerate(pool.map(lambda song: song.check(), songs), start=1):
-                progress("check songs", done, len(songs))
+        stopping = stopping or Event()
+        names = [name for song in songs for name in self.files[song]]
+        self.source.bring(names, self.folder, progress, stopping)
+        count = counter("check songs", len(songs), progress)
+
+        def check(song: Song) -> None:
+            song.check()
+            count(1)
+
+        run_parallel(check, songs, CHECKS, stopping)
 
 
 def list_dataset(data: str, work_dir: Path, valid_share: float = 0.15) -> DataSet:
@@ -150,7 +181,7 @@ def copy_dataset(data: str, folder: Path, splits: Sequence[str], progress: Progr
     songs = [song for split in splits for song in data_set.splits[split]]
     if not songs:
         raise DataError(f"{data} has no songs for the {' or '.join(splits)} split: ask for another one")
-    source.bring([name for song in songs for name in data_set.files[song]], folder, progress)
+    source.bring([name for song in songs for name in data_set.files[song]], folder, progress, Event())
     return data_set
 
 
@@ -158,31 +189,32 @@ def songs_in(split: str, source: Source, folder: Path) -> Iterator[tuple[Song, t
     """The songs below train/ or test/, each with the names of the files that are read."""
     names = [name for name in source.files if name.startswith(f"{split}/")]
     for path in {name.rsplit("/", 1)[0] for name in names} - {split}:
-        song = path.removeprefix(f"{split}/")
-        yield StemFolder(song, folder / path), tuple(stem_file(source, path, stem) for stem in SOURCES)
+        files = stem_files(source, path)
+        yield StemFolder(path.removeprefix(f"{split}/"), folder / path, tuple(files)), tuple(files.values())
     for name in names:
         if name.count("/") == 1:
             yield StemFile(name.removeprefix(f"{split}/").removesuffix(".stem.mp4"), folder / name), (name,)
 
 
-def stem_file(source: Source, path: str, stem: str) -> str:
-    for name in (f"{path}/{stem}.wav", f"{path}/{stem}.flac"):
-        if name in source.files:
-            return name
-    raise DataError(f"{source.data}/{path} lacks {stem}.wav: every song needs {', '.join(SOURCES)} as .wav or .flac")
+def stem_files(source: Source, path: str) -> dict[str, str]:
+    """The file of each stem of a folder, for the first of FILES that is there. Raises DataError if one is missing."""
+    found = {
+        stem: name
+        for stem in (*SOURCES, "accompaniment", "mixture")
+        for suffix in reversed(SUFFIXES)
+        if (name := f"{path}/{stem}{suffix}") in source.files
+    }
+    four = bool(found.keys() & set(SOURCES[1:]))
+    for stems in FILES[:1] if four else FILES:
+        if set(stems) <= found.keys():
+            return {stem: found[stem] for stem in stems}
+    missing = next(stem for stem in SOURCES if stem not in found)
+    raise DataError(f"{source.data}/{path} lacks {missing}.wav: every song needs {needed()}")
 
 
 def validation_names(names: Sequence[str], share: float) -> set[str]:
-    official = VALIDATION_NAMES.intersection(names)
+    official = validation_tracks().intersection(names)
     if official and len(official) < len(names):
         return set(official)
     by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     return set(by_hash[: max(1, round(share * len(names)))])
-
-
-def require_ffmpeg(data: str) -> None:
-    if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
-        raise DataError(
-            f"{data} holds .stem.mp4 files, which need ffmpeg: install it (apt-get install ffmpeg, brew install ffmpeg) "
-            "or use MUSDB18-HQ"
-        )

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from serving.audio import Audio
 from serving.model.separator import Separator
 from serving.model.source import resolve
 from serving.model.spec import STEMS, ModelSpec
-from training.data.musdb18 import SOURCES, SUMS, Song
+from training.data.song import SOURCES, SUMS, Song
 from training.errors import ConfigError
 from training.evaluation.cost import Cost, cost
 from training.evaluation.evaluate import (
@@ -39,6 +38,7 @@ from training.evaluation.evaluate import (
 )
 from training.evaluation.oracle import ideal_ratio_mask
 from training.evaluation.plots import Point, scatter_figure
+from training.progress import counted
 
 PAIR = ("vocals", "accompaniment")
 
@@ -176,14 +176,11 @@ def compare(
     }
     every_set = list(dict.fromkeys(stems for several in scored.values() for stems in several))
 
-    costs = {
-        name: cost(path, device)
-        for name, path in tqdm(archives.items(), desc="cost", unit="archive", disable=not progress)
-    }
+    costs = {name: cost(path, device) for name, path in counted(list(archives.items()), "measure costs", progress)}
 
     of_archives: defaultdict[tuple[str, Stems], list[SongScores]] = defaultdict(list)
     of_bounds: defaultdict[tuple[str, Stems], list[SongScores]] = defaultdict(list)
-    for song in tqdm(songs, desc="compare", unit="song", disable=not progress):
+    for song in counted(songs, "compare songs", progress):
         excerpt = read_excerpt(song, [stem for stem in STEMS if any(stem in stems for stems in every_set)])
         found = {name: one.separate(excerpt.mixture, excerpt.rate_hz) for name, one in separators.items()}
         for name, separated in found.items():

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from serving.errors import StemwrightError
+from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
-from training.config import TrainConfig, git_commit
+from training.config import TrainConfig
 from training.data.crops import AHEAD, Crops, batches
 from training.data.data_set import DataSet
 from training.data.supply import Supply
@@ -68,7 +69,7 @@ class Run:
         stepper.fit(self.crops.batch(state.step))
         upcoming = batches(self.crops, state.step, pin_memory=self.device.type == "cuda")
         audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
-        with closing(upcoming), closing(run_bar(config.preset, self.ranks.first)) as bar:
+        with closing(upcoming), closing(run_bar(config.preset, self.ranks.first, self.progress)) as bar:
             while not self.finished():
                 started = time.monotonic()
                 self.take_songs()
@@ -79,10 +80,15 @@ class Run:
                     numbers = {"loss": report.loss, "learning_rate": rate, "skipped": len(report.skipped)}
                     numbers["audio_s_per_s"] = audio_s_per_s(state.step)
                     self.log(numbers, report.skipped)
-                    news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
-                    bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
-                    bar.update(self.progress - bar.n)
+                    heard = f", {rate_s:.3g} s of audio a second" if (rate_s := numbers["audio_s_per_s"]) else ""
+                    bar.at(self.progress, f"step {state.step}, loss {report.loss:.2f}{heard}{self.best}")
                 state.trained_s += time.monotonic() - started
+            bar.at(self.progress, f"step {state.step}{self.best}")
+
+    @property
+    def best(self) -> str:
+        """The best score for the bar, nothing before the first validation."""
+        return f", best {self.state.best_usdr:.2f} dB" if math.isfinite(self.state.best_usdr) else ""
 
     @property
     def progress(self) -> float:
@@ -168,7 +174,7 @@ class Run:
             "run_id": run_id,
             "step": self.state.step,
             "ema_decay": scored.average.decay,
-            "commit": git_commit(),
+            "commit": commit(),
             "data": self.config.data,
             "data_digest": self.data.digest,
             "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},

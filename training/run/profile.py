@@ -20,7 +20,6 @@ from training.data.augment import samples_to_cut
 from training.data.crops import Crops, batches
 from training.data.data_set import open_dataset
 from training.data.decoded import decode
-from training.data.stems import DECODED_STEMS
 from training.evaluation.cost import flop
 from training.progress import ProgressBar
 from training.run.losses import relative_error_db
@@ -143,7 +142,9 @@ def profile(config: TrainConfig, steps: int, cache: Path, device: torch.device, 
         ranks.require_share_of(config.batches.batch_size)
         progress = ProgressBar() if ranks.first else no_progress
         data = open_dataset(config.data, cache / "data", config.validation.valid_share, progress, splits=["train"])
-        songs = decode(data.train, config.model.audio, DECODED_STEMS, cache / "decoded", progress)
+        songs = decode(
+            data.train, config.model.audio, data.decoded_stems(config.model.stems), cache / "decoded", progress
+        )
         cut = samples_to_cut(config.crop_samples)
         crops = Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
         state = RunState(config, device)

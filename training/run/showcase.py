@@ -15,7 +15,7 @@ from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
 from training.config import TrainConfig
 from training.data.data_set import DataSet
-from training.data.musdb18 import Song
+from training.data.song import Song
 from training.evaluation.evaluate import decimal, middle
 from training.evaluation.metrics import recovered_percent
 from training.evaluation.plots import spectrogram_figure

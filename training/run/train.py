@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -18,14 +19,13 @@ from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
 from training.data.decoded import DecodedSong, decode
-from training.data.errata import reports
-from training.data.musdb18 import Song
-from training.data.stems import DECODED_STEMS
+from training.data.song import Song
 from training.data.supply import Supply, first_songs, scheduled
 from training.errors import ConfigError
+from training.preflight import preflight, refuse_to_overwrite
 from training.progress import ProgressBar, say
 from training.run.ema import Average
-from training.run.export import export
+from training.run.export import export, publish, published_as
 from training.run.loop import Run
 from training.run.precision import prepare
 from training.run.pretrained import take_weights
@@ -48,6 +48,7 @@ class Places:
     cache: Path
     checkpoint_uri: str | None = None
     publish: str | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
         prepare(config.deterministic)
         checkpoints = Checkpoints(places.run_dir, places.checkpoint_uri, KEPT_CHECKPOINTS)
         saved = ranks.from_first(find_saved(checkpoints, places, resume) if ranks.first else None)
+        if ranks.first:
+            try_places(places, config.preset, going_on=saved is not None)
         config = ranks.from_first(config)
         ranks.require_share_of(config.batches.batch_size)
 
@@ -103,11 +106,27 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
             if tracker is not None and stop.signal is not None:
                 tracker.close("interrupted", CLOSING_S)
             elif tracker is not None:
-                archive = export(places.run_dir, str(places.run_dir))
+                archive = str(export(places.run_dir))
                 show_archive(tracker, Path(archive))
                 if places.publish is not None:
-                    archive = export(places.run_dir, places.publish)
+                    archive = publish(places.run_dir, places.publish, places.overwrite)
         return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)
+
+
+def try_places(places: Places, preset: str, going_on: bool) -> None:
+    """Try the places of a run before its first step. A run that goes on does so without MLflow, too.
+
+    Raises ConfigError, StorageError or TrackingError.
+    """
+    stores = [store for store in (places.checkpoint_uri, places.publish) if store is not None]
+    uri = tracking_uri(places.run_dir)
+    failure = preflight([places.run_dir, places.cache], stores, uri, places.run_dir)
+    if places.publish is not None and not (places.overwrite or going_on):
+        refuse_to_overwrite(published_as(places.publish, places.run_dir, preset))
+    if failure is not None and not going_on:
+        raise failure
+    if failure is not None:
+        say(f"{failure}; the run goes on, {places.run_dir}/spool keeps what it reports")
 
 
 def start_supply(
@@ -121,20 +140,22 @@ def start_supply(
 ) -> tuple[Supply, Crops]:
     """Excerpts of the songs that training starts with, and the other songs on their way."""
 
-    def prepare(songs: Sequence[Song], progress: Progress = no_progress) -> list[DecodedSong]:
-        data.bring(songs, progress)
-        return decode(songs, config.model.audio, DECODED_STEMS, cache, progress)
+    stems = data.decoded_stems(config.model.stems)
+
+    def prepare(songs: Sequence[Song], stopping: Event, progress: Progress = no_progress) -> list[DecodedSong]:
+        data.bring(songs, progress, stopping)
+        return decode(songs, config.model.audio, stems, cache, progress, stopping)
 
     schedule = state.songs or first_songs(data.train, config.seed, complete)
     known, others = scheduled(data.train, schedule)
-    (_, first), *later = [(step, prepare(songs, progress)) for step, songs in known]
+    (_, first), *later = [(step, prepare(songs, Event(), progress)) for step, songs in known]
     cut = samples_to_cut(config.crop_samples)
     crops = Crops(first, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
     for step, songs in later:
         crops.add(songs, step)
     state.songs = crops.schedule
     if ranks.first:
-        for report in reports(song.name for song in data.train):
+        for report in data.reports():
             say(report)
         if others:
             say(f"training starts with {len(data.train) - len(others)} songs, {len(others)} more are on their way")

@@ -8,7 +8,7 @@ import torch
 
 from serving.model.separator import Separator
 from training.config import TrainConfig
-from training.data.musdb18 import Song
+from training.data.song import Song
 from training.evaluation.evaluate import Evaluation, evaluate_song
 from training.run.ema import Average
 from training.run.ranks import Ranks

@@ -18,7 +18,8 @@ from serving.model.spec import ModelSpec
 from tests.data_sets import write_folder
 from tests.stubs import Share
 from training.__main__ import main
-from training.data.musdb18 import Song, StemFolder
+from training.data.song import Song
+from training.data.stem_folder import StemFolder
 from training.errors import ConfigError, DataError
 from training.evaluation.compare import Comparison, Row, compare, names, resolved, summed_up
 from training.evaluation.cost import Cost

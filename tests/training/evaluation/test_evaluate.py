@@ -13,7 +13,7 @@ import training.evaluation.evaluate
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec, Quality
 from tests.stubs import Share
-from training.data.musdb18 import StemFolder
+from training.data.stem_folder import StemFolder
 from training.errors import DataError
 from training.evaluation.evaluate import Evaluation, Report, Score, SongScores, evaluate, evaluate_song, middle
 from training.evaluation.metrics import usdr
