@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from serving.model.source import resolve
-from training.data.musdb18 import Song
+from training.data.song import Song
 from training.errors import ConfigError
 from training.evaluation.compare import Comparison, compare
 from training.evaluation.difference import Difference, difference

@@ -33,7 +33,7 @@ SONGS_TO_HEAR = 6
 EXCERPT_S = 8
 OPUS_HZ = 48_000
 SLICES = 18
-STFT = StftSpec(n_fft=2048, hop_samples=1024)
+STFT = StftSpec(n_fft=4096, hop_samples=1024)
 LOWEST_DB = -70
 PICTURE = (480, 96)
 ARTIFACTS_OF = ("drums", "bass")

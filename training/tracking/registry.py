@@ -13,6 +13,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
 from training.errors import TrackingError
+from training.tracking.asking import asking
 
 CHAMPION = "champion"
 KNOWN_SETS = {
@@ -35,6 +36,11 @@ class Version:
     @property
     def address(self) -> str:
         return f"models:/{self.name}/{self.number}"
+
+
+def use_store(uri: str) -> None:
+    """Let runs:/ and models:/ addresses be those of a store."""
+    mlflow.set_tracking_uri(uri)
 
 
 def registered_name(stems: Sequence[str]) -> str:
@@ -79,6 +85,7 @@ def logged_models(
     )
 
 
+@asking()
 def register(uri: str, run_id: str) -> str:
     """Make the archive that a run logged the next version of the registered model of its stems; its models:/ address.
 
@@ -111,6 +118,7 @@ def versions_tag(model: LoggedModel, name: str, number: str) -> str:
     return json.dumps([*before, {"name": name, "version": number}])
 
 
+@asking()
 def versions(uri: str) -> list[Version]:
     """All versions of all registered models, by name, the newest first."""
     client = mlflow.MlflowClient(uri)
@@ -132,6 +140,7 @@ def find_version(uri: str, address: str) -> Version:
     raise TrackingError(f"{what}: `stemwright models` lists what is there, as models:/name/version")
 
 
+@asking()
 def point(uri: str, version: Version, alias: str, reason: str) -> None:
     """Let an alias name a version, and keep the reason with the version, the version before it with the model."""
     client = mlflow.MlflowClient(uri)
@@ -141,6 +150,7 @@ def point(uri: str, version: Version, alias: str, reason: str) -> None:
     client.set_registered_model_alias(version.name, alias, version.number)
 
 
+@asking()
 def point_back(uri: str, name: str, alias: str) -> Version:
     """Let an alias name the version before the present one. Raises TrackingError where it named none."""
     client = mlflow.MlflowClient(uri)
@@ -167,30 +177,3 @@ def alias_history(client: mlflow.MlflowClient, name: str, alias: str) -> list[st
 
 def history_tag(alias: str) -> str:
     return f"{alias}.history"
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """A run as a list shows it."""
-
-    run_id: str
-    name: str
-    end: str
-    usdr_db: float | None
-    preset: str
-    began_ms: int
-
-
-def runs(uri: str, experiment: str) -> list[RunRow]:
-    """The runs of an experiment, the best score first."""
-    client = mlflow.MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return []
-    rows = []
-    for run in client.search_runs([found.experiment_id], max_results=1000):
-        data, info = run.data, run.info
-        end = data.tags.get("end", info.status.lower())
-        score = data.metrics.get("best/usdr_db")
-        rows.append(RunRow(info.run_id, info.run_name, end, score, data.params.get("preset", ""), info.start_time))
-    return sorted(rows, key=lambda row: (row.usdr_db is None, -(row.usdr_db or 0.0)))

@@ -6,7 +6,6 @@ machine or, by its id, on another.
 """
 
 import json
-import re
 import shutil
 import time
 import uuid
@@ -18,21 +17,21 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
 from training.errors import TrackingError
 from training.progress import say
+from training.tracking.asking import bound_requests
 from training.tracking.experiment import find_or_make_experiment
 from training.tracking.registry import dataset_digest, dataset_name, log_model
 from training.tracking.spool import Operation
+from training.tracking.words import innermost
 
 SPOOL_TAG = "stemwright.spool"
 DATA_CONTEXT = "mlflow.data.context"
 TABLES_TAG = "mlflow.loggedArtifacts"
-REQUEST_TIMEOUT_S = 30
 BATCH_METRICS = 1000  # MLflow takes no more at once
 
 
@@ -252,24 +251,5 @@ def refusals_said(what: str) -> Iterator[None]:
         say(f"MLflow refuses reports of this run ({what}), it goes on without them: {error.message}")
 
 
-def bound_requests() -> None:
-    """Give up on a request soon, unless the user has set how soon: the sender tries again earlier than MLflow would."""
-    for setting, value in ((MLFLOW_HTTP_REQUEST_MAX_RETRIES, 0), (MLFLOW_HTTP_REQUEST_TIMEOUT, REQUEST_TIMEOUT_S)):
-        if not setting.is_set():
-            setting.set(value)
-
-
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def innermost(error: BaseException) -> str:
-    """The message of the exception that led to this one; MLflow wraps it in pages."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return without_password(str(error).partition("\n")[0])
-
-
-def without_password(text: str) -> str:
-    """The text with the user and password of every URL masked."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)

@@ -13,7 +13,8 @@ from serving.model.networks import build
 from serving.model.spec import ModelSpec
 from tests.data_sets import write_folder
 from tests.training.tracking.test_tracking import FACTS
-from training.data.musdb18 import Song, StemFolder
+from training.data.song import Song
+from training.data.stem_folder import StemFolder
 from training.errors import ConfigError
 from training.evaluation.compare import Comparison, Row
 from training.evaluation.cost import Cost

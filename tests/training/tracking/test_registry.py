@@ -10,7 +10,8 @@ import pytest
 from serving.model.source import resolve
 from tests.training.tracking.test_tracking import FACTS
 from training.errors import TrackingError
-from training.tracking.registry import find_version, point, point_back, register, registered_name, runs, versions
+from training.tracking.registry import find_version, point, point_back, register, registered_name, versions
+from training.tracking.runs import runs
 from training.tracking.stored_run import ArchiveFacts
 from training.tracking.tracking import Tracker
 
@@ -62,9 +63,7 @@ def test_a_version_holds_the_archive_its_scores_and_its_licence(
     assert [version.address for version in versions(uri)] == [
         *("models:/stemwright-2stems/2", "models:/stemwright-2stems/1", "models:/stemwright-4stems/1")
     ]
-    assert {row.name: row.usdr_db for row in runs(uri, "stemwright")} == dict.fromkeys(
-        ("first", "second", "four"), 8.21
-    )
+    assert {row.name: row.usdr_db for row in runs(uri)} == dict.fromkeys(("first", "second", "four"), 8.21)
 
     older, newer = (find_version(uri, f"models:/stemwright-2stems/{number}") for number in (1, 2))
     point(uri, older, "champion", "the first")
