@@ -287,6 +287,25 @@ def tracking_uri(run_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
     return tracking_uri_given(environ) or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
 
 
+def store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """The address of the store of the runs in a folder: MLFLOW_TRACKING_URI, else the SQLite file that training makes there.
+
+    Raises ConfigError where there is neither.
+    """
+    uri = known_store_uri(runs, environ)
+    if uri is None:
+        raise ConfigError(
+            f"{runs} holds no mlflow.db: name the folder of your runs by --runs, or set MLFLOW_TRACKING_URI"
+        )
+    return uri
+
+
+def known_store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str | None:
+    """As `store_uri`, None where there is neither."""
+    file = runs.resolve() / "mlflow.db"
+    return tracking_uri_given(environ) or (f"sqlite:///{file}" if file.exists() else None)
+
+
 def tracking_uri_given(environ: Mapping[str, str] = os.environ) -> str | None:
     """MLFLOW_TRACKING_URI, None where it is not set."""
     return environ.get("MLFLOW_TRACKING_URI") or None
