@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from serving.model.archive import write_archive
+from serving.model.licences import Licences
 from serving.storage.storage import is_remote, store_file
 from training.config import read_config
 from training.errors import CheckpointError
@@ -17,14 +18,15 @@ def export(run_dir: Path, to: str) -> str:
     """
     config = read_config(run_dir)
     network, facts = load_network(run_dir / "best.safetensors", config)
+    licences = Licences.from_json(facts.pop("licences")) if "licences" in facts else None
     target = to if to.endswith(".mar") else f"{to.rstrip('/')}/{config.preset}.mar"
     if is_remote(target):
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder, Path(target).name)
-            write_archive(archive, config.model, network, facts)
+            write_archive(archive, config.model, network, facts, licences)
             store_file(archive, target)
     else:
-        write_archive(Path(target), config.model, network, facts)
+        write_archive(Path(target), config.model, network, facts, licences)
     return target
 
 

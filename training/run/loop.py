@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from serving.errors import StemwrightError
+from serving.model.licences import Licences
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
 from training.config import TrainConfig, git_commit
 from training.data.crops import AHEAD, Crops, batches
 from training.data.data_set import DataSet
+from training.data.licence import data_licence
 from training.data.supply import Supply
 from training.errors import CheckpointError, TrainingError
 from training.progress import run_bar, say
@@ -160,8 +162,16 @@ class Run:
             "commit": git_commit(),
             "data": self.config.data,
             "data_digest": self.data.digest,
+            "licences": self.licences(run_id).to_json(),
             "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},
         }
+
+    def licences(self, run_id: str | None) -> Licences:
+        """The licences of the run's weights, by its songs and by what it started from."""
+        started_from = Licences.from_json(self.state.started_from) if self.state.started_from else None
+        names = [song.name for song in (*self.data.train, *self.data.valid)]
+        data = data_licence(names, self.config.data_licence)
+        return Licences.of_training(data, f"run {run_id}, preset {self.config.preset}", started_from)
 
 
 class Rate:

@@ -158,7 +158,8 @@ def find_saved(
 
 def start_from(archive: str, state: RunState, config: TrainConfig, ranks: Ranks) -> None:
     """Begin with the weights of an archive, in the averages, too."""
-    fresh = take_weights(state.network, config.model, archive)
+    fresh, licences = take_weights(state.network, config.model, archive)
+    state.started_from = licences.to_json()
     state.averages = [Average(state.network, average.decay) for average in state.averages]
     if ranks.first:
         say(f"starting from the weights of {archive}" + (f", but for {', '.join(fresh)}" if fresh else ""))
