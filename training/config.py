@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from serving.errors import SpecError
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
+from serving.model.starter import SPEC as STARTER_SPEC
 from serving.version import commit
 from training.errors import ConfigError
 
@@ -119,6 +120,9 @@ class TrainConfig:
     precision: str | None = flag(
         None, "float32, bfloat16 or float16 (default: the fastest that the device has natively)"
     )
+    data_licence: str | None = flag(
+        None, "licence of own songs as an SPDX name, or own for songs that belong to you (MUSDB18's is known)"
+    )
     compile: bool = flag(False, "compile the network with torch.compile")
     deterministic: bool = flag(False, "the same numbers on every run of the same device, at some cost in speed")
 
@@ -204,7 +208,21 @@ def banded(preset: str, data: str, budget: Budget, **size: int | tuple[int, ...]
     )
 
 
-PRESETS = {"classic": classic, "studio": studio, "studio-small": studio_small}
+def spleeter(data: str, budget: Budget) -> TrainConfig:
+    """Spleeter's two U-Nets, to fine-tune the starter: `--init` with its archive. Few small steps, long excerpts, and few
+    validations, because the start is good already."""
+    return TrainConfig(
+        preset="spleeter",
+        data=data,
+        model=STARTER_SPEC,
+        budget=budget,
+        batches=Batches(batch_size=2, crop_s=4.4),
+        optimization=Optimization(learning_rate=1e-4),
+        validation=Validation(validations=4),
+    )
+
+
+PRESETS = {"classic": classic, "studio": studio, "studio-small": studio_small, "spleeter": spleeter}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

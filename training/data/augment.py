@@ -35,18 +35,25 @@ def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
     return torch.rand(batch_size, stems, DRAWS, generator=generator)
 
 
-def augment(stems: Tensor, chances: Tensor) -> Tensor:
-    """Stereo stems as one channel of a song, at other levels, from other directions, in another key.
+def augment(stems: Tensor, chances: Tensor, channels: int = 1) -> Tensor:
+    """Stereo stems at other levels, heard from another side, in another key, with as many channels as the network hears.
+
+    Two channels are left and right, half of the time exchanged.
 
     Args:
         stems: (b, s, 2, `samples_to_cut(n)`).
         chances: on the CPU, so that reading the keys does not wait for the device.
 
     Returns:
-        (b, s, 1, n).
+        (b, s, `channels`, n).
     """
     level, place, kind, _ = chances.to(stems.device, non_blocking=True)[..., None, None].unbind(2)
-    return transpose(one_channel(gain(stems, level), place, kind[:, :1]), chances[:, 0, -1])
+    louder = gain(stems, level)
+    if channels == 1:
+        heard = one_channel(louder, place, kind[:, :1])
+    else:
+        heard = torch.where(kind[:, :1] < 0.5, louder, louder.flip(2))
+    return transpose(heard, chances[:, 0, -1])
 
 
 def gain(stems: Tensor, level: Tensor) -> Tensor:

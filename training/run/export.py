@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serving.errors import StemwrightError
 from serving.model.archive import read_archive, write_archive
+from serving.model.licences import Licences
 from serving.storage.storage import exists, fetch_file, is_remote, store_file
 from training.config import read_config
 from training.errors import CheckpointError, ConfigError
@@ -26,7 +27,8 @@ def export(run_dir: Path) -> Path:
     config = read_config(run_dir)
     network, facts = load_network(run_dir / "best.safetensors", config.model)
     archive = archive_of(run_dir, config.preset)
-    write_archive(archive, config.model, network, facts)
+    licences = Licences.from_json(facts.pop("licences")) if "licences" in facts else None
+    write_archive(archive, config.model, network, facts, licences)
     return archive
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import StemwrightError
+from serving.model.licences import Licences
 from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
@@ -54,6 +55,7 @@ class Run:
     output: Output
     stop: StopRequest
     data_digest: str
+    data_licence: str
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int = -1
     ticked_at: float = field(default_factory=time.monotonic)
@@ -219,6 +221,7 @@ class Run:
             "commit": commit(),
             "data": self.config.data,
             "data_digest": self.data_digest,
+            "licences": self.licences(run_id).to_json(),
             "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},
             "cost": {
                 "parameters": parameters(self.state.network),
@@ -227,6 +230,11 @@ class Run:
                 "trained_audio_s": self.state.step * self.config.batches.batch_size * self.config.batches.crop_s,
             },
         }
+
+    def licences(self, run_id: str | None) -> Licences:
+        """The licences of the run's weights, by its songs and by what it started from."""
+        started_from = Licences.from_json(self.state.started_from) if self.state.started_from else None
+        return Licences.of_training(self.data_licence, f"run {run_id}, preset {self.config.preset}", started_from)
 
 
 def write_json(path: Path, content: Any) -> Path:

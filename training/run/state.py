@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from serving.model.networks import build
+from serving.model.networks import Network, build
 from serving.model.spec import ModelSpec
 from training.checkpoints.tensor_file import read_tensors, serialized
 from training.config import TrainConfig
@@ -28,7 +28,7 @@ class RunState:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         torch.manual_seed(config.seed)
-        self.network: nn.Module = build(config.model).to(device)
+        self.network: Network = build(config.model).to(device)
         self.statistics = Statistics(self.network)
         self.lock = threading.RLock()
         self.averages = [Average(self.network, decay) for decay in config.optimization.ema_decays]
@@ -44,6 +44,7 @@ class RunState:
         self.stale_validations = 0
         self.run_id: str | None = None
         self.songs: list[tuple[int, list[str]]] = []
+        self.started_from: dict[str, Any] | None = None  # the licences of the archive of --init
 
     def write(self, path: Path) -> None:
         """Write the state to a file. The caller makes it last."""
@@ -63,6 +64,7 @@ class RunState:
             "stale_validations": self.stale_validations,
             "run_id": self.run_id,
             "songs": self.songs,
+            "started_from": self.started_from,
             "scaler": self.scaler.state_dict() if self.precision.scales else {},
         }
         path.write_bytes(serialized(tensors, facts))
@@ -86,6 +88,7 @@ class RunState:
             self.run_id = facts["run_id"]
             self.songs = [(step, names) for step, names in facts["songs"]]
             self.statistics.remember()
+            self.started_from = facts.get("started_from")
         except (KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(

@@ -95,7 +95,12 @@ class Stepper:
     def record(self, batch_size: int) -> None:
         """Replay the network's passes from here on, if they can be recorded."""
         model = self.config.model
-        shape = (batch_size, 1, model.stft.bins, model.stft.frames(self.config.crop_samples))
+        shape = (
+            batch_size,
+            self.state.network.trained_channels,
+            model.stft.bins,
+            model.stft.frames(self.config.crop_samples),
+        )
         example = torch.randn(shape, dtype=torch.complex64, device=self.device)
         try:
             self.forward = Recorded(self.state.network, example, self.precision.autocast(self.device))
@@ -146,7 +151,7 @@ class Stepper:
         with self.phase("to device"):
             stems = integers.to(self.device, non_blocking=True)
         with self.phase("augment, STFT"):
-            augmented = augment(stems / FULL_SCALE, draw)
+            augmented = augment(stems / FULL_SCALE, draw, self.state.network.trained_channels)
             references = self.stft(model_stems(augmented, self.config.model))
             mixture = references.sum(dim=1)
         with self.phase("forward"):

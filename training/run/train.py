@@ -111,7 +111,8 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
                     tracker.tag({"data.digest": data.digest})
                     show_data(tracker, data, [name for _, names in state.songs for name in names])
                     checkpoints.mirror(write_json(places.run_dir / "config.json", config.to_json()))
-                Run(config, machine, excerpts, validator, state, output, stop, data.digest).go()
+                licence = data.licence(config.data_licence)
+                Run(config, machine, excerpts, validator, state, output, stop, data.digest, licence).go()
             finally:
                 if ranks.first:
                     checkpoints.close(min(CLOSING_S, stop.left_s))
@@ -218,7 +219,8 @@ def find_saved(
 
 def start_from(archive: str, state: RunState, model: ModelSpec, *, quiet: bool) -> None:
     """Begin with the weights of an archive, in the averages, too."""
-    fresh = take_weights(state.network, model, archive)
+    fresh, licences = take_weights(state.network, model, archive)
+    state.started_from = licences.to_json()
     state.statistics.remember()
     state.averages = [Average(state.network, average.decay) for average in state.averages]
     if not quiet:
