@@ -80,7 +80,9 @@ def connected(gpus_per_worker: float) -> Iterator[Cluster]:
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except ConnectionError as error:
-        raise RequestError(f"no Ray cluster answers where RAY_ADDRESS says ({error}): start one, or unset it") from error
+        raise RequestError(
+            f"no Ray cluster answers where RAY_ADDRESS says ({error}): start one, or unset it"
+        ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # the songs of a lost block are named at the end

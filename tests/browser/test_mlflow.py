@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from playwright.sync_api import Page, expect
 
 from tests.mlflow_server import MlflowServer
 from training.config import Budget, classic
-from training.evaluation.plots import spectrogram_figure
 from training.tracking.experiment import COLUMNS, scores_link
 from training.tracking.tracking import Tracker
 
@@ -27,6 +27,14 @@ def excerpt(seed: int) -> np.ndarray:
     at_s = np.arange(2 * RATE_HZ) / RATE_HZ
     tones = np.random.default_rng(seed).uniform(100, 2000, 4)
     return np.tile(0.1 * np.sin(2 * np.pi * np.outer(tones, at_s)).sum(axis=0), (2, 1)).astype(np.float32)
+
+
+def picture_of(audio: np.ndarray, title: str) -> Figure:
+    """Quicker than the spectrograms that training draws."""
+    figure = Figure()
+    figure.suptitle(title)
+    figure.subplots().specgram(audio[0], Fs=RATE_HZ)
+    return figure
 
 
 def log_run(uri: str, run_dir: Path, learning_rate: float, usdr_db: float) -> str:
@@ -45,8 +53,7 @@ def log_run(uri: str, run_dir: Path, learning_rate: float, usdr_db: float) -> st
             tracker.numbers({f"valid/{name}": value for name, value in numbers.items()}, 100 * (number + 1))
             mixture, target = excerpt(number), excerpt(number + 10)
             title = f"{SONGS[0]}, step {100 * (number + 1)}, vocals {usdr_db - worse_db:.2f} dB"
-            figure = spectrogram_figure(mixture + target, target, target, RATE_HZ, "vocals", title)
-            tracker.picture("vocals", figure, number)
+            tracker.picture("vocals", picture_of(target, title), number)
             if worse_db == 0:
                 tracker.summary(
                     {f"best/{name}": value for name, value in {**numbers, "step": 100 * (number + 1)}.items()}
@@ -100,7 +107,9 @@ def test_the_printed_link_opens_the_scores_sorted_by_the_best(shown: Shown, wide
     expect(wide.locator('.ag-row [col-id="metrics.`best/usdr_db`"]')).to_have_text(["7.5", "6.25", "5.125"])
     wide.screenshot(path=screenshots / "mlflow_scores.png")
     cells = wide.locator(".ag-center-cols-container .ag-row").first.locator("[col-id]")
-    columns = cells.evaluate_all("cells => cells.map(cell => cell.getAttribute('col-id'))")
+    columns = cells.evaluate_all(
+        "cells => cells.sort((a, b) => a.offsetLeft - b.offsetLeft).map(cell => cell.getAttribute('col-id'))"
+    )
     assert columns == list(COLUMNS)[: len(columns)] and len(columns) >= 5
 
 

@@ -34,7 +34,7 @@ def store(url: str) -> Finding:
 def mlflow(uri: str) -> Finding:
     """Read from an MLflow and write to it."""
     from training.tracking.reach import reach
-    from training.tracking.stored_run import without_password
+    from training.tracking.words import without_password
 
     shown = without_password(uri)
     try:

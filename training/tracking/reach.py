@@ -11,8 +11,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from training.errors import TrackingError
+from training.tracking.asking import bound_requests
 from training.tracking.experiment import find_or_make_experiment
-from training.tracking.stored_run import bound_requests, innermost, without_password
+from training.tracking.words import innermost, without_password
 
 SQLITE = "sqlite:///"
 TRIED_TAG = "stemwright.tried"

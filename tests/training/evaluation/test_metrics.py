@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.vectors.make_museval import RATE_HZ, SCORES, SHAPES, song, stems
-from training.evaluation.metrics import csdr, frame_sdr, median, recovered_percent, usdr
+from training.evaluation.metrics import csdr, frame_sdr, median, recovered_percent, si_sar, usdr
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -51,3 +51,13 @@ def test_recovered_percent_is_the_plan_s(sdr_db: float, percent: float) -> None:
 def test_median_leaves_nan_out() -> None:
     assert median(np.array([np.nan, 1.0, 3.0])) == 2.0
     assert np.isnan(median(np.array([np.nan])))
+
+
+def test_si_sar_is_of_what_no_true_stem_explains() -> None:
+    rng = np.random.default_rng(0)
+    references = rng.standard_normal((2, 2, 50_000)).astype(np.float32)
+    noise = rng.standard_normal((2, 50_000)).astype(np.float32)
+    leaking = 0.5 * references[0] + 0.3 * references[1]
+    estimates = np.stack([leaking + 0.1 * noise, 7 * references[1] + 0.7 * noise])
+    explained = 0.5**2 + 0.3**2
+    assert si_sar(references, estimates) == pytest.approx([10 * np.log10(explained / 0.01), 20.0], abs=0.05)
