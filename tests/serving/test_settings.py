@@ -19,6 +19,7 @@ def test_every_setting_has_a_variable() -> None:
         "STEMWRIGHT_METRICS_PORT": "8082",
         "STEMWRIGHT_MAX_REQUEST_MB": "50",
         "STEMWRIGHT_MAX_DURATION_S": "7200",
+        "STEMWRIGHT_MAX_MILLION_SAMPLES": "900",
         "STEMWRIGHT_ALLOWED_URIS": "s3://bucket/songs",
         "STEMWRIGHT_MAX_REFERENCE_MB": "500",
         "STEMWRIGHT_WORKERS": "2",

@@ -1,4 +1,5 @@
 import fcntl
+import multiprocessing.context
 import os
 import pickle
 import random
@@ -61,6 +62,15 @@ def decoding(*arguments: object) -> "subprocess.Popen[str]":
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == "begin\n", process.stderr.read()
+    return process
+
+
+def decoding_here(songs: list[Song], cache: Path) -> multiprocessing.context.ForkProcess:
+    """A process that decodes songs into a cache; forked, it begins at once."""
+    process = multiprocessing.get_context("fork").Process(
+        target=decode, args=[songs, AudioSpec(22_050), ("drums", "bass", "other", "vocals"), cache]
+    )
+    process.start()
     return process
 
 
@@ -194,15 +204,15 @@ class TestFaults:
         self, songs: list[Song], tmp_path: Path, times: Callable[[int, int], int]
     ) -> None:
         started = time.monotonic()
-        decoding(tmp_path / "songs", tmp_path / "cache").communicate()
+        decoding_here(songs, tmp_path / "cache").join()
         usual_s = time.monotonic() - started
         for _ in range(times(3, 50)):
             shutil.rmtree(tmp_path / "cache")
             for _ in range(2):
-                process = decoding(tmp_path / "songs", tmp_path / "cache")
-                time.sleep(random.uniform(0, usual_s))
+                process = decoding_here(songs, tmp_path / "cache")
+                process.join(random.uniform(0, usual_s))
                 process.kill()
-                process.communicate()
+                process.join()
             assert_right(songs, tmp_path / "cache")
 
     def test_a_kill_of_one_of_two_processes_at_a_random_moment(
@@ -210,12 +220,12 @@ class TestFaults:
     ) -> None:
         for _ in range(times(3, 50)):
             shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-            killed, other = (decoding(tmp_path / "songs", tmp_path / "cache") for _ in range(2))
-            time.sleep(random.uniform(0, 0.8))
+            killed, other = (decoding_here(songs, tmp_path / "cache") for _ in range(2))
+            killed.join(random.uniform(0, 0.8))
             killed.kill()
-            killed.communicate()
-            _, errors = other.communicate()
-            assert other.returncode == 0, errors
+            killed.join()
+            other.join()
+            assert other.exitcode == 0
             assert_right(songs, tmp_path / "cache")
 
     def test_a_stem_file_that_breaks_off_at_a_random_byte(
