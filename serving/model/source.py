@@ -65,7 +65,7 @@ def run_artifact(uri: str) -> str:
 
 
 def version_source(uri: str) -> str:
-    """Find the artifact that a version in the registry was made from. MLflow itself downloads only versions that are folders."""
+    """Find the artifact that a version in the registry was made from. MLflow itself downloads folders alone."""
     from mlflow import MlflowClient
 
     name, _, alias = uri.removeprefix("models:/").partition("@")
