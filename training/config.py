@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
 import typing
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -245,17 +244,6 @@ def launched(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
 def allow_deterministic_cublas(environ: MutableMapping[str, str] = os.environ) -> None:
     """Give cuBLAS the workspace without which torch refuses to be deterministic on a GPU; before its first use."""
     environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def git_commit(environ: Mapping[str, str] = os.environ) -> str:
-    """The commit of this code: STEMWRIGHT_COMMIT where an image sets it, else what git says of the checkout."""
-    if "STEMWRIGHT_COMMIT" in environ:
-        return environ["STEMWRIGHT_COMMIT"]
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def read_config(run_dir: Path) -> TrainConfig:

@@ -7,6 +7,7 @@
     ├── NotFinite         numbers that stay infinite or NaN, step after step
     ├── OutOfMemory       not even one example fits the device, or something else took its memory
     ├── RankLost          another process of the run is gone
+    ├── Stopped           work that was told to stop before it was complete
     └── TrackingError     what a run reports cannot be kept on disk, or does not arrive
 
 Messages are one sentence that names the culprit and the remedy. `training/__main__.py` is the one edge that catches the tree.
@@ -39,6 +40,10 @@ class OutOfMemory(TrainingError):
 
 class RankLost(TrainingError):
     """Another process of the run is gone."""
+
+
+class Stopped(TrainingError):
+    """Work that was told to stop before it was complete."""
 
 
 class TrackingError(TrainingError):

@@ -1,53 +1,26 @@
-"""Files in object storage and in plain folders, by one set of functions; the only file that names boto3.
+"""Files in object storage and in plain folders, by one set of functions.
 
-A URL is `s3://bucket/key` or a plain path. Endpoint, region and credentials come from boto3's own chain:
-`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `~/.aws`, instance roles. Without any credentials requests are
-not signed, as public buckets allow. Two things have no variable, only a place in the `s3 =` section of `~/.aws/config`:
-`addressing_style = virtual` or `path`, and `request_payer = requester`, which agrees to pay for reading a bucket whose
-owner does not. Every refusal is a `StorageError` that names bucket, key or endpoint. A file appears under its name only
-when it is complete.
+A URL is `s3://bucket/key` or a plain path. Every refusal is a `StorageError` that names bucket, key or endpoint. A file
+appears under its name only when it is complete.
 """
 
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-import boto3
-import botocore.session
-from boto3.exceptions import Boto3Error
-from boto3.s3.transfer import S3TransferRetriesExceededError, TransferConfig
-from botocore import UNSIGNED
-from botocore.config import Config
-from botocore.configprovider import ConstantProvider
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
-from botocore.exceptions import ConnectionError as NoConnectionError
-from urllib3.exceptions import HTTPError as ConnectionBroke
-
 from serving.errors import StorageError, StoreUnavailable
-from serving.storage.refusals import Refusal
+from serving.storage.progress import Progress as Progress
+from serving.storage.progress import no_progress as no_progress
+from serving.storage.retries import Patience
+from serving.storage.s3 import TRANSFER, bucket_and_key, connect, explained, head
 
-CONNECTIONS = 16
-# An endpoint that is gone costs three attempts (botocore's own count, AWS_MAX_ATTEMPTS changes it) of 5 s.
-CONNECTION = Config(connect_timeout=5, read_timeout=20, max_pool_connections=CONNECTIONS)
-TRANSFER = TransferConfig(max_concurrency=CONNECTIONS, preferred_transfer_client="classic")
-# botocore lets through what urllib3 raises where a TLS connection is cut inside an object.
-UNREACHABLE = (NoConnectionError, HTTPClientError, IncompleteReadError, ConnectionBroke, S3TransferRetriesExceededError)
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("fetch"), how much of it is done and how much there is; never two calls at a time."""
+BLOCK_BYTES = 1 << 18  # larger ones cost a page fault for every page: malloc gives them back at once
 
 
 @dataclass(frozen=True)
@@ -58,10 +31,6 @@ class StoredFile:
     url: str
     size_bytes: int
     etag: str
-
-
-def no_progress(_what: str, _done: int, _total: int) -> None:
-    """The `Progress` of a caller who does not look."""
 
 
 def is_remote(url: str) -> bool:
@@ -80,12 +49,12 @@ def find_file(url: str) -> StoredFile | None:
         path = _plain(url)
         return StoredFile(name, url, path.stat().st_size, "") if path.is_file() else None
     with explained(url):
-        head = _head(connect(), *bucket_and_key(url))
-    return StoredFile(name, url, head["ContentLength"], head.get("ETag", "").strip('"')) if head else None
+        facts = head(*bucket_and_key(url))
+    return StoredFile(name, url, facts["ContentLength"], etag_of(facts)) if facts else None
 
 
-def list_files(url: str, client: Any = None) -> list[StoredFile]:
-    """Every file below a folder, sorted by name. Empty where a bucket has nothing there. `client` is one of `connect`."""
+def list_files(url: str) -> list[StoredFile]:
+    """Every file below a folder, sorted by name; none if a bucket holds nothing there."""
     if not is_remote(url):
         folder = _plain(url)
         if not folder.is_dir():
@@ -96,45 +65,71 @@ def list_files(url: str, client: Any = None) -> list[StoredFile]:
     bucket, key = bucket_and_key(url)
     prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
     with explained(url):
-        pages = (client or connect()).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        pages = connect().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         objects = [entry for page in pages for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
     files = [
-        StoredFile(
-            entry["Key"][len(prefix) :],
-            f"s3://{bucket}/{entry['Key']}",
-            entry["Size"],
-            entry.get("ETag", "").strip('"'),
-        )
+        StoredFile(entry["Key"][len(prefix) :], f"s3://{bucket}/{entry['Key']}", entry["Size"], etag_of(entry))
         for entry in objects
     ]
     return sorted(files, key=_name)
 
 
+def read_file(file: StoredFile, start: int, stop: int, stopping: Event | None = None) -> Iterator[bytes]:
+    """The bytes [start, stop) of a file in a bucket, in blocks.
+
+    What passes is waited for: after a connection that is cut, a time-out, a 500, a 503 SlowDown, a server that restarts, the
+    rest is asked for again, with pauses that grow up to `retries.PATIENCE_S` without a byte. Raises StorageError if the
+    object is no longer the one listed, or `stopping` is set.
+    """
+    stopping = stopping or Event()
+    patience = Patience(stopping)
+    while start < stop:
+        try:
+            for block in _read_once(file, start, stop):
+                if stopping.is_set():
+                    raise StorageError(f"{file.url} was stopped on its way")
+                start += len(block)
+                yield block
+                patience = Patience(stopping)
+        except StoreUnavailable as error:
+            patience.wait(error)
+
+
 def fetch_file(url: str, path: Path, progress: Progress = no_progress) -> None:
-    """Copy the file of a URL to a path."""
+    """Copy the file of a URL to a path. Raises StorageError."""
     if not is_remote(url):
-        _copy(_plain(url), path)
+        with _replacing(path) as part:
+            shutil.copyfile(_existing(_plain(url)), part)
         return
-    bucket, key = bucket_and_key(url)
-    with explained(url):
-        client = connect()
-        head = _head(client, bucket, key)
-        if head is None:
-            raise StorageError(f"there is no {url}: check the key")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        count = counter("fetch", head["ContentLength"], progress)
-        # s3transfer writes to a temporary name beside the path, then renames
-        client.download_file(bucket, key, str(path), Config=TRANSFER, Callback=count)
+    stored = find_file(url)
+    if stored is None:
+        raise StorageError(f"there is no {url}: check the key")
+    count = counter("fetch", stored.size_bytes, progress)
+    with _replacing(path) as part, part.open("wb") as file:
+        for block in read_file(stored, 0, stored.size_bytes):
+            count(file.write(block))
 
 
 def store_file(path: Path, url: str) -> None:
-    """Copy a file to a URL."""
+    """Copy a file to a URL. Raises StorageError."""
     if not is_remote(url):
-        _copy(path, _plain(url))
+        with _replacing(_plain(url)) as part:
+            shutil.copyfile(_existing(path), part)
         return
     bucket, key = bucket_and_key(url)
     with explained(url):
         connect().upload_file(str(path), bucket, key, Config=TRANSFER)
+
+
+def store_bytes(content: bytes, url: str) -> None:
+    """Make some bytes the file of a URL. Raises StorageError."""
+    if not is_remote(url):
+        with _replacing(_plain(url)) as part:
+            part.write_bytes(content)
+        return
+    bucket, key = bucket_and_key(url)
+    with explained(url):
+        connect().put_object(Bucket=bucket, Key=key, Body=content)
 
 
 def delete(url: str) -> None:
@@ -147,94 +142,18 @@ def delete(url: str) -> None:
         connect().delete_object(Bucket=bucket, Key=key)
 
 
-def connect() -> Any:
-    """An S3 client from boto3's own configuration. Stores other than Amazon's get path-style addresses, which is
-    botocore's choice, and no checksums that S3 does not demand unless the user asked for them: many refuse those."""
-    client = _client(checksums="when_required")
-    return _client(checksums="when_supported") if "amazonaws.com" in client.meta.endpoint_url else client
-
-
-def _client(checksums: str) -> Any:
-    core = botocore.session.Session()
-    settings = core.get_component("config_store")
-    for name in ("request_checksum_calculation", "response_checksum_validation"):
-        provider = settings.get_config_provider(name)
-        provider.set_default_provider(ConstantProvider(checksums))
-        settings.set_config_provider(name, provider)
-    config = CONNECTION if core.get_credentials() else CONNECTION.merge(Config(signature_version=UNSIGNED))
-    try:
-        client = boto3.Session(botocore_session=core).client("s3", config=config)
-    except ValueError as error:
-        raise StorageError(f"the object store's address is malformed ({error}): check AWS_ENDPOINT_URL") from error
-    payer = core.get_scoped_config().get("s3", {}).get("request_payer")
-    if payer:
-        client.meta.events.register(
-            "before-sign.s3", lambda request, **_: request.headers.add_header("x-amz-request-payer", payer)
-        )
-    return client
-
-
-@contextmanager
-def explained(url: str) -> Iterator[None]:
-    """Turns what boto3 raises while it works on a URL into a StorageError, StoreUnavailable where waiting may help."""
-    try:
-        yield
-    except ClientError as error:
-        raise _refusal(url, error).error() from error
-    except Boto3Error as error:  # an upload wraps the refusal
-        cause = error.__context__
-        if isinstance(cause, ClientError):
-            raise _refusal(url, cause).error() from error
-        raise StorageError(f"{url}: {error}") from error
-    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
-        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        raise StorageError(f"there are no credentials for {url} ({error}): {remedy}") from error
-    except UNREACHABLE as error:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error) or "doesn't match" in str(error):
-            remedy = "name its certificate authority's file in AWS_CA_BUNDLE, or check the host in AWS_ENDPOINT_URL"
-            raise StorageError(f"the certificate of the store of {url} is not trusted ({error}): {remedy}") from error
-        raise StoreUnavailable(f"{url} cannot be reached ({error}): check AWS_ENDPOINT_URL and the network") from error
-    except BotoCoreError as error:
-        raise StorageError(f"{url} cannot be used ({error}): check it and the AWS_ settings") from error
-
-
-def bucket_and_key(url: str) -> tuple[str, str]:
-    bucket, _, key = url.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise StorageError(f"{url} names no bucket: write s3://bucket/key")
-    return bucket, key
-
-
 def counter(what: str, total: int, progress: Progress) -> Callable[[int], None]:
-    """Adds up the bytes that threads report."""
+    """A function that adds up what threads report, such as bytes, and passes the sum on."""
     done = 0
     lock = threading.Lock()
 
-    def count(size_bytes: int) -> None:
+    def count(amount: int) -> None:
         nonlocal done
         with lock:
-            done += size_bytes
+            done += amount
             progress(what, done, total)
 
     return count
-
-
-def _head(client: Any, bucket: str, key: str) -> dict[str, Any] | None:
-    """The facts of an object, None where its bucket does not hold it."""
-    try:
-        facts: dict[str, Any] = client.head_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if not _refusal(key, error).no_file:
-            raise
-        client.head_bucket(Bucket=bucket)  # the answer is the same 404 where there is no bucket at all
-        return None
-    return facts
-
-
-def _refusal(url: str, error: ClientError) -> Refusal:
-    refused = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (400, 401, 403)
-    signed = not refused or botocore.session.Session().get_credentials() is not None
-    return Refusal.of(url, error.operation_name, error.response, signed)
 
 
 def _plain(url: str) -> Path:
@@ -245,16 +164,41 @@ def _plain(url: str) -> Path:
     return Path(url)
 
 
-def _copy(source: Path, target: Path) -> None:
-    if not source.is_file():
-        raise StorageError(f"there is no file {source}: check the path")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{uuid.uuid4().hex}.part")
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise StorageError(f"there is no file {path}: check the path")
+    return path
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside a path, which it becomes at the end of the block unless that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        shutil.copyfile(source, part)
-        part.replace(target)
+        yield part
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _read_once(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
+    bucket, key = bucket_and_key(file.url)
+    condition = {"IfMatch": f'"{file.etag}"'} if file.etag else {}
+    with explained(file.url):
+        answer = connect().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition)
+        with closing(answer["Body"]) as body:
+            # Not every store heeds the condition.
+            if file.etag and etag_of(answer) != file.etag:
+                raise StorageError(f"{file.url} changed while it was fetched: run this again")
+            if answer["ContentLength"] != stop - start:
+                raise StorageError(f"{file.url} is shorter than the {file.size_bytes} bytes listed: run this again")
+            while block := body.read(BLOCK_BYTES):
+                yield block
+
+
+def etag_of(facts: Mapping[str, Any]) -> str:
+    return str(facts.get("ETag", "")).strip('"')
 
 
 def _name(file: StoredFile) -> str:

@@ -10,7 +10,6 @@ from training.config import (
     TrainConfig,
     add_flags,
     classic,
-    git_commit,
     launched,
     read_config,
     tracking_uri,
@@ -107,7 +106,3 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 def test_tracking_is_beside_the_run_unless_the_environment_says_otherwise(tmp_path: Path) -> None:
     assert tracking_uri(tmp_path / "run", {}) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert tracking_uri(tmp_path / "run", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}) == "http://mlflow:5000"
-
-
-def test_an_image_says_its_commit() -> None:
-    assert git_commit({"STEMWRIGHT_COMMIT": "abc"}) == "abc"

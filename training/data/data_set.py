@@ -5,39 +5,21 @@ train|test/<Artist - Title>/{drums,bass,other,vocals}.wav|flac     MUSDB18-HQ an
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Self
 
-from serving.storage.storage import Progress, no_progress
-from training.data.musdb18 import SOURCES, Song, StemFile, StemFolder
+from serving.storage.storage import Progress, counter, no_progress
+from training.data.musdb18 import SOURCES, Song, StemFile, StemFolder, validation_tracks
 from training.data.source import Source, find_source
 from training.errors import DataError
+from training.transfer.parallel import run_parallel
 
 SPLITS = ("train", "valid", "test")
-
-# As `validation_tracks` in the musdb package, which cannot be imported where there is no ffmpeg.
-VALIDATION_NAMES = frozenset(
-    {
-        "Actions - One Minute Smile",
-        "Clara Berry And Wooldog - Waltz For My Victims",
-        "Johnny Lokke - Promises & Lies",
-        "Patrick Talbot - A Reason To Leave",
-        "Triviul - Angelsaint",
-        "Alexander Ross - Goodbye Bolero",
-        "Fergessen - Nos Palpitants",
-        "Leaf - Summerghost",
-        "Skelpolu - Human Mistakes",
-        "Young Griffo - Pennies",
-        "ANiMAL - Rockshow",
-        "James May - On The Line",
-        "Meaxic - Take A Step",
-        "Traffic Experiment - Sirens",
-    }
-)
+CHECKS = 8
+"""Songs whose headers are read side by side."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +79,22 @@ class DataSet:
             raise DataError(f"{self.data} has no songs for the {name} split: add some to its folder {name}/")
         return self.splits[name]
 
-    def bring(self, songs: Sequence[Song], progress: Progress = no_progress) -> None:
+    def bring(self, songs: Sequence[Song], progress: Progress = no_progress, stopping: Event | None = None) -> None:
         """Have these songs here, whole: copied unless they are here, verified, their headers checked.
 
-        Any thread or process may, beside others. Raises StorageError, or DataError: a stem that is damaged or of another
-        length than its neighbours, a full disk.
+        Any thread or process may, beside others. Raises StorageError; DataError if a stem is damaged or of another length
+        than its neighbours, or the disk is full; Stopped soon after `stopping` is set.
         """
-        self.source.bring([name for song in songs for name in self.files[song]], self.folder, progress)
-        if any(isinstance(song, StemFile) for song in songs):
-            require_ffmpeg(self.data)
-        with ThreadPoolExecutor() as pool:
-            for done, _ in enumerate(pool.map(lambda song: song.check(), songs), start=1):
-                progress("check songs", done, len(songs))
+        stopping = stopping or Event()
+        names = [name for song in songs for name in self.files[song]]
+        self.source.bring(names, self.folder, progress, stopping)
+        count = counter("check songs", len(songs), progress)
+
+        def check(song: Song) -> None:
+            song.check()
+            count(1)
+
+        run_parallel(check, songs, CHECKS, stopping)
 
 
 def list_dataset(data: str, work_dir: Path, valid_share: float = 0.15) -> DataSet:
@@ -150,7 +136,7 @@ def copy_dataset(data: str, folder: Path, splits: Sequence[str], progress: Progr
     songs = [song for split in splits for song in data_set.splits[split]]
     if not songs:
         raise DataError(f"{data} has no songs for the {' or '.join(splits)} split: ask for another one")
-    source.bring([name for song in songs for name in data_set.files[song]], folder, progress)
+    source.bring([name for song in songs for name in data_set.files[song]], folder, progress, Event())
     return data_set
 
 
@@ -173,16 +159,8 @@ def stem_file(source: Source, path: str, stem: str) -> str:
 
 
 def validation_names(names: Sequence[str], share: float) -> set[str]:
-    official = VALIDATION_NAMES.intersection(names)
+    official = validation_tracks().intersection(names)
     if official and len(official) < len(names):
         return set(official)
     by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     return set(by_hash[: max(1, round(share * len(names)))])
-
-
-def require_ffmpeg(data: str) -> None:
-    if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
-        raise DataError(
-            f"{data} holds .stem.mp4 files, which need ffmpeg: install it (apt-get install ffmpeg, brew install ffmpeg) "
-            "or use MUSDB18-HQ"
-        )

@@ -9,16 +9,15 @@ The cache is a folder that any number of processes may share:
 Axes: s stem, c channel, n sample.
 """
 
-import fcntl
 import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO
 
 import numpy as np
@@ -26,11 +25,13 @@ import soxr
 from numpy.typing import NDArray
 
 from serving.model.spec import AudioSpec
-from serving.storage.storage import Progress, no_progress
+from serving.storage.storage import Progress, counter, no_progress
 from training.data.errata import faults
 from training.data.file_hashes import FileHashes
 from training.data.musdb18 import Audio, Header, Song
-from training.errors import DataError
+from training.errors import DataError, Stopped
+from training.transfer.file_lock import lock, try_lock
+from training.transfer.parallel import Item, Result, run_parallel
 
 FORMAT = 2
 WORKERS = 8  # threads: nearly all of the time is spent in libraries that leave the interpreter free
@@ -68,36 +69,48 @@ class DecodedSong:
 
 
 def decode(
-    songs: Sequence[Song], audio: AudioSpec, stems: Sequence[str], cache_dir: Path, progress: Progress = no_progress
+    songs: Sequence[Song],
+    audio: AudioSpec,
+    stems: Sequence[str],
+    cache_dir: Path,
+    progress: Progress = no_progress,
+    stopping: Event | None = None,
 ) -> list[DecodedSong]:
-    """Each song at the sample rate of `audio`, with the given stems in their order; what `cache_dir` holds is reused.
+    """Decode each song to the sample rate of `audio`, with the given stems in their order; reuse what `cache_dir` holds.
 
-    `stems` are among SOURCES. Songs keep their own channels: one or two, whatever `audio` says. Raises DataError where a
-    song cannot be read or the disk lacks room. The memory it takes does not depend on the number of songs, nor on their
+    Songs keep their own channels, one or two, whatever `audio` says. Raises DataError if a song cannot be read or the disk
+    lacks room, and Stopped soon after `stopping` is set. The memory does not depend on the number of songs, nor on their
     lengths where they are folders of stems.
     """
-    cache = DecodeCache(cache_dir, audio.sample_rate_hz, tuple(stems))
-    decoded = []
-    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-        keys = []
-        for key in pool.map(cache.key, songs):
-            keys.append(key)
-            progress("hash songs", len(keys), len(songs))
-        cache.require_space([song for song, key in zip(songs, keys, strict=True) if cache.find(song, key) is None])
-        for song in pool.map(cache.decode, songs, keys):
-            decoded.append(song)
-            progress("decode songs", len(decoded), len(songs))
-    return decoded
+    stopping = stopping or Event()
+    cache = DecodeCache(cache_dir, audio.sample_rate_hz, tuple(stems), stopping)
+    workers = min(WORKERS, os.cpu_count() or 1)
+
+    def counted(what: str, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        count = counter(what, len(items), progress)
+
+        def step(item: Item) -> Result:
+            result = work(item)
+            count(1)
+            return result
+
+        return run_parallel(step, items, workers, stopping)
+
+    keys = counted("hash songs", cache.key, songs)
+    found = list(zip(songs, keys, strict=True))
+    cache.require_space([song for song, key in found if cache.find(song, key) is None])
+    return counted("decode songs", lambda song_key: cache.decode(*song_key), found)
 
 
 class DecodeCache:
     """A folder of songs at one rate and with certain stems."""
 
-    def __init__(self, folder: Path, sample_rate_hz: int, stems: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, sample_rate_hz: int, stems: tuple[str, ...], stopping: Event) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.sample_rate_hz = sample_rate_hz
         self.stems = stems
+        self.stopping = stopping
         self.hashes = FileHashes(folder / "hashes.sqlite")
         remove_abandoned(folder)
 
@@ -143,7 +156,7 @@ class DecodeCache:
     def decode(self, song: Song, key: str) -> DecodedSong:
         """The song from the cache, where it appears under its name only when it is complete."""
         part = self.folder / f".{key}.part"
-        with claimed(part) as file:
+        with claimed(part, self.stopping) as file:
             try:
                 if found := self.find(song, key):  # another process was first
                     return found
@@ -167,6 +180,8 @@ class DecodeCache:
             for stem, blocks in enumerate(streams):
                 done = 0
                 for block in resampled(blocks, header, self.sample_rate_hz):
+                    if self.stopping.is_set():
+                        raise Stopped(f"{song.name} was stopped while it was decoded")
                     samples, too_loud = integers(block[:, : n_samples - done])
                     for channel, row in enumerate(samples):
                         place = (stem * channels + channel) * n_samples + done
@@ -212,12 +227,12 @@ def resampled(blocks: Iterator[Audio], header: Header, rate_hz: int) -> Iterator
 
 
 @contextmanager
-def claimed(part: Path) -> Iterator[BinaryIO]:
+def claimed(part: Path, stopping: Event) -> Iterator[BinaryIO]:
     """The file, for this process and thread alone until it is renamed or removed; waits for whoever has it."""
     while True:
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if is_at(file, part):  # else it was renamed or removed while we waited
+            lock(file, stopping)
+            if is_at(file, part):  # else it was renamed or removed meanwhile
                 yield file
                 return
 
@@ -230,12 +245,11 @@ def is_at(file: BinaryIO, path: Path) -> bool:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what processes left behind that were killed: a file in the making that nobody has locked."""
+    """Remove what killed processes left: songs in the making that nobody has locked."""
     for part in folder.glob(".*.part"):
         try:
             with part.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_at(file, part):
+                if try_lock(file) and is_at(file, part):
                     part.unlink(missing_ok=True)
-        except (FileNotFoundError, BlockingIOError):  # its process is at work, or just finished
+        except FileNotFoundError:  # its process has just finished
             continue

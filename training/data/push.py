@@ -1,21 +1,33 @@
 """A data set into a bucket: what is there already is skipped, what was sent is checked, the manifest comes last."""
 
 import hashlib
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from serving.errors import StorageError
-from serving.storage.storage import CONNECTIONS, Progress, StoredFile, counter, is_remote, list_files
+from serving.storage.retries import patiently
+from serving.storage.s3 import CONNECTIONS
+from serving.storage.storage import (
+    Progress,
+    StoredFile,
+    counter,
+    is_remote,
+    list_files,
+    read_file,
+    store_bytes,
+    store_file,
+)
 from training.data.data_set import DataSet
 from training.data.manifest import NAME, Entry, Manifest
 from training.data.source import SONG_FILE, Zip, find_source
 from training.errors import DataError
-from training.transfer.bucket import Bucket, Part
+from training.transfer.multipart import part_bytes, upload
 from training.transfer.parallel import run_parallel
 
-PART_BYTES, MOST_PARTS = 8 << 20, 10_000  # S3 takes no more parts, and none below 5 MiB but the last
+FILES_TOGETHER = 4
+"""Files that are sent side by side, each in parts side by side."""
 
 # The zips on Zenodo, by their size.
 OFFICIAL_MD5 = {
@@ -68,31 +80,30 @@ def push(data: str, url: str, progress: Progress) -> Pushed:
         if SONG_FILE.fullmatch(name) or name.endswith(".zip"):
             raise StorageError(f"{url} holds {name}, which {data} does not: remove it there, or push to another prefix")
 
-    contents = read_contents(paths, progress)
+    stopping = Event()
+    contents = read_contents(paths, progress, stopping)
     for name, content in contents.items():
         check_official(paths[name], content)
-    bucket = Bucket(url)
-    missing = differing(bucket, there, contents)
-    send(bucket, url, {name: paths[name] for name in missing}, contents, progress)
+    missing = differing(there, contents, stopping)
+    if isinstance(source, Zip):
+        for name in missing:
+            upload(paths[name], f"{url}/{name}", contents[name].part_md5s, progress, stopping)
+    else:
+        send(url, {name: paths[name] for name in missing}, progress, stopping)
     there = {file.name: file for file in list_files(url)}
-    for name in differing(bucket, there, {name: contents[name] for name in missing}):
+    for name in differing(there, {name: contents[name] for name in missing}, stopping):
         raise StorageError(f"{url}/{name} is not what was sent from {paths[name]}: push it again")
     entries = {name: Entry(content.size_bytes, content.sha256) for name, content in contents.items()}
     splits = {split: tuple(song.name for song in songs) for split, songs in data_set.splits.items()}
-    bucket.put(f"{url}/{NAME}", Manifest(data_set.layout, entries, splits).to_json().encode())
+    store_bytes(Manifest(data_set.layout, entries, splits).to_json().encode(), f"{url}/{NAME}")
     return Pushed(len(paths), len(missing))
 
 
-def read_contents(paths: Mapping[str, Path], progress: Progress) -> dict[str, Content]:
+def read_contents(paths: Mapping[str, Path], progress: Progress, stopping: Event) -> dict[str, Content]:
     """The content of each file, by the same names."""
     count = counter("hash", sum(path.stat().st_size for path in paths.values()), progress)
-    contents: dict[str, Content] = {}
-
-    def read(name: str) -> None:
-        contents[name] = content_of(paths[name], count)
-
-    run_parallel(read, paths, CONNECTIONS, threading.Event())
-    return {name: contents[name] for name in paths}
+    found = run_parallel(lambda path: content_of(path, count), paths.values(), CONNECTIONS, stopping)
+    return dict(zip(paths, found, strict=True))
 
 
 def content_of(path: Path, count: Callable[[int], None]) -> Content:
@@ -116,86 +127,35 @@ def check_official(path: Path, content: Content) -> None:
         raise DataError(f"{path} has the size of {name}'s zip and not its MD5 ({md5}): get it again")
 
 
-def differing(bucket: Bucket, there: Mapping[str, StoredFile], contents: Mapping[str, Content]) -> list[str]:
+def differing(there: Mapping[str, StoredFile], contents: Mapping[str, Content], stopping: Event) -> list[str]:
     """The names under which a bucket does not hold these contents.
 
-    An ETag that is no MD5, as of objects that the store encrypts with a key of its own, has the object read back.
+    An object whose ETag is no MD5 is read back, as one that the store encrypts with a key of its own.
     """
-    found: list[str] = []
 
-    def compare(name: str) -> None:
+    def differs(name: str) -> bool:
         stored, content = there.get(name), contents[name]
         if stored is None or stored.size_bytes != content.size_bytes:
-            found.append(name)
-        elif stored.etag not in content.etags:
-            sha256 = hashlib.sha256()
-            for block in bucket.read(stored, 0, stored.size_bytes):
-                sha256.update(block)
-            if sha256.hexdigest() != content.sha256:
-                found.append(name)
+            return True
+        if stored.etag in content.etags:
+            return False
+        sha256 = hashlib.sha256()
+        for block in read_file(stored, 0, stored.size_bytes, stopping):
+            sha256.update(block)
+        return sha256.hexdigest() != content.sha256
 
-    run_parallel(compare, contents, CONNECTIONS, bucket.stopping)
-    return sorted(found)
-
-
-def send(
-    bucket: Bucket, url: str, paths: Mapping[str, Path], contents: Mapping[str, Content], progress: Progress
-) -> None:
-    """Upload files in parts, side by side; of an upload that was cut only the parts that did not arrive."""
-    unfinished = bucket.unfinished_uploads(url) if paths else {}
-    uploads = []
-    for name, path in paths.items():
-        target = f"{url}/{name}"
-        uploads.append(Upload(bucket, target, path, contents[name], unfinished.get(target)))
-    pieces = [(upload, number) for upload in uploads for number in upload.missing()]
-    count = counter("push", sum(upload.size_bytes(number) for upload, number in pieces), progress)
-
-    def send_piece(piece: tuple[Upload, int]) -> None:
-        upload, number = piece
-        upload.send(number)
-        count(upload.size_bytes(number))
-
-    run_parallel(send_piece, pieces, CONNECTIONS, bucket.stopping)
+    names = sorted(contents)
+    return [
+        name for name, other in zip(names, run_parallel(differs, names, CONNECTIONS, stopping), strict=True) if other
+    ]
 
 
-class Upload:
-    """One file on its way into a bucket; the last part to be sent completes the object."""
+def send(url: str, paths: Mapping[str, Path], progress: Progress, stopping: Event) -> None:
+    """Put files below a URL. A kill costs those that were on their way."""
+    count = counter("push", sum(path.stat().st_size for path in paths.values()), progress)
 
-    def __init__(self, bucket: Bucket, url: str, path: Path, content: Content, upload_id: str | None) -> None:
-        self.bucket, self.url, self.path, self.content, self.upload_id = bucket, url, path, content, upload_id
-        self.lock = threading.Lock()
-        self.sent: dict[int, Part] = {}
-        if upload_id:
-            arrived = [part for part in bucket.parts(url, upload_id) if part.number <= len(content.part_md5s)]
-            self.sent = {part.number: part for part in arrived if part.etag == content.part_md5s[part.number - 1]}
+    def send_one(name: str) -> None:
+        patiently(lambda: store_file(paths[name], f"{url}/{name}"), stopping)
+        count(paths[name].stat().st_size)
 
-    def missing(self) -> list[int]:
-        """The numbers of the parts to send, from 1; the last part again where all arrived and nothing completed them."""
-        last = max(1, len(self.content.part_md5s))
-        return [number for number in range(1, last + 1) if number not in self.sent] or [last]
-
-    def size_bytes(self, number: int) -> int:
-        part = part_bytes(self.content.size_bytes)
-        return min(part, self.content.size_bytes - part * (number - 1))
-
-    def send(self, number: int) -> None:
-        with self.path.open("rb") as file:
-            file.seek(part_bytes(self.content.size_bytes) * (number - 1))
-            content = file.read(self.size_bytes(number))
-        parts = len(self.content.part_md5s)
-        if parts <= 1:
-            self.bucket.put(self.url, content)
-            return
-        with self.lock:
-            self.upload_id = self.upload_id or self.bucket.begin_upload(self.url)
-        part = self.bucket.put_part(self.url, self.upload_id, number, content)
-        with self.lock:
-            self.sent[number] = part
-            complete = len(self.sent) == parts
-        if complete:
-            self.bucket.complete_upload(self.url, self.upload_id, [self.sent[n + 1] for n in range(parts)])
-
-
-def part_bytes(size_bytes: int) -> int:
-    """The size of the parts that a file is sent in, all but the last."""
-    return max(PART_BYTES, -(-size_bytes // MOST_PARTS))
+    run_parallel(send_one, paths, FILES_TOGETHER, stopping)

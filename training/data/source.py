@@ -9,11 +9,10 @@ from pathlib import Path
 from threading import Event
 from typing import IO
 
-from serving.storage.storage import Progress, StoredFile, find_file, is_remote, list_files
+from serving.storage.storage import Progress, StoredFile, find_file, is_remote, list_files, read_file
 from training.data.manifest import NAME, Manifest
 from training.errors import DataError
 from training.transfer.arrivals import arrivals
-from training.transfer.bucket import Bucket
 from training.transfer.fetch import Wanted, fetch_objects
 from training.transfer.remote_zip import opener, readable, unpack
 
@@ -38,7 +37,7 @@ class Source(ABC):
         return work_dir / self.version
 
     @abstractmethod
-    def bring(self, names: Sequence[str], folder: Path, progress: Progress) -> None:
+    def bring(self, names: Sequence[str], folder: Path, progress: Progress, stopping: Event) -> None:
         """Copy some of the files to a folder, unless they are there, and verify them; any thread or process may.
 
         Raises StorageError, or DataError where a zip is damaged or the disk is full; what arrived by then stays.
@@ -58,17 +57,16 @@ class Folder(Source):
     def place(self, work_dir: Path) -> Path:  # noqa: ARG002
         return self.folder
 
-    def bring(self, names: Sequence[str], folder: Path, progress: Progress) -> None:
+    def bring(self, names: Sequence[str], folder: Path, progress: Progress, stopping: Event) -> None:
         """They are here."""
 
 
 class Objects(Source):
     """Songs below a prefix of a bucket."""
 
-    def __init__(self, data: str, bucket: Bucket, listed: Mapping[str, StoredFile]) -> None:
+    def __init__(self, data: str, listed: Mapping[str, StoredFile]) -> None:
         paths = song_files(data, listed)
         self.objects = {name: listed[path] for path, name in paths.items()}
-        self.bucket = bucket
         sizes = {name: file.size_bytes for name, file in self.objects.items()}
         path, name = next(iter(paths.items()))
         self.manifest = self.read_manifest(listed.get(path.removesuffix(name) + NAME))
@@ -80,14 +78,14 @@ class Objects(Source):
     def read_manifest(self, stored: StoredFile | None) -> Manifest | None:
         if stored is None:
             return None
-        content = b"".join(self.bucket.read(stored, 0, stored.size_bytes))
+        content = b"".join(read_file(stored, 0, stored.size_bytes))
         return Manifest.from_json(content.decode(errors="replace"), stored.url)
 
-    def bring(self, names: Sequence[str], folder: Path, progress: Progress) -> None:
+    def bring(self, names: Sequence[str], folder: Path, progress: Progress, stopping: Event) -> None:
         entries = self.manifest.objects if self.manifest else {}
         wanted = [Wanted(name, self.objects[name], entries[name].sha256 if entries else None) for name in names]
-        with arrivals(folder) as here:
-            fetch_objects(self.bucket, wanted, here, progress)
+        with arrivals(folder, stopping) as here:
+            fetch_objects(wanted, here, progress, stopping)
 
 
 class Zip(Source):
@@ -95,25 +93,22 @@ class Zip(Source):
 
     def __init__(self, data: str, stored: StoredFile) -> None:
         self.stored = stored
-        self.stopping = Event()
         with readable(stored.url):
             self.open_zip = self.opener()
-            with zipfile.ZipFile(self.open_zip()) as archive:
+            with zipfile.ZipFile(self.open_zip(Event())) as archive:
                 members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
         self.members = {name: members[path] for path, name in song_files(data, members).items()}
         facts = (f"{name} {member.file_size} {member.CRC}" for name, member in self.members.items())
         super().__init__(data, {name: member.file_size for name, member in self.members.items()}, version_of(facts))
 
-    def opener(self) -> Callable[[], IO[bytes]]:
-        if not is_remote(self.stored.url):
-            return lambda: Path(self.stored.url).open("rb")
-        bucket = Bucket(self.stored.url)
-        self.stopping = bucket.stopping
-        return opener(bucket, self.stored)
+    def opener(self) -> Callable[[Event], IO[bytes]]:
+        if is_remote(self.stored.url):
+            return opener(self.stored)
+        return lambda _stopping: Path(self.stored.url).open("rb")
 
-    def bring(self, names: Sequence[str], folder: Path, progress: Progress) -> None:
-        with arrivals(folder) as here, readable(self.stored.url):
-            unpack(self.open_zip, {name: self.members[name] for name in names}, here, progress, self.stopping)
+    def bring(self, names: Sequence[str], folder: Path, progress: Progress, stopping: Event) -> None:
+        with arrivals(folder, stopping) as here, readable(self.stored.url):
+            unpack(self.open_zip, {name: self.members[name] for name in names}, here, progress, stopping)
 
 
 def find_source(data: str) -> Source:
@@ -134,12 +129,11 @@ def find_source(data: str) -> Source:
         if len(zips) == 1 and not (path / "train").is_dir() and not (path / "test").is_dir():
             return find_source(str(zips[0]))
         return Folder(data)
-    bucket = Bucket(data)
-    listed = {file.name: file for file in list_files(data, bucket.client)}
+    listed = {file.name: file for file in list_files(data)}
     zips_there = [file for name, file in listed.items() if name.endswith(".zip")]
     if len(zips_there) == 1 and not any(SONG_FILE.fullmatch(name) for name in listed):
         return Zip(data, zips_there[0])
-    return Objects(data, bucket, listed)
+    return Objects(data, listed)
 
 
 def song_files(data: str, paths: Iterable[str]) -> dict[str, str]:

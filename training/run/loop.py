@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from serving.errors import StemwrightError
+from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
-from training.config import TrainConfig, git_commit
+from training.config import TrainConfig
 from training.data.crops import AHEAD, Crops, batches
 from training.data.data_set import DataSet
 from training.data.supply import Supply
@@ -157,7 +158,7 @@ class Run:
             "run_id": run_id,
             "step": self.state.step,
             "ema_decay": scored.average.decay,
-            "commit": git_commit(),
+            "commit": commit(),
             "data": self.config.data,
             "data_digest": self.data.digest,
             "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},

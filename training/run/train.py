@@ -5,15 +5,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from serving.storage.storage import Progress, exists, fetch_file, no_progress
+from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import TrainConfig, git_commit, read_config, tracking_uri
+from training.config import TrainConfig, read_config, tracking_uri
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
@@ -118,13 +120,13 @@ def start_supply(
 ) -> tuple[Supply, Crops]:
     """Excerpts of the songs that training starts with, and the other songs on their way."""
 
-    def prepare(songs: Sequence[Song], progress: Progress = no_progress) -> list[DecodedSong]:
-        data.bring(songs, progress)
-        return decode(songs, config.model.audio, DECODED_STEMS, cache, progress)
+    def prepare(songs: Sequence[Song], stopping: Event, progress: Progress = no_progress) -> list[DecodedSong]:
+        data.bring(songs, progress, stopping)
+        return decode(songs, config.model.audio, DECODED_STEMS, cache, progress, stopping)
 
     schedule = state.songs or first_songs(data.train, config.seed, complete)
     known, others = scheduled(data.train, schedule)
-    (_, first), *later = [(step, prepare(songs, progress)) for step, songs in known]
+    (_, first), *later = [(step, prepare(songs, Event(), progress)) for step, songs in known]
     cut = samples_to_cut(config.crop_samples)
     crops = Crops(first, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
     for step, songs in later:
@@ -189,7 +191,7 @@ def tracked(
         return
     with Tracker.open(tracking_uri(places.run_dir), places.run_dir, state.run_id) as tracker:
         if state.run_id is None:
-            tracker.describe(config, {"device": name_of(device), "commit": git_commit(), "data.digest": digest})
+            tracker.describe(config, {"device": name_of(device), "commit": commit(), "data.digest": digest})
             tracker.data(config.data, digest)
         yield tracker
 

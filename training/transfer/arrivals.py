@@ -6,7 +6,6 @@ goes on from.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,9 +15,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from training.errors import DataError
 from training.progress import say
+from training.transfer.file_lock import lock, try_lock
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -97,19 +98,17 @@ class Arrivals:
 
 
 @contextmanager
-def arrivals(folder: Path) -> Iterator[Arrivals]:
+def arrivals(folder: Path, stopping: Event) -> Iterator[Arrivals]:
     """The arrivals of a folder, for this process and thread alone; whoever else wants them waits, and says so.
 
-    Raises DataError where the folder cannot be written to or the disk is full.
+    Raises DataError if the folder cannot be written to or the disk is full, Stopped if `stopping` is set while it waits.
     """
     try:
         (folder / ".fetch").mkdir(parents=True, exist_ok=True)
-        with (folder / ".fetch" / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with (folder / ".fetch" / "lock").open("w") as file:
+            if not try_lock(file):
                 say(f"{folder} is being filled already: waiting until that is done")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock(file, stopping)
             yield Arrivals(folder)
     except OSError as error:
         if error.errno in DISK_FULL:

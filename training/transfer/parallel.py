@@ -1,25 +1,60 @@
-"""Work on many things side by side, where the first failure ends all of it."""
+"""Work on many items in threads that a process can leave behind when it ends."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-T = TypeVar("T")
+from training.errors import Stopped
+
+GRACE_S = 1.0
+"""Seconds for work in progress to end once it is told to stop. A silent connection takes longer: it is left behind."""
+POLL_S = 0.1
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def run_parallel(work: Callable[[T], object], items: Iterable[T], workers: int, stopping: threading.Event) -> None:
-    """`work` on each item, in their order, `workers` at a time.
+def run_parallel(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, stopping: threading.Event
+) -> list[Result]:
+    """The results of `work` on each item, in the order of the items, `workers` at a time.
 
-    An error, or an interrupt of the calling thread, is raised when all have ended: `stopping` is set for the work that looks
-    at it, and what was not begun is dropped.
+    An error drops the items that have not begun; that of the first item is raised when those in progress have ended. Raises
+    Stopped within GRACE_S once `stopping` is set, which long work has to look at. An interrupt of the calling thread sets it.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        begun = [pool.submit(work, item) for item in items]
-        try:
-            for future in wait(begun, return_when=FIRST_EXCEPTION).done:
-                future.result()
-        finally:
+    waiting = list(enumerate(items))[::-1]
+    count = len(waiting)
+    results: dict[int, Result] = {}
+    errors: dict[int, BaseException] = {}
+
+    def take() -> None:
+        while not errors and not stopping.is_set():
+            try:
+                index, item = waiting.pop()
+            except IndexError:
+                return
+            try:
+                results[index] = work(item)
+            except BaseException as error:  # raised in the calling thread
+                errors[index] = error
+
+    # Daemons: a process ends without waiting for them, unlike for those of concurrent.futures.
+    threads = [threading.Thread(target=take, name="parallel", daemon=True) for _ in range(min(workers, count))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive() and not stopping.is_set():
+                thread.join(POLL_S)
+    finally:
+        if any(thread.is_alive() for thread in threads):
             stopping.set()
-            pool.shutdown(cancel_futures=True)
-            stopping.clear()
+            deadline = time.monotonic() + GRACE_S
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+    if errors:
+        raise errors[min(errors)]
+    if len(results) < count:
+        raise Stopped("the work was stopped before it was complete")
+    return [results[index] for index in range(count)]

@@ -2,18 +2,18 @@
 
 import io
 import queue
-import threading
 import zipfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Event
 from typing import IO
 
-from serving.storage.storage import CONNECTIONS, Progress, StoredFile, counter
-from training.errors import DataError
+from serving.storage.s3 import CONNECTIONS
+from serving.storage.storage import BLOCK_BYTES, Progress, StoredFile, counter, read_file
+from training.errors import DataError, Stopped
 from training.transfer.arrivals import Arrivals, Expected
-from training.transfer.bucket import BLOCK_BYTES, Bucket
 from training.transfer.parallel import run_parallel
 
 TAIL_BYTES = 1 << 20  # holds the central directory of some 9,000 members: one request
@@ -25,8 +25,8 @@ class RangedFile(io.RawIOBase):
     A request reaches up to the next of the sorted `bounds` and no further; the bytes from `tail_start` on are at hand.
     """
 
-    def __init__(self, bucket: Bucket, stored: StoredFile, tail: bytes, bounds: Sequence[int]) -> None:
-        self.bucket, self.stored, self.tail, self.bounds = bucket, stored, tail, bounds
+    def __init__(self, stored: StoredFile, tail: bytes, bounds: Sequence[int], stopping: Event) -> None:
+        self.stored, self.tail, self.bounds, self.stopping = stored, tail, bounds, stopping
         self.tail_start = stored.size_bytes - len(tail)
         self.position = 0
         self.blocks: Iterator[bytes] = iter(())
@@ -61,22 +61,22 @@ class RangedFile(io.RawIOBase):
 
     def next_stretch(self) -> bytes:
         stop = min(self.tail_start, self.bounds[bisect_right(self.bounds, self.position)])
-        self.blocks = self.bucket.read(self.stored, self.position, stop)
+        self.blocks = read_file(self.stored, self.position, stop, self.stopping)
         return next(self.blocks)
 
 
-def opener(bucket: Bucket, stored: StoredFile) -> Callable[[], IO[bytes]]:
-    """What opens a zip in a bucket, once for each thread. A request never reads on into the next member."""
+def opener(stored: StoredFile) -> Callable[[Event], IO[bytes]]:
+    """A function that opens a zip in a bucket, once for each thread. A request never reads on into the next member."""
     tail_start = max(0, stored.size_bytes - TAIL_BYTES)
-    tail = b"".join(bucket.read(stored, tail_start, stored.size_bytes))
+    tail = b"".join(read_file(stored, tail_start, stored.size_bytes))
 
-    def opened(bounds: Sequence[int]) -> IO[bytes]:
-        return io.BufferedReader(RangedFile(bucket, stored, tail, bounds), BLOCK_BYTES)
+    def opened(bounds: Sequence[int], stopping: Event) -> IO[bytes]:
+        return io.BufferedReader(RangedFile(stored, tail, bounds, stopping), BLOCK_BYTES)
 
-    bounds = [stored.size_bytes]
-    with zipfile.ZipFile(opened(bounds)) as archive:
-        bounds = [*sorted(member.header_offset for member in archive.infolist()), stored.size_bytes]
-    return lambda: opened(bounds)
+    whole = [stored.size_bytes]
+    with zipfile.ZipFile(opened(whole, Event())) as archive:
+        bounds = [*sorted(member.header_offset for member in archive.infolist()), *whole]
+    return lambda stopping: opened(bounds, stopping)
 
 
 @contextmanager
@@ -89,11 +89,11 @@ def readable(zip_url: str) -> Iterator[None]:
 
 
 def unpack(
-    open_zip: Callable[[], IO[bytes]],
+    open_zip: Callable[[Event], IO[bytes]],
     members: Mapping[str, zipfile.ZipInfo],
     folder: Arrivals,
     progress: Progress,
-    stopping: threading.Event,
+    stopping: Event,
 ) -> None:
     """Bring members that are missing in a folder, each under its name there, in parallel; zipfile checks their CRC-32."""
     missing = folder.missing(Expected(name, member.file_size, f"{member.CRC:08x}") for name, member in members.items())
@@ -105,9 +105,11 @@ def unpack(
         try:
             archive = idle.get_nowait()
         except queue.Empty:
-            archive = zipfile.ZipFile(open_zip())
+            archive = zipfile.ZipFile(open_zip(stopping))
         with archive.open(members[file.name]) as source, folder.way_in(file.name).open("wb") as sink:
             while block := source.read(BLOCK_BYTES):
+                if stopping.is_set():
+                    raise Stopped(f"{file.name} was stopped on its way")
                 sink.write(block)
                 count(len(block))
         idle.put(archive)

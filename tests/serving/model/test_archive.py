@@ -73,7 +73,7 @@ def test_it_is_complete_for_torchserve_and_holds_no_pickle(archive: Path) -> Non
     with zipfile.ZipFile(archive) as opened:
         names, manifest = opened.namelist(), json.loads(opened.read("MAR-INF/MANIFEST.json"))
     assert {"separator.json", "weights.safetensors", "handler.py", "model-config.yaml"} < set(names)
-    assert {"serving/separator.py", "serving/networks/classic.py"} < set(names)
+    assert {"serving/model/separator.py", "serving/model/networks/classic.py"} < set(names)
     assert not [name for name in names if name.startswith("serving/page")], "which belongs to a deployment"
     assert not [name for name in names if Path(name).suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".pyc")]
     assert manifest["model"]["modelName"] == "tiny"
@@ -125,7 +125,7 @@ def test_it_opens_with_its_own_code_alone(archive: Path, tmp_path: Path, tiny_sp
 import sys
 sys.path[:] = [p for p in sys.path if p not in ("", {str(Path.cwd())!r})]
 sys.path.insert(0, {str(folder)!r})
-import numpy as np, serving.separator
+import numpy as np, serving.model.separator
 from pathlib import Path
 assert Path(serving.model.separator.__file__).is_relative_to({str(folder)!r}), serving.model.separator.__file__
 stems = serving.model.separator.Separator.open(Path({str(folder)!r}), "cpu").separate(np.load("song.npy"), 44_100)

@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -17,14 +18,17 @@ import soxr
 
 from serving.model.spec import AudioSpec
 from tests.data_sets import STEMS, needs_ffmpeg, stem_audio, write_folder, write_stem_file
+from training.data import decoded as decoded_module
 from training.data.decoded import DecodeCache, Span, claimed, decode, resampled, resampled_samples
 from training.data.musdb18 import BLOCK_SAMPLES, Header, Song, StemFile, StemFolder
-from training.errors import DataError
+from training.errors import DataError, Stopped
 
 DECODE = """
 import resource, sys
 from pathlib import Path
+from threading import Event
 from serving.model.spec import AudioSpec
+from training.data import decoded as decoded_module
 from training.data.decoded import decode
 from training.errors import DataError
 from training.data.musdb18 import StemFolder
@@ -236,15 +240,37 @@ class TestFaults:
         part = tmp_path / ".key.part"
 
         def claim() -> bool:
-            with claimed(part) as file:
+            with claimed(part, Event()) as file:
                 return os.path.samestat(os.fstat(file.fileno()), part.stat())
 
         with ThreadPoolExecutor() as pool:
-            with claimed(part):
+            with claimed(part, Event()):
                 waiting = pool.submit(claim)
                 time.sleep(0.2)
                 part.unlink()
             assert waiting.result()
+
+    def test_a_stop_ends_decoding_within_a_block_and_waiting_for_another_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, stopping = song(tmp_path / "A - 0", samples=3 * BLOCK_SAMPLES, channels=1), Event()
+        real, blocks = decoded_module.resampled, 0
+
+        def counted(*given: object) -> Iterator[np.ndarray]:
+            nonlocal blocks
+            for block in real(*given):  # type: ignore[arg-type]
+                blocks += 1
+                stopping.set()
+                yield block
+
+        monkeypatch.setattr(decoded_module, "resampled", counted)
+        with pytest.raises(Stopped):
+            decode([source], AudioSpec(44_100), STEMS, tmp_path / "cache", stopping=stopping)
+        assert blocks == 1 and names_in(tmp_path / "cache") == ["hashes.sqlite"]
+        with (tmp_path / ".key.part").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(Stopped, match="waiting for another process"), claimed(tmp_path / ".key.part", stopping):
+                pass
 
     def test_a_song_is_decoded_by_one_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source, written, write = song(tmp_path / "A - 0"), [], DecodeCache.write

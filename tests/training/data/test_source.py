@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -34,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def brought(data: str, work_dir: Path) -> Path:
     """The folder with every file of a data set's songs, the mixtures too."""
     source = find_source(data)
-    source.bring(list(source.files), source.place(work_dir), no_progress)
+    source.bring(list(source.files), source.place(work_dir), no_progress, Event())
     return source.place(work_dir)
 
 
@@ -59,7 +60,7 @@ def test_a_zip_is_unpacked_once(root: Path, tmp_path: Path, inside: str) -> None
     seen: list[tuple[int, int]] = []
     source = find_source(str(path))
     copy = source.place(tmp_path / "work")
-    source.bring(list(source.files), copy, lambda _, done, total: seen.append((done, total)))
+    source.bring(list(source.files), copy, lambda _, done, total: seen.append((done, total)), Event())
     assert contents(copy) == contents(root)
     assert seen[-1][0] == seen[-1][1] == sum(map(len, contents(root).values()))
 

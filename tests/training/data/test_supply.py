@@ -1,13 +1,17 @@
+import itertools
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from serving.errors import StorageError
+from training.data import supply as supply_module
 from training.data.decoded import DecodedSong
 from training.data.musdb18 import Song, StemFolder
 from training.data.supply import ENOUGH_SONGS, GROUP, Supply, first_songs, scheduled
-from training.errors import DataError
+from training.errors import DataError, Stopped
 
 SONGS = [StemFolder(f"song {number:02}", Path(f"song {number:02}")) for number in range(20)]
 
@@ -24,7 +28,7 @@ def test_songs_arrive_group_by_group_and_each_once() -> None:
     gates = [threading.Event() for _ in range(3)]
     asked: list[int] = []
 
-    def prepare(songs: Sequence[Song]) -> list[DecodedSong]:
+    def prepare(songs: Sequence[Song], _: threading.Event) -> list[DecodedSong]:
         asked.append(len(songs))
         assert gates[len(asked) - 1].wait(10)
         return [decoded(song) for song in songs]
@@ -43,23 +47,85 @@ def test_songs_arrive_group_by_group_and_each_once() -> None:
     assert asked == [GROUP, GROUP, len(SONGS) - 2 * GROUP]
 
 
-def test_what_keeps_songs_from_coming_is_raised_after_those_that_came() -> None:
-    def prepare(songs: Sequence[Song]) -> list[DecodedSong]:
-        if SONGS[GROUP] in songs:
-            raise DataError("song 08 is damaged: get it again")
+@pytest.mark.parametrize("error", [DataError("damaged"), StorageError("away"), OSError("gone")])
+def test_a_song_that_does_not_come_is_said_once_and_tried_until_it_does(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supply_module, "FIRST_PAUSE_S", 0.001)
+    bad, tries = SONGS[GROUP + 1], 0
+
+    def prepare(songs: Sequence[Song], _: threading.Event) -> list[DecodedSong]:
+        nonlocal tries
+        if bad in songs:
+            tries += 1
+            if tries < 6:
+                raise error
         return [decoded(song) for song in songs]
 
     supply = Supply(SONGS, prepare)
     supply.thread.join(10)
-    assert len(supply.arrived()) == GROUP
-    with pytest.raises(DataError, match="song 08"):
+    came = names(supply.arrived())
+    assert sorted(came) == [song.name for song in SONGS] and came[-1] == bad.name and tries == 6
+    assert supply.arrived() == []
+    said = capsys.readouterr().err
+    assert said.count("training goes on without song 09, which is tried again") == 1 and str(error) in said
+
+
+def test_songs_that_never_come_are_tried_less_and_less_often_and_closing_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supply_module, "FIRST_PAUSE_S", 0.05)
+    tries: list[float] = []
+
+    def prepare(_songs: Sequence[Song], _: threading.Event) -> list[DecodedSong]:
+        tries.append(time.monotonic())
+        raise DataError("damaged")
+
+    supply = Supply(SONGS[:1], prepare)
+    while len(tries) < 4:
+        time.sleep(0.01)
+    supply.close()
+    assert not supply.thread.is_alive() and supply.arrived() == []
+    gaps = [later - earlier for earlier, later in itertools.pairwise(tries)]
+    assert gaps[0] >= 0.025 and gaps[1] >= 0.05 and gaps[2] >= 0.1
+
+
+def test_a_fault_of_the_program_is_not_taken_for_a_song_that_does_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def prepare(_songs: Sequence[Song], _: threading.Event) -> list[DecodedSong]:
+        raise KeyError("a bug")
+
+    supply = Supply(SONGS, prepare)
+    supply.thread.join(10)
+    with pytest.raises(RuntimeError, match="the thread that brings songs has died: its traceback is above"):
         supply.arrived()
 
 
-def test_a_supply_that_is_closed_brings_no_more() -> None:
+def test_closing_tells_the_work_in_progress_and_waits_for_it_a_moment() -> None:
+    begun, asked = threading.Event(), 0
+
+    def prepare(songs: Sequence[Song], stopping: threading.Event) -> list[DecodedSong]:
+        nonlocal asked
+        asked += 1
+        begun.set()
+        if stopping.wait(10):
+            raise Stopped("told to stop")
+        return [decoded(song) for song in songs]
+
+    supply = Supply(SONGS, prepare)
+    assert begun.wait(10)
+    supply.close()
+    assert not supply.thread.is_alive() and supply.arrived() == [] and asked == 1
+
+
+def test_work_that_does_not_listen_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supply_module, "CLOSE_S", 0.1)
     begun, gate = threading.Event(), threading.Event()
 
-    def prepare(songs: Sequence[Song]) -> list[DecodedSong]:
+    def prepare(songs: Sequence[Song], _: threading.Event) -> list[DecodedSong]:
         begun.set()
         assert gate.wait(10)
         return [decoded(song) for song in songs]
@@ -67,6 +133,7 @@ def test_a_supply_that_is_closed_brings_no_more() -> None:
     supply = Supply(SONGS, prepare)
     assert begun.wait(10)
     supply.close()
+    assert supply.thread.is_alive() and supply.thread.daemon
     gate.set()
     supply.thread.join(10)
     assert len(supply.arrived()) == GROUP

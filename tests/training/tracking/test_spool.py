@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from training.errors import TrackingError
+from training.tracking import spool as spool_module
 from training.tracking.spool import BATCH_OPERATIONS, Operation, Sender, Spool, send_all
-from training.tracking.tracking import spool as spool_module
 
 
 class Receiver:

@@ -20,8 +20,9 @@ from tests.gate import Gate, gate_to
 from training.config import Budget, classic
 from training.demo.local_s3 import free_port
 from training.errors import TrackingError
+from training.tracking import spool, tracking
 from training.tracking.registry import register
-from training.tracking.tracking import Tracker, spool, sync, tracking
+from training.tracking.tracking import Tracker, sync
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def test_a_connection_that_is_always_cut_still_gets_on(songs: Path, network: Bad
 def test_a_silent_connection_is_left(
     songs: Path, network: BadNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serving.storage.storage import storage
+    from serving.storage import storage
 
     monkeypatch.setattr(storage, "CONNECTION", storage.CONNECTION.merge(Config(read_timeout=0.3)))
     network.fault = every(15, Fault(silence_s=2))

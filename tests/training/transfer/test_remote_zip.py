@@ -6,17 +6,17 @@ import random
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from serving.errors import StorageError
+from serving.storage import retries
 from serving.storage.storage import find_file, no_progress, store_file
 from tests.bad_network import BadNetwork, Fault
 from tests.s3 import bucket_fixture  # noqa: F401
 from training.data.data_set import list_dataset
-from training.transfer import bucket as bucket_module
 from training.transfer import remote_zip
-from training.transfer.bucket import Bucket
 from training.transfer.remote_zip import RangedFile, opener
 
 pytestmark = pytest.mark.slow
@@ -29,8 +29,8 @@ STEM_BYTES = 60_000
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_zip, "TAIL_BYTES", 4_096)
-    monkeypatch.setattr(bucket_module, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(bucket_module, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "PATIENCE_S", 0.5)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
 
 
@@ -71,7 +71,7 @@ def stems(members: dict[str, bytes], start: str = "") -> dict[str, bytes]:
 def bring(folder: Path, *splits: str) -> Path:
     data = list_dataset(URL, folder)
     names = [name for split in splits for song in data.splits[split] for name in data.files[song]]
-    data.source.bring(names, data.folder, no_progress)
+    data.source.bring(names, data.folder, no_progress, Event())
     return data.folder
 
 
@@ -124,7 +124,7 @@ def test_a_zip_that_was_replaced_is_noticed(network: BadNetwork, tmp_path: Path)
         archive.writestr("more.txt", "more")
     store_file(tmp_path / "songs.zip", URL)
     with pytest.raises(StorageError, match=r"s3://a-bucket/songs\.zip changed while it was fetched: run this again"):
-        data.source.bring(data.files[data.test[0]], data.folder, no_progress)
+        data.source.bring(data.files[data.test[0]], data.folder, no_progress, Event())
     assert network.requests and contents(data.folder) == {}
 
 
@@ -135,8 +135,8 @@ def test_random_reads_are_those_of_the_file_itself(
     assert stored is not None
     content, chance = (tmp_path / "songs.zip").read_bytes(), random.Random(0)
     bounds = [*sorted(chance.sample(range(1, len(content)), 20)), len(content)]
-    ranged = RangedFile(Bucket(URL), stored, content[-4_096:], bounds)
-    with opener(Bucket(URL), stored)() as again, io.BufferedReader(ranged) as file:
+    ranged = RangedFile(stored, content[-4_096:], bounds, Event())
+    with opener(stored)(Event()) as again, io.BufferedReader(ranged) as file:
         plain = io.BytesIO(content)
         for _ in range(times(60, 1_000)):
             position, length = chance.choice((0, 1, -1)), chance.randrange(0, 30_000)

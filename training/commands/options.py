@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from training.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""The return value of `add_subparsers`, to which a command is added."""
+
+DATA = "folder, zip or s3:// prefix of songs"
+ARCHIVE = "a .mar file, s3://…, runs:/… or models:/…"
+
+
+def add_cache(command: argparse.ArgumentParser) -> None:
+    help = "folder for copies of remote data and decoded songs (default cache)"
+    command.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help=help)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
+
+
+def device_of(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
+    """The device that was asked for, else the GPU of this rank, else the CPU. Raises ConfigError for one that is not there."""
+    import torch
+
+    try:
+        device = torch.device(given.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {given.device} cannot be used here: {error}") from error
+    return device

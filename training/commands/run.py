@@ -1,0 +1,107 @@
+"""Runs: train, profile, export, sync."""
+
+import argparse
+from pathlib import Path
+
+from training.commands.options import DATA, Commands, add_cache, add_device, device_of
+from training.config import PRESETS, Budget, TrainConfig, add_flags, launched, with_flags
+from training.errors import ConfigError
+
+
+def add(commands: Commands) -> None:
+    train = commands.add_parser("train", help="train a model and export its archive")
+    train.add_argument("--data", help=DATA)
+    train.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
+    train.add_argument("--preset", choices=PRESETS, default="classic")
+    train.add_argument("--resume", action="store_true", help="go on with the run where there is one, else start it")
+    train.add_argument("--wait", action="store_true", help="start when all songs are here, not with the first sixteen")
+    train.add_argument(
+        "--checkpoint-uri", metavar="URL", help="keep a copy of what --resume needs there: s3://… or a folder"
+    )
+    train.add_argument("--publish", metavar="URL", help="put the archive there too: s3://…, a folder or a .mar file")
+    add_cache(train)
+    add_device(train)
+    add_flags(train)
+    train.set_defaults(run=run_train)
+
+    profile = commands.add_parser("profile", help="show where the time of a training step goes (of 20, or of --steps)")
+    profile.add_argument("--data", required=True, help=DATA)
+    profile.add_argument("--preset", choices=PRESETS, default="classic")
+    add_cache(profile)
+    add_device(profile)
+    add_flags(profile)
+    profile.set_defaults(run=run_profile, resume=False, steps=20)
+
+    export = commands.add_parser("export", help="make an archive of a run's best weights")
+    export.add_argument("--run-dir", type=Path, required=True)
+    export.add_argument("--to", required=True, help="X.mar or s3://bucket/X.mar")
+    export.add_argument("--register", action="store_true", help="also make it the next version of the registered model")
+    export.set_defaults(run=run_export)
+
+    sync = commands.add_parser("sync", help="send MLflow what it did not get while a run lasted")
+    sync.add_argument("--run-dir", type=Path, required=True)
+    sync.set_defaults(run=run_sync)
+
+
+def run_train(given: argparse.Namespace) -> int:
+    from training.progress import say
+    from training.run.ranks import Ranks
+    from training.run.train import Places, train
+
+    ranks = Ranks(*launched())
+    places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish)
+    result = train(configuration(given), places, device_of(given, ranks.local_rank), ranks, given.resume, given.wait)
+    if result.stopped_by is not None:
+        say(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}")
+        return 128 + result.stopped_by
+    if ranks.first:
+        print(f"{result.steps} steps, best validation uSDR {result.best_usdr:.2f} dB, archive {result.archive}")
+    return 0
+
+
+def configuration(given: argparse.Namespace) -> TrainConfig:
+    """The stored configuration of a run that is resumed, else the preset; with the flags that were given."""
+    from training.run.train import stored_config
+
+    flags = vars(given)
+    stored = stored_config(given.run_dir, given.checkpoint_uri) if given.resume else None
+    if stored is not None:
+        flags = {**flags, "data": given.data or stored.data}
+        resumed: TrainConfig = with_flags(stored, flags)
+        return resumed
+    if given.data is None:
+        raise ConfigError("--data is missing: name a folder, a zip or an s3:// prefix of songs")
+    budget = Budget(steps=flags.get("steps"), minutes=flags.get("minutes"))
+    fresh: TrainConfig = with_flags(PRESETS[given.preset](given.data, budget), flags)
+    return fresh
+
+
+def run_profile(given: argparse.Namespace) -> int:
+    from training.run.profile import profile
+    from training.run.ranks import Ranks
+
+    ranks = Ranks(*launched())
+    profiled = profile(configuration(given), given.steps, given.cache, device_of(given, ranks.local_rank), ranks)
+    if ranks.first:
+        print(f"{profiled.table()}\n\n{profiled.advice()}")
+    return 0
+
+
+def run_export(given: argparse.Namespace) -> int:
+    from training.config import tracking_uri
+    from training.run.export import export, run_id_of
+    from training.tracking.registry import register
+
+    print(export(given.run_dir, given.to))
+    if given.register:
+        print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
+    return 0
+
+
+def run_sync(given: argparse.Namespace) -> int:
+    from training.config import tracking_uri
+    from training.tracking.tracking import sync
+
+    uri = tracking_uri(given.run_dir)
+    print(f"{sync(uri, given.run_dir)} reports of {given.run_dir} sent to MLflow")
+    return 0
