@@ -108,7 +108,7 @@ class Messages:
         except ConnectionError:
             size, message = None, b""
         if size is None or len(message) < size:
-            if process().child.poll() is not None:
+            if process().has_ended():
                 raise StemwrightError("FFmpeg's libraries do not work here: install the package av again")
             raise AudioError(f"{self._name} brings FFmpeg's code down, or takes it too long: send WAV or FLAC")
         return message
@@ -124,7 +124,7 @@ def asked(source: bytes | bytearray | Path, name: str, request: bytes) -> Iterat
     ours, theirs = socket.socketpair()
     with ours:
         with theirs, as_file(source) as file:
-            if process().child.poll() is not None:
+            if process().has_ended():
                 process.cache_clear()
             socket.send_fds(process().door, [request], [file.fileno(), theirs.fileno()])
         with io.BufferedReader(ours.makefile("rb", buffering=0), 1 << 18) as answer:
@@ -146,6 +146,15 @@ class Process:
                 cwd="/",
                 env={"PYTHONPATH": os.pathsep.join(folders), "OPENBLAS_NUM_THREADS": "1"},
             )
+
+    def has_ended(self) -> bool:
+        """Whether the other end of the socket is closed."""
+        try:
+            return not self.door.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
 
 
 @cache

@@ -4,6 +4,7 @@ import os
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import BinaryIO
 
 import av
@@ -40,7 +41,8 @@ class Packets:
     is_broken: bool = False
     """The file ends inside a packet."""
     is_regular: bool = True
-    """Packets follow each other without a gap, and none is an encoder's tag, as where two MP3s were joined."""
+    """Packets follow each other without a gap, are of the size that their heads give, and none is an encoder's tag, as where
+    two MP3s were joined."""
     first_position: int = 0
     last: bytes = b""
     least_bytes: int = 0
@@ -50,31 +52,41 @@ class Packets:
 def scan(decoder: Decoder, file: BinaryIO) -> Packets:
     """Look at every packet. The decoder is at its end then."""
     found, position = Packets(), None
+    duration = 0
+    ends: dict[int, int] = {}  # of each stream, in its own time base
+    in_frames = decoder.format in STREAMS
+    index = decoder.stream.index
     try:
         for packet in decoder.container.demux():
-            end_s = 0.0
-            if packet.pts is not None and packet.time_base:
-                end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-            if packet.stream_index != decoder.stream.index or packet.size == 0:
-                found.others_reached_s = max(found.others_reached_s, end_s)
+            start, size, of_stream = packet.pts, packet.size, packet.stream_index
+            if size == 0:  # tells a decoder that there are no more
                 continue
-            found.reached_s = max(found.reached_s, end_s)
+            if start is not None:
+                ends[of_stream] = max(ends.get(of_stream, 0), start + (packet.duration or 0))
+            if of_stream != index:
+                continue
             if found.count == 0:
                 found.first_position = packet.pos or 0
             else:
                 found.least_bytes = min(found.least_bytes or len(found.last), len(found.last))
             found.count += 1
+            duration += packet.duration or 0
             found.last = bytes(packet)
             found.is_broken = packet.is_corrupt
-            has_tag = b"Xing" in found.last[:64] or b"Info" in found.last[:64]
-            found.is_regular &= position in (None, packet.pos) and not has_tag
-            position = (packet.pos or 0) + packet.size
-            found.duration_s += (packet.duration or 0) * Fraction(packet.time_base)
+            if in_frames and found.is_regular:
+                head = found.last[:64]
+                is_frame = frame_bytes(head[:7]) == size and b"Xing" not in head and b"Info" not in head
+                found.is_regular = is_frame and position in (None, packet.pos)
+                position = (packet.pos or 0) + size
             if packet.has_sidedata("skip_samples"):
                 found.cut_samples += sum(struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples"))))
     except av.error.FFmpegError:
         found.is_broken = True
     found.is_broken |= decoder.format == "avi" and lacks_bytes(file)
+    found.duration_s = duration * Fraction(decoder.stream.time_base)
+    reached_s = {n: float(end * decoder.container.streams[n].time_base) for n, end in ends.items()}
+    found.reached_s = reached_s.pop(index, 0.0)
+    found.others_reached_s = max(reached_s.values(), default=0.0)
     return found
 
 
@@ -151,24 +163,25 @@ def ends_in_frame(decoder: Decoder, packets: Packets) -> bool:
         return False
     if decoder.codec in EQUAL_BYTES:
         return len(packets.last) + 2 < packets.least_bytes
-    return len(packets.last) < frame_bytes(packets.last)
+    return len(packets.last) < frame_bytes(packets.last[:7])
 
 
-def frame_bytes(frame: bytes) -> int:
-    """The size that the head of a frame gives, 0 where it gives none.
+@lru_cache(maxsize=1024)  # the heads of a song are a few, again and again
+def frame_bytes(head: bytes) -> int:
+    """The size of a frame by its first seven bytes, 0 where they are no head.
 
     ISO/IEC 11172-3, 2.4.1.3 and 13818-3 for MPEG audio, 13818-7, 6.2 for AAC in ADTS.
     """
-    head = int.from_bytes(frame[:4], "big")
-    if len(frame) < 7 or head >> 21 != 0x7FF:
+    bits = int.from_bytes(head[:4], "big")
+    if len(head) < 7 or bits >> 21 != 0x7FF:
         return 0
-    version_bits, layer, kbits, rate = head >> 19 & 3, 4 - (head >> 17 & 3), head >> 12 & 15, head >> 10 & 3
+    version_bits, layer, kbits, rate = bits >> 19 & 3, 4 - (bits >> 17 & 3), bits >> 12 & 15, bits >> 10 & 3
     if layer == 4:  # ADTS
-        return (frame[3] & 3) << 11 | frame[4] << 3 | frame[5] >> 5
+        return (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
     version = 1 if version_bits == 3 else 2
     table = KBITS_PER_S.get((version, layer))
     if table is None or version_bits == 1 or kbits in (0, 15) or rate == 3:
         return 0
     rate_hz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version_bits]
     frame_samples = 576 if (version, layer) == (2, 3) else 1152
-    return frame_samples // 8 * 1000 * table[kbits - 1] // rate_hz + (head >> 9 & 1)
+    return frame_samples // 8 * 1000 * table[kbits - 1] // rate_hz + (bits >> 9 & 1)

@@ -13,11 +13,12 @@ import pytest
 import soundfile
 
 from serving.model.spec import AudioSpec
-from tests.data_sets import needs_ffmpeg, write_stem_file
+from tests.data_sets import write_stem_file
 from training.data.crops import Crops
 from training.data.decoded import decode
-from training.data.musdb18 import Song, StemFile, StemFolder
-from training.data.stems import DECODED_STEMS
+from training.data.musdb18 import StemFile
+from training.data.song import SOURCES, Song
+from training.data.stem_folder import StemFolder
 
 RATE_HZ = 44_100
 CROP_S = 6
@@ -40,7 +41,7 @@ def best_of(times: int, *works: Callable[[], object]) -> list[float]:
 
 
 def crops_of(songs: list[Song], cache: Path) -> Crops:
-    decoded = decode(songs, AudioSpec(RATE_HZ), DECODED_STEMS, cache)
+    decoded = decode(songs, AudioSpec(RATE_HZ), SOURCES, cache)
     return Crops(decoded, BATCH, CROP_S * RATE_HZ, seed=0)
 
 
@@ -48,7 +49,7 @@ def crops_of(songs: list[Song], cache: Path) -> Crops:
 def places() -> Places:
     """A song and a second to start at, for each stem of each example."""
     rng = np.random.default_rng(0)
-    return [[(int(rng.integers(SONGS)), rng.uniform(0, SONG_S - CROP_S)) for _ in DECODED_STEMS] for _ in range(BATCH)]
+    return [[(int(rng.integers(SONGS)), rng.uniform(0, SONG_S - CROP_S)) for _ in SOURCES] for _ in range(BATCH)]
 
 
 def test_crops_beside_soundfile_reading_parts_of_wav(tmp_path: Path, places: Places) -> None:
@@ -56,17 +57,17 @@ def test_crops_beside_soundfile_reading_parts_of_wav(tmp_path: Path, places: Pla
     rng = np.random.default_rng(0)
     for song in songs:
         song.path.mkdir()
-        for stem in DECODED_STEMS:
+        for stem in SOURCES:
             audio = rng.integers(-20_000, 20_000, (SONG_S * RATE_HZ, 2), dtype=np.int16)
             soundfile.write(song.path / f"{stem}.wav", audio, RATE_HZ)
 
     def read(batch: np.ndarray) -> None:
         for example, of_example in zip(batch, places, strict=True):
-            for stem, part, (song, start_s) in zip(DECODED_STEMS, example, of_example, strict=True):
+            for stem, part, (song, start_s) in zip(SOURCES, example, of_example, strict=True):
                 path = songs[song].path / f"{stem}.wav"
                 soundfile.read(path, start=int(start_s * RATE_HZ), dtype=batch.dtype.name, out=part)
 
-    shape = (BATCH, len(DECODED_STEMS), CROP_S * RATE_HZ, 2)
+    shape = (BATCH, len(SOURCES), CROP_S * RATE_HZ, 2)
     floats, integers = np.empty(shape, np.float32), np.empty(shape, np.int16)
     crops = crops_of(songs, tmp_path / "cache")
     spent = best_of(
@@ -85,7 +86,6 @@ def test_crops_beside_soundfile_reading_parts_of_wav(tmp_path: Path, places: Pla
     assert floats_s > 3 * ours_s
 
 
-@needs_ffmpeg
 def test_crops_beside_musdb_reading_stem_files(tmp_path: Path, places: Places) -> None:
     import musdb
 
@@ -98,7 +98,7 @@ def test_crops_beside_musdb_reading_stem_files(tmp_path: Path, places: Places) -
 
     def read() -> list[np.ndarray]:
         parts = []
-        for stem, (song, start_s) in zip(DECODED_STEMS, places[0], strict=True):
+        for stem, (song, start_s) in zip(SOURCES, places[0], strict=True):
             tracks[song].chunk_start, tracks[song].chunk_duration = start_s, CROP_S
             parts.append(tracks[song].targets[stem].audio)
         return parts

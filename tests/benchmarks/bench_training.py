@@ -27,13 +27,13 @@ from training.config import Batches, Budget, TrainConfig, classic
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops, batches
 from training.data.decoded import decode
-from training.data.musdb18 import Song, StemFolder
-from training.data.stems import DECODED_STEMS
+from training.data.song import SOURCES, Song
+from training.data.stem_folder import StemFolder
 from training.run.loop import LOG_INTERVAL_STEPS, SAVE_INTERVAL_S
 from training.run.losses import relative_error_db
+from training.run.machine import Machine
 from training.run.precision import prepare
 from training.run.profile import measure
-from training.run.ranks import Ranks
 from training.run.state import RunState
 from training.run.step import Stepper
 from training.tracking.tracking import Tracker
@@ -73,7 +73,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> list[Song]:
     songs: list[Song] = [StemFolder(f"A - {number}", root / f"A - {number}") for number in range(SONGS)]
     for song in songs:
         song.path.mkdir()
-        for stem in DECODED_STEMS:
+        for stem in SOURCES:
             audio = rng.integers(-8_000, 8_000, (SONG_S * rate_hz, 2), dtype=np.int16)
             soundfile.write(song.path / f"{stem}.wav", audio, rate_hz)
     return songs
@@ -82,13 +82,13 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> list[Song]:
 @pytest.fixture
 def crops(config: TrainConfig, songs: list[Song], tmp_path_factory: pytest.TempPathFactory) -> Crops:
     cache = tmp_path_factory.getbasetemp() / "decoded"
-    decoded = decode(songs, config.model.audio, DECODED_STEMS, cache)
+    decoded = decode(songs, config.model.audio, SOURCES, cache)
     return Crops(decoded, BATCH, samples_to_cut(config.crop_samples), seed=0)
 
 
 @pytest.fixture
 def stepper(config: TrainConfig) -> Stepper:
-    return Stepper(config, RunState(config, DEVICE), DEVICE, Ranks())
+    return Stepper(config, RunState(config, DEVICE), Machine(DEVICE))
 
 
 def steps_of(stepper: Stepper, crops: Crops) -> Steps:
@@ -120,7 +120,7 @@ def plain_steps(config: TrainConfig, songs: list[Song]) -> Steps:
 
     def steps() -> None:
         for _ in range(STEPS):
-            stems = np.stack([[excerpt(stem) for stem in DECODED_STEMS] for _ in range(BATCH)])
+            stems = np.stack([[excerpt(stem) for stem in SOURCES] for _ in range(BATCH)])
             voices_and_rest = torch.from_numpy(np.stack([stems[:, 0], stems[:, 1:].sum(axis=1)], axis=1)).to(DEVICE)
             references = stft(voices_and_rest[:, :, None])
             loss = relative_error_db(network(references.sum(dim=1)), references)
@@ -219,7 +219,7 @@ def test_a_step_beside_one_of_open_unmix(stepper: Stepper, crops: Crops, monkeyp
 
 def test_a_compiled_step_beside_one_that_is_not(config: TrainConfig, stepper: Stepper, crops: Crops) -> None:
     compiled = dataclasses.replace(config, compile=True)
-    other = Stepper(compiled, RunState(compiled, DEVICE), DEVICE, Ranks())
+    other = Stepper(compiled, RunState(compiled, DEVICE), Machine(DEVICE))
     started = time.perf_counter()
     compiled_steps = steps_of(other, crops)
     if other.forward is other.state.network:

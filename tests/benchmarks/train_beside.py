@@ -31,11 +31,11 @@ from training.data.augment import chances, samples_to_cut
 from training.data.crops import Crops, batches
 from training.data.data_set import list_dataset
 from training.data.decoded import decode
-from training.data.stems import DECODED_STEMS
+from training.data.song import SOURCES
 from training.evaluation.evaluate import Evaluation, evaluate_song
 from training.progress import ProgressBar
+from training.run.machine import Machine
 from training.run.precision import Precision, prepare
-from training.run.ranks import Ranks
 from training.run.step import FULL_SCALE
 from training.run.train import Places, train
 
@@ -73,7 +73,7 @@ def main() -> None:
         return
     model = config.model if GPU else narrow(config.model, NARROW[preset])
     places = Places(given.out / given.model, given.out / "cache")
-    train(replace(config, model=model), places, DEVICE, Ranks(0, 1, 0), resume=False, wait=True)
+    train(replace(config, model=model), places, Machine(DEVICE), resume=False, wait=True)
 
 
 def narrow(model: ModelSpec, size: Mapping[str, int | tuple[int, ...]]) -> ModelSpec:
@@ -112,16 +112,14 @@ def train_unmix(config: TrainConfig, out: Path) -> None:
 
     data = list_dataset(config.data, out / "cache" / "data", config.validation.valid_share)
     data.bring([*data.train, *data.valid], ProgressBar())
-    songs = decode(data.train, config.model.audio, DECODED_STEMS, out / "cache" / "decoded", ProgressBar())
+    songs = decode(data.train, config.model.audio, SOURCES, out / "cache" / "decoded", ProgressBar())
     batch_size = config.batches.batch_size
     crops = Crops(songs, batch_size, samples_to_cut(config.crop_samples), config.seed)
     transform, _ = make_filterbanks(n_fft=4096, n_hop=1024, center=False, sample_rate=44_100.0)
     encoder = torch.nn.Sequential(transform, ComplexNorm(mono=False)).to(DEVICE)
 
     def excerpts(step: int, decoded: torch.Tensor) -> torch.Tensor:
-        level, place, *_ = (
-            chances(config.seed, step, batch_size, len(DECODED_STEMS)).to(DEVICE)[..., None, None].unbind(2)
-        )
+        level, place, *_ = chances(config.seed, step, batch_size, len(SOURCES)).to(DEVICE)[..., None, None].unbind(2)
         louder = (0.25 + level) * decoded[..., : config.crop_samples].to(DEVICE) / FULL_SCALE
         return torch.where(place < 0.5, louder.flip(2), louder)
 

@@ -18,6 +18,7 @@ from training.config import Batches, Budget, Optimization, TrainConfig, Validati
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
 from training.errors import RankLost
+from training.run.machine import Machine
 from training.run.ranks import Ranks
 from training.run.state import RunState
 from training.run.train import Places, train
@@ -61,7 +62,7 @@ def run(config: TrainConfig, run_dir: Path, rank: int, world_size: int, port: in
     RunState.write = slow_write  # type: ignore[method-assign]  # the rank that does not write is done long before
     places = Places(run_dir, run_dir.parent.parent / "cache")
     try:
-        train(config, places, torch.device("cpu"), Ranks(rank, world_size, rank), resume=True, wait=True)
+        train(config, places, Machine(torch.device("cpu"), Ranks(rank, world_size, rank)), resume=True, wait=True)
     except RankLost as error:
         (run_dir / "lost").write_text(str(error))
         raise SystemExit(1) from error
@@ -81,7 +82,7 @@ def finish(ranks: list[BaseProcess]) -> None:
 def losses(folder: Path, run: str) -> dict[int, float]:
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     (found,) = client.search_runs(["1"], f"attributes.run_name = '{run}'")
-    return {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "loss")}
+    return {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "train/loss")}
 
 
 def test_two_ranks_take_the_steps_of_one_and_either_goes_on_for_the_other(folder: Path, config: TrainConfig) -> None:
@@ -99,7 +100,7 @@ def test_the_loss_of_a_rank_ends_the_run_with_a_checkpoint_to_go_on_from(folder:
     run_dir = folder / "runs" / "lost"
     endless = dataclasses.replace(config, budget=Budget(steps=10**6))
     first, second = start(endless, run_dir, 2)
-    while not (run_dir / "spool").exists() or '"loss"' not in (run_dir / "spool" / "journal.jsonl").read_text():
+    while not (run_dir / "spool").exists() or '"train/loss"' not in (run_dir / "spool" / "journal.jsonl").read_text():
         assert first.exitcode is None
         time.sleep(0.05)
     assert second.pid is not None

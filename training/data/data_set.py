@@ -1,7 +1,7 @@
-"""Data sets: which songs there are, how they are split, and how they come to this machine.
+"""Data sets: the songs, their splits, and the way to this machine.
 
-train|test/<Artist - Title>.stem.mp4                               MUSDB18
-train|test/<Artist - Title>/{drums,bass,other,vocals}.wav|flac     MUSDB18-HQ and your own songs
+train|test/<Artist - Title>.stem.mp4     MUSDB18
+train|test/<Artist - Title>/<stem>.*     MUSDB18-HQ and songs of your own, as `StemFolder` has them
 """
 
 import hashlib
@@ -12,8 +12,11 @@ from threading import Event
 from typing import Self
 
 from serving.storage.storage import Progress, counter, no_progress
-from training.data.musdb18 import SOURCES, Song, StemFile, StemFolder, validation_tracks
+from training.data.errata import ERRATA, reports
+from training.data.musdb18 import StemFile, validation_tracks
+from training.data.song import PAIR, SOURCES, Song
 from training.data.source import Source, find_source
+from training.data.stem_folder import FILES, SUFFIXES, StemFolder, needed
 from training.errors import DataError
 from training.transfer.parallel import run_parallel
 
@@ -21,13 +24,18 @@ SPLITS = ("train", "valid", "test")
 CHECKS = 8
 """Songs whose headers are read side by side."""
 
+MUSDB18, MUSDB18_HQ, OWN_SONGS = "MUSDB18", "MUSDB18-HQ", "own songs"
+MUSDB18_LICENCE = "academic, non-commercial"
+UNKNOWN_LICENCE = "unknown"
+
 
 @dataclass(frozen=True)
 class DataSet:
     """Songs to train on, to choose weights by and to report on. An empty split raises DataError when it is asked for.
 
-    `digest` is the SHA-256 of a line `<split folder>/<file>\\t<size in bytes>` for each file that is read, sorted. All of it
-    is known before any file is here; a song can be read once `bring` was called with it.
+    `layout` is MUSDB18, MUSDB18_HQ (told by the names of its songs) or OWN_SONGS. `digest` is the SHA-256 of a line
+    `<split folder>/<file>\\t<size in bytes>` for each file that is read, sorted. All of it is known before any file is
+    here; a song can be read once `bring` was called with it.
     """
 
     data: str
@@ -40,7 +48,7 @@ class DataSet:
 
     @classmethod
     def of(cls, source: Source, folder: Path, valid_share: float) -> Self:
-        """The songs that the names of a source's files tell of, as they will lie in a folder."""
+        """The songs that the file names of a source tell of, as they will lie in a folder."""
         songs: dict[str, dict[Song, tuple[str, ...]]] = {
             split: dict(sorted(songs_in(split, source, folder), key=lambda found: found[0].name))
             for split in ("train", "test")
@@ -59,7 +67,8 @@ class DataSet:
         }
         lines = sorted(f"{name}\t{source.files[name]}\n" for names in files.values() for name in names)
         digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-        layout = "MUSDB18" if StemFile in layouts else "MUSDB18-HQ"
+        known = not (validation_tracks() | ERRATA.keys()).isdisjoint(song.name for song in files)
+        layout = MUSDB18 if StemFile in layouts else MUSDB18_HQ if known else OWN_SONGS
         return cls(source.data, layout, digest, splits, files, source, folder)
 
     @property
@@ -74,7 +83,43 @@ class DataSet:
     def test(self) -> tuple[Song, ...]:
         return self.split("test")
 
+    def licence(self, said: str | None) -> str:
+        """The licence of the songs: MUSDB18's own, for others the one that their user `said`, else UNKNOWN_LICENCE."""
+        return (said or UNKNOWN_LICENCE) if self.layout == OWN_SONGS else MUSDB18_LICENCE
+
+    def decoded_stems(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """The stems to decode for a model of `wanted` ones: SOURCES, or PAIR if a song to learn from has no more.
+
+        Raises DataError if the model asks for others.
+        """
+        paired = [song for song in (*self.splits["train"], *self.splits["valid"]) if song.sources == PAIR]
+        if not paired:
+            return SOURCES
+        if not set(wanted) <= set(PAIR):
+            raise DataError(
+                f"{self.data}: {paired[0].name} has no stems but {' and '.join(PAIR)}, from which {', '.join(wanted)} cannot "
+                "be learned: take a preset of two stems, or add the four stems"
+            )
+        return PAIR
+
+    def reports(self) -> list[str]:
+        """A sentence on each thing that a user should know about the songs to learn from."""
+        names = [song.name for song in (*self.splits["train"], *self.splits["valid"])]
+        mp3s = sorted({name.split("/")[1] for files in self.files.values() for name in files if name.endswith(".mp3")})
+        said = reports(names)
+        if mp3s:
+            said.append(
+                f"{len(mp3s)} songs come as MP3, such as {mp3s[0]}: an encoder puts silence before the start, so all stems "
+                "of a song have to come from the same one"
+            )
+        return said
+
     def split(self, name: str) -> tuple[Song, ...]:
+        if name == "train" and not self.splits["train"] and len(self.splits["valid"]) == 1:
+            raise DataError(
+                f"{self.data} has one song in its folder train/, and two are needed: one to train on and one to choose the "
+                "best weights by"
+            )
         if not self.splits[name]:
             raise DataError(f"{self.data} has no songs for the {name} split: add some to its folder {name}/")
         return self.splits[name]
@@ -100,9 +145,9 @@ class DataSet:
 def list_dataset(data: str, work_dir: Path, valid_share: float = 0.15) -> DataSet:
     """The data set in a folder, a zip, or below an s3:// URL, with no song brought; those come to a folder in `work_dir`.
 
-    The 14 official songs are for validation where the songs carry their names, else `valid_share` of the songs to train
-    on, at least one, chosen by a hash of the name. Raises DataError or StorageError: a layout that is neither of the two,
-    a stem that is missing, a song to train on that is also a test song.
+    MUSDB18's 14 official songs are for validation if they are there by name, else `valid_share` of the songs to train on, at
+    least one, chosen by a hash of the name. Raises DataError if the layout is neither of the two, a stem is missing, or a song
+    to train on is also a test song; StorageError if storage refuses.
     """
     source = find_source(data)
     return DataSet.of(source, source.place(work_dir), valid_share)
@@ -122,9 +167,9 @@ def open_dataset(
 
 
 def copy_dataset(data: str, folder: Path, splits: Sequence[str], progress: Progress = no_progress) -> DataSet:
-    """Bring the files of some splits to a folder, which is a data set then; without a look into them.
+    """Bring the files of some splits to a folder, which is a data set then. Their headers are not checked.
 
-    Raises StorageError or DataError, also for a folder with songs that are not in the data set.
+    Raises StorageError or DataError, also if the folder holds songs that are not in the data set.
     """
     source = find_source(data)
     if source.place(folder) == Path(data):
@@ -144,18 +189,27 @@ def songs_in(split: str, source: Source, folder: Path) -> Iterator[tuple[Song, t
     """The songs below train/ or test/, each with the names of the files that are read."""
     names = [name for name in source.files if name.startswith(f"{split}/")]
     for path in {name.rsplit("/", 1)[0] for name in names} - {split}:
-        song = path.removeprefix(f"{split}/")
-        yield StemFolder(song, folder / path), tuple(stem_file(source, path, stem) for stem in SOURCES)
+        files = stem_files(source, path)
+        yield StemFolder(path.removeprefix(f"{split}/"), folder / path, tuple(files)), tuple(files.values())
     for name in names:
         if name.count("/") == 1:
             yield StemFile(name.removeprefix(f"{split}/").removesuffix(".stem.mp4"), folder / name), (name,)
 
 
-def stem_file(source: Source, path: str, stem: str) -> str:
-    for name in (f"{path}/{stem}.wav", f"{path}/{stem}.flac"):
-        if name in source.files:
-            return name
-    raise DataError(f"{source.data}/{path} lacks {stem}.wav: every song needs {', '.join(SOURCES)} as .wav or .flac")
+def stem_files(source: Source, path: str) -> dict[str, str]:
+    """The file of each stem of a folder, for the first of FILES that is there. Raises DataError if one is missing."""
+    found = {
+        stem: name
+        for stem in (*SOURCES, "accompaniment", "mixture")
+        for suffix in reversed(SUFFIXES)
+        if (name := f"{path}/{stem}{suffix}") in source.files
+    }
+    four = bool(found.keys() & set(SOURCES[1:]))
+    for stems in FILES[:1] if four else FILES:
+        if set(stems) <= found.keys():
+            return {stem: found[stem] for stem in stems}
+    missing = next(stem for stem in SOURCES if stem not in found)
+    raise DataError(f"{source.data}/{path} lacks {missing}.wav: every song needs {needed()}")
 
 
 def validation_names(names: Sequence[str], share: float) -> set[str]:

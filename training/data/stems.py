@@ -1,4 +1,4 @@
-"""From the stems that songs have to the stems and channels that a model hears.
+"""From the stems that songs have to those that a model hears.
 
 Axes: b batch, s stem, c channel, n sample.
 """
@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from serving.model.spec import ModelSpec
-
-DECODED_STEMS = ("vocals", "drums", "bass", "other")
-ACCOMPANIMENT = ("drums", "bass", "other")
+from training.data.song import PAIR, SOURCES, SUMS
 
 
 def model_stems(decoded: Tensor, spec: ModelSpec) -> Tensor:
-    """The model's stems (b, s, c, n) of decoded ones (b, 4, c, n): accompaniment is the sum of all but the vocals."""
-    parts = [ACCOMPANIMENT if stem == "accompaniment" else (stem,) for stem in spec.stems]
-    chosen = [[float(name in part) for name in DECODED_STEMS] for part in parts]
+    """The model's stems (b, s, c, n) of decoded ones: SOURCES (b, 4, c, n), or PAIR (b, 2, c, n) for models of that pair.
+
+    The accompaniment of four stems is the sum of all but the vocals.
+    """
+    rows = SOURCES if decoded.shape[1] == len(SOURCES) else PAIR
+    parts = [(stem,) if stem in rows else SUMS[stem] for stem in spec.stems]
+    chosen = [[float(row in part) for row in rows] for part in parts]
     return torch.einsum("sd,bdcn->bscn", torch.tensor(chosen, device=decoded.device), decoded)

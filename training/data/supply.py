@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from serving.errors import StemwrightError
 from serving.storage.retries import pauses
 from training.data.decoded import DecodedSong
-from training.data.musdb18 import Song
+from training.data.song import Song
 from training.errors import DataError, Stopped, TrainingError
 from training.progress import say
 

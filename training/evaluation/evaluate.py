@@ -10,20 +10,21 @@ Axes: s stem, c channel, n sample.
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from serving.audio import Audio
 from serving.model.separator import Separator
 from serving.model.spec import Quality
-from training.data.musdb18 import Song
+from training.data.song import Song
 from training.errors import DataError
 from training.evaluation.metrics import csdr, median, recovered_percent, usdr
 from training.evaluation.oracle import ideal_ratio_mask
+from training.progress import counted
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class SongScores:
 
     song: str
     stems: Mapping[str, Score]
+    real_time_factor: float = field(default=math.nan, compare=False)
+    """Seconds of work for a second of audio; NaN where nothing was separated."""
+
+    @property
+    def usdr_db(self) -> float:
+        """The mean over the stems."""
+        return float(np.mean([score.usdr_db for score in self.stems.values()]))
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,11 @@ class Evaluation:
     def usdr(self) -> float:
         """One number to choose weights by: uSDR in dB, the mean over songs and stems."""
         return float(np.mean([score.usdr_db for score in self.stems.values()]))
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work for a second of audio, the median over the songs."""
+        return median(np.array([song.real_time_factor for song in self.songs]))
 
     @property
     def blocks(self) -> Iterator[SongScores]:
@@ -146,7 +159,7 @@ def evaluate(separator: Separator, songs: Sequence[Song], progress: bool, qualit
     require_songs(songs)
     spec, stems = separator.spec, separator.spec.stems
     scored = []
-    for song in tqdm(songs, desc="evaluate", unit="song", disable=not progress):
+    for song in counted(songs, "evaluate songs", progress):
         excerpt = read_excerpt(song, stems)
         by_mask = ideal_ratio_mask(excerpt.references(stems), excerpt.rate_hz, spec)
         of_model = model_scores(separator, excerpt, quality)
@@ -161,8 +174,11 @@ def evaluate_song(separator: Separator, song: Song, excerpt_s: float | None) -> 
 
 def model_scores(separator: Separator, excerpt: Excerpt, quality: Quality) -> SongScores:
     stems = separator.spec.stems
+    began = time.perf_counter()
     separated = separator.separate(excerpt.mixture, excerpt.rate_hz, quality)
-    return excerpt.scores(stems, np.stack([separated[stem] for stem in stems]))
+    took_s = time.perf_counter() - began
+    scores = excerpt.scores(stems, np.stack([separated[stem] for stem in stems]))
+    return replace(scores, real_time_factor=took_s * excerpt.rate_hz / excerpt.mixture.shape[-1])
 
 
 def read_excerpt(song: Song, stems: Sequence[str], excerpt_s: float | None = None) -> Excerpt:

@@ -47,8 +47,10 @@ class Point:
     y_db: float
 
 
-def spectrogram_figure(mixture: Audio, target: Audio, estimate: Audio, rate_hz: int) -> Figure:
-    """Four panels of one excerpt (c, n) of vocals: mixture, target, estimate, and the mask from mixture to estimate.
+def spectrogram_figure(
+    mixture: Audio, target: Audio, estimate: Audio, rate_hz: int, stem: str = "vocals", title: str | None = None
+) -> Figure:
+    """Four panels of one excerpt (c, n) of a stem: mixture, target, estimate, and the mask from mixture to estimate.
 
     Mel spectrograms of the channels' mean, in dB below the mixture's peak. The mask is |estimate| / |mixture| in each mel
     band, clipped to 0..1, whatever the model predicts inside.
@@ -62,14 +64,16 @@ def spectrogram_figure(mixture: Audio, target: Audio, estimate: Audio, rate_hz: 
 
     figure = Figure(figsize=(12, 7), dpi=110, layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
-    titles = ("Mixture", "Target vocals", "Estimated vocals")
+    titles = ("Mixture", f"Target {stem}", f"Estimated {stem}")
     for axis, title, spectrogram in zip(axes.flat[:3], titles, spectrograms, strict=True):
         levels = draw(axis, title, decibels(spectrogram, peak), rate_hz, STFT.hop_samples, LOUDNESS)
-    shares = draw(axes[1, 1], "Vocal mask", mask, rate_hz, STFT.hop_samples, SHARE)
+    shares = draw(axes[1, 1], f"Mask of {stem}", mask, rate_hz, STFT.hop_samples, SHARE)
     for axis in axes.flat:
         axis.label_outer()
     figure.colorbar(levels, ax=axes[0], label="dB below the mixture's peak", pad=0.01)
-    figure.colorbar(shares, ax=axes[1], label="share given to the vocals", pad=0.01)
+    figure.colorbar(shares, ax=axes[1], label=f"share given to {stem}", pad=0.01)
+    if title is not None:
+        figure.suptitle(title)
     return figure
 
 
@@ -124,12 +128,21 @@ def scatter_figure(first: str, others: Mapping[str, Sequence[Point]]) -> Figure:
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (other, points) in zip(axes, others.items(), strict=False):
         draw_points(axis, points, limits)
-        axis.set(xlabel=f"{first}: uSDR of a song, dB", ylabel=f"{other}: uSDR, dB")
+        axis.set(xlabel=f"{first}: uSDR of a song, dB", ylabel=f"{other}: uSDR, dB", title=winner(first, other, points))
     for axis in axes[len(others) :]:
         axis.remove()
     legend = {label: dots for axis in axes for dots, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=len(legend), frameon=False)
     return figure
+
+
+def winner(first: str, other: str, points: Sequence[Point]) -> str:
+    """The better side in words, such as `b is better: +0.21 dB on average, on 9 of 12`."""
+    gains = np.array([point.y_db - point.x_db for point in points])
+    better, sign = (other, 1) if gains.mean() >= 0 else (first, -1)
+    return (
+        f"{better} is better: {abs(gains.mean()):.2f} dB on average, on {int((sign * gains > 0).sum())} of {len(gains)}"
+    )
 
 
 def draw_points(axis: Axes, points: Sequence[Point], limits: tuple[float, float]) -> None:
@@ -167,13 +180,14 @@ def place(point: Point) -> tuple[float, float]:
 
 def mel(magnitude: Image, rate_hz: int) -> Image:
     """Magnitudes (m, t) in mel bands, of magnitudes (f, t)."""
-    bands: Image = librosa.feature.melspectrogram(S=magnitude, sr=rate_hz, n_mels=MEL_BANDS)
-    return bands
+    # librosa.feature and amplitude_to_db compile with numba on first use: 20 s on two cores, in every fresh container.
+    filters: Image = librosa.filters.mel(sr=rate_hz, n_fft=2 * (len(magnitude) - 1), n_mels=MEL_BANDS)
+    return filters @ magnitude
 
 
 def decibels(magnitude: Image, peak: float) -> Image:
     """Levels in dB below a peak magnitude."""
-    levels: Image = librosa.amplitude_to_db(magnitude, ref=max(peak, 1e-8), amin=1e-8, top_db=None)
+    levels: Image = 20 * np.log10(np.maximum(magnitude, 1e-8) / max(peak, 1e-8))
     return levels
 
 

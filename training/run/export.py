@@ -1,36 +1,69 @@
-"""The best weights of a run as a model archive, in a file or in object storage."""
+"""The best weights of a run as a model archive, in its folder and where it is published."""
 
 import tempfile
 from pathlib import Path
 
-from serving.model.archive import write_archive
-from serving.storage.storage import is_remote, store_file
+from serving.errors import StemwrightError
+from serving.model.archive import read_archive, write_archive
+from serving.storage.storage import exists, fetch_file, is_remote, store_file
 from training.config import read_config
-from training.errors import CheckpointError
+from training.errors import CheckpointError, ConfigError
 from training.run.state import load_network
 
 
-def export(run_dir: Path, to: str) -> str:
-    """Write the archive of a run to a path or s3:// address that ends in .mar, or below a folder or prefix; says where it is.
+def archive_of(run_dir: Path, preset: str) -> Path:
+    """The archive in the folder of a run."""
+    return run_dir / f"{preset}.mar"
 
-    Raises CheckpointError where the run has no validated weights yet, StorageError where they cannot be put there.
-    """
+
+def published_as(to: str, run_dir: Path, preset: str) -> str:
+    """The address of a published archive: `to` where it ends in .mar, else <preset>-<name of the run folder>.mar below it."""
+    return to if to.endswith(".mar") else f"{to.rstrip('/')}/{preset}-{run_dir.resolve().name}.mar"
+
+
+def export(run_dir: Path) -> Path:
+    """Write the archive of a run into its folder. Raises CheckpointError where the run has no validated weights yet."""
     config = read_config(run_dir)
-    network, facts = load_network(run_dir / "best.safetensors", config)
-    target = to if to.endswith(".mar") else f"{to.rstrip('/')}/{config.preset}.mar"
-    if is_remote(target):
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder, Path(target).name)
-            write_archive(archive, config.model, network, facts)
+    network, facts = load_network(run_dir / "best.safetensors", config.model)
+    archive = archive_of(run_dir, config.preset)
+    write_archive(archive, config.model, network, facts)
+    return archive
+
+
+def publish(run_dir: Path, to: str, overwrite: bool = False) -> str:
+    """Export a run and copy the archive to a .mar address or below a folder or prefix; returns where it is.
+
+    An archive of the same weights may be there already. Raises ConfigError where another one is and `overwrite` is false;
+    the message of every error names the archive that was made and the command that publishes it.
+    """
+    archive = export(run_dir)
+    target = published_as(to, run_dir, read_config(run_dir).preset)
+    try:
+        if not overwrite and exists(target):
+            if weights_of(target) == read_archive(archive).weights_sha256:
+                return target
+            raise ConfigError(f"{target} holds another archive, and nothing is overwritten without --overwrite")
+        if is_remote(target) or Path(target).resolve() != archive.resolve():
             store_file(archive, target)
-    else:
-        write_archive(Path(target), config.model, network, facts)
+    except (StemwrightError, ConfigError) as error:
+        command = f"stemwright export --run-dir {run_dir} --to {to}"
+        raise type(error)(f"{error}; the archive is {archive}: publish it with `{command}`") from error
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written ({error}); the archive is {archive}") from error
     return target
 
 
+def weights_of(archive: str) -> str:
+    """The SHA-256 of the weights in an archive, here or in object storage."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "published.mar")
+        fetch_file(archive, path)
+        return read_archive(path).weights_sha256
+
+
 def run_id_of(run_dir: Path) -> str:
-    """The MLflow run whose best weights a run folder holds. Raises CheckpointError where MLflow did not know it yet."""
-    _, facts = load_network(run_dir / "best.safetensors", read_config(run_dir))
+    """The MLflow run of the best weights in a run folder. Raises CheckpointError if MLflow did not know it yet."""
+    _, facts = load_network(run_dir / "best.safetensors", read_config(run_dir).model)
     if facts["run_id"] is None:
         raise CheckpointError(
             f"MLflow did not know the run in {run_dir} when its best weights were saved: go on with --resume while it answers"

@@ -20,8 +20,9 @@ def run_parallel(
 ) -> list[Result]:
     """The results of `work` on each item, in the order of the items, `workers` at a time.
 
-    An error drops the items that have not begun; that of the first item is raised when those in progress have ended. Raises
-    Stopped within GRACE_S once `stopping` is set, which long work has to look at. An interrupt of the calling thread sets it.
+    An error drops the items that have not begun; that of the first item is raised when those in progress have ended.
+    Raises Stopped within GRACE_S once `stopping` is set, which long work has to look at. An interrupt of the calling thread
+    sets it.
     """
     waiting = list(enumerate(items))[::-1]
     count = len(waiting)

@@ -85,7 +85,7 @@ def test_every_kind_is_read_as_ffmpeg_decodes_it(
     assert abs(audio.shape[1] - SONG.shape[1]) < 5_000
 
 
-def test_six_channels_in_the_order_of_wav(tmp_path: Path) -> None:
+def test_six_channels_in_the_order_of_wav() -> None:
     audio, _ = read(encode(song(6), "ac3", "ac3", 48_000, bit_rate=448_000))
     tones = [np.abs(np.fft.rfft(channel[4_000:52_000])).argmax() for channel in audio]
     expected = [round(220 * (c + 1) * 48_000 / 44_100) for c in range(6)]

@@ -1,5 +1,7 @@
 """Object storage against a real S3 server, and the same functions on plain folders."""
 
+import multiprocessing
+import os
 import shutil
 import socket
 import ssl
@@ -7,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,7 +20,19 @@ from pathlib import Path
 import pytest
 
 from serving.errors import StorageError
-from serving.storage.storage import connect, delete, exists, fetch_file, find_file, is_remote, list_files, store_file
+from serving.storage import retries, s3
+from serving.storage.s3 import connect
+from serving.storage.storage import (
+    delete,
+    exists,
+    fetch_file,
+    find_file,
+    is_remote,
+    list_files,
+    store_bytes,
+    store_file,
+)
+from tests.bad_network import BadNetwork, Fault, Request
 from tests.s3 import bucket_fixture  # noqa: F401
 
 BIG = bytes(range(256)) * 40_000  # 10 MB: more than one part
@@ -45,6 +60,59 @@ def test_a_file_comes_back_as_it_was_stored(place: Place, bucket: Path, tmp_path
     fetch_file(url, tmp_path / "new" / "y")
     assert (tmp_path / "new" / "y").read_bytes() == BIG
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["y"]
+
+
+@both
+def test_bytes_are_stored_as_a_file(place: Place, bucket: Path, tmp_path: Path) -> None:
+    store_bytes(b"1234", f"{place(bucket)}/x")
+    store_bytes(b"56", f"{place(bucket)}/x")
+    fetch_file(f"{place(bucket)}/x", tmp_path / "y")
+    assert (tmp_path / "y").read_bytes() == b"56"
+
+
+@pytest.mark.slow
+def test_a_fetch_goes_on_where_the_connection_was_cut(
+    bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    url = f"s3://{bucket.name}/x"
+    (tmp_path / "x").write_bytes(BIG)
+    store_file(tmp_path / "x", url)
+    cut = {f"bytes=0-{len(BIG) - 1}": 4_000_000, f"bytes=4000000-{len(BIG) - 1}": 0}
+    faults: list[Request] = []
+
+    def fault(request: Request) -> Fault | None:
+        if request.range not in cut:
+            return None
+        faults.append(request)
+        return Fault(cut_bytes=cut.pop(request.range))
+
+    network = BadNetwork(os.environ["AWS_ENDPOINT_URL"], fault)
+    with network.serving() as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        seen: list[tuple[str, int, int]] = []
+        fetch_file(url, tmp_path / "y", lambda *news: seen.append(news))
+    assert len(faults) == 2 and network.sent_bytes == len(BIG) and (tmp_path / "y").read_bytes() == BIG
+    assert seen[-1] == ("fetch", len(BIG), len(BIG))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
+
+
+def test_a_client_is_made_once_for_the_settings_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_keys(monkeypatch)
+    made, real = [], s3._client
+    monkeypatch.setattr(s3, "_client", lambda **options: made.append(options) or real(**options))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with ThreadPoolExecutor(4) as pool:
+        (first,) = set(pool.map(lambda _: connect(), range(8)))
+    assert len(made) == 1
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:10")
+    assert connect().meta.endpoint_url == "http://127.0.0.1:10" and len(made) == 2
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert connect() is first and len(made) == 2
+    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(2 + (connect() is first)))
+    process.start()
+    process.join(30)
+    assert process.exitcode == 2, "connections are not shared with a parent process"
 
 
 @both

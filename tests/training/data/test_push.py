@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import StorageError
+from serving.storage import retries
 from serving.storage.storage import delete, exists, fetch_file, list_files, no_progress, store_file
 from tests.bad_network import BadNetwork, Fault, Request
 from tests.data_sets import write_data_set
@@ -24,7 +25,7 @@ from training.data import push as push_module
 from training.data.data_set import SPLITS, copy_dataset
 from training.data.push import Pushed, push
 from training.errors import DataError
-from training.transfer import bucket as bucket_module
+from training.transfer import multipart
 
 DATA = "s3://a-bucket/songs"
 
@@ -57,7 +58,7 @@ def test_a_folder_arrives_whole_with_its_manifest(songs: Path, tmp_path: Path) -
     assert {file.name for file in list_files(DATA)} == {*paths, "manifest.json"}
     fetch_file(f"{DATA}/manifest.json", tmp_path / "manifest.json")
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["layout"] == "MUSDB18-HQ"
+    assert manifest["layout"] == "own songs"
     assert manifest["objects"] == {
         name: {"size_bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         for name, path in paths.items()
@@ -127,8 +128,8 @@ def test_the_official_zips_are_those_on_zenodo() -> None:
 def test_an_upload_that_was_cut_goes_on_with_the_parts_that_are_missing(
     big: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(push_module, "PART_BYTES", 5 << 20)
-    monkeypatch.setattr(bucket_module, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(multipart, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(retries, "PATIENCE_S", 0.01)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     network = BadNetwork(os.environ["AWS_ENDPOINT_URL"])
     sent: list[bool] = []

@@ -9,7 +9,8 @@ import pytest
 from serving.errors import StorageError
 from training.data import supply as supply_module
 from training.data.decoded import DecodedSong
-from training.data.musdb18 import Song, StemFolder
+from training.data.song import Song
+from training.data.stem_folder import StemFolder
 from training.data.supply import ENOUGH_SONGS, GROUP, Supply, first_songs, scheduled
 from training.errors import DataError, Stopped
 

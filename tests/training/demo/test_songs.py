@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from training.errors import DataError
-from training.data.musdb18 import SOURCES
+from training.data.song import SOURCES
 from training.demo.songs import FIRST_TEST_NUMBER, compose, song_name, write_songs
 
 

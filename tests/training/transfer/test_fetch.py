@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 from botocore.config import Config
 
 from serving.errors import StorageError
+from serving.storage import retries, s3
 from serving.storage.storage import delete, no_progress, store_file
 from tests.bad_network import BadNetwork, Fault, Request
 from tests.data_sets import write_data_set
@@ -24,20 +24,19 @@ from training.data.data_set import SPLITS, copy_dataset
 from training.data.push import push
 from training.demo.local_s3 import S3Server, free_port, serve_s3, wait_for
 from training.errors import DataError
-from training.transfer import arrivals, bucket, fetch
+from training.transfer import arrivals
 
 pytestmark = pytest.mark.slow
 
-PART_BYTES = 8_192  # of files of 17,684
+CUT_BYTES = 5_000  # of files of 17,684
 DATA = "s3://a-bucket/songs"
 
 
 @pytest.fixture(autouse=True)
-def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of a few KB, so that small songs have many; pauses too short to notice."""
-    monkeypatch.setattr(fetch, "PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(bucket, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(bucket, "PATIENCE_S", 0.5)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses too short to notice."""
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "PATIENCE_S", 0.5)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
 
 
@@ -68,7 +67,7 @@ def connected(clean_environment: None, store: S3Server, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def network(connected: None, songs: Path, store: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[BadNetwork]:  # noqa: ARG001
-    """What is between this test and the bucket."""
+    """The proxy between this test and the bucket."""
     network = BadNetwork(store.endpoint)
     with network.serving() as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -85,12 +84,9 @@ def fetch_all(folder: Path) -> None:
     copy_dataset(DATA, folder, SPLITS)
 
 
-def parts_of(requests: list[Request]) -> list[tuple[str, str]]:
-    return [(request.path, request.range) for request in requests if request.path.endswith(".wav")]
-
-
-def count_of_parts(songs: Path) -> int:
-    return sum(-(-len(content) // PART_BYTES) for content in contents(songs).values())
+def files_of(requests: list[Request]) -> list[str]:
+    """The names of the stems that were asked for."""
+    return [request.path.removeprefix("/a-bucket/songs/") for request in requests if request.path.endswith(".wav")]
 
 
 def every(nth: int, fault: Fault) -> Callable[[Request], Fault | None]:
@@ -113,11 +109,11 @@ def test_what_passes_is_waited_for(fault: Fault, songs: Path, network: BadNetwor
     network.fault = every(3, fault)
     fetch_all(tmp_path / "to")
     assert contents(tmp_path / "to") == contents(songs)
-    assert len(parts_of(network.requests)) > count_of_parts(songs)
+    assert len(files_of(network.requests)) > len(contents(songs))
 
 
 def test_a_connection_that_is_always_cut_still_gets_on(songs: Path, network: BadNetwork, tmp_path: Path) -> None:
-    network.fault = every(1, Fault(cut_bytes=5_000))
+    network.fault = every(1, Fault(cut_bytes=CUT_BYTES))
     fetch_all(tmp_path / "to")
     assert contents(tmp_path / "to") == contents(songs)
     assert network.sent_bytes < 1.2 * sum(map(len, contents(songs).values())), "what had come was fetched again"
@@ -126,10 +122,8 @@ def test_a_connection_that_is_always_cut_still_gets_on(songs: Path, network: Bad
 def test_a_silent_connection_is_left(
     songs: Path, network: BadNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serving.storage import storage
-
-    monkeypatch.setattr(storage, "CONNECTION", storage.CONNECTION.merge(Config(read_timeout=0.3)))
-    network.fault = every(15, Fault(silence_s=2))
+    monkeypatch.setattr(s3, "CONNECTION", s3.CONNECTION.merge(Config(read_timeout=0.3)))
+    network.fault = every(5, Fault(silence_s=2))
     fetch_all(tmp_path / "to")
     assert contents(tmp_path / "to") == contents(songs)
 
@@ -139,29 +133,27 @@ def test_a_store_that_stays_away_is_named_and_what_came_is_not_fetched_again(
 ) -> None:
     count = iter(range(1_000_000))
     network.fault = lambda request: (
-        Fault(status=503, code="SlowDown") if request.path.endswith(".wav") and next(count) >= 20 else None
+        Fault(status=503, code="SlowDown") if request.path.endswith(".wav") and next(count) >= 5 else None
     )
     with pytest.raises(
         StorageError, match=r"the store of s3://a-bucket/songs/.*\.wav is overloaded .*: try again later"
     ):
         fetch_all(tmp_path / "to")
-    assert contents(tmp_path / "to").items() < contents(songs).items()
-    first = parts_of(network.requests)[:20]
+    arrived = contents(tmp_path / "to")
+    assert len(arrived) == 5 and arrived.items() < contents(songs).items()
 
     network.requests.clear()
     network.fault = lambda _: None
     fetch_all(tmp_path / "to")
     assert contents(tmp_path / "to") == contents(songs)
-    assert not set(first) & set(parts_of(network.requests))
-    assert len(parts_of(network.requests)) == count_of_parts(songs) - 20
-    assert not list((tmp_path / "to" / ".fetch").glob("*.parts"))
+    assert sorted(files_of(network.requests)) == sorted(contents(songs).keys() - arrived.keys())
 
 
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(
     songs: Path, store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "PATIENCE_S", 30)
-    monkeypatch.setattr(bucket, "LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(retries, "PATIENCE_S", 30)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE_S", 0.2)
     port = free_port()
 
     def start() -> subprocess.Popen[str]:
@@ -176,7 +168,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         fetching = threading.Thread(target=fetch_all, args=[tmp_path / "to"])
         fetching.start()
-        while not [file for file in (tmp_path / "to").rglob("*.parts") if parts_noted(file)]:
+        while not [file for file in (tmp_path / "to" / ".fetch").glob("*") if file.stat().st_size]:
             time.sleep(0.01)
         server.kill()
         server.wait()
@@ -202,11 +194,14 @@ def test_an_object_that_changed_after_it_was_listed_is_named(
     other.write_bytes((songs / name).read_bytes()[::-1])
     changed = threading.Event()
 
-    def change(request: Request) -> None:
-        second = request.path.endswith(name) and request.range == f"bytes={PART_BYTES}-{2 * PART_BYTES - 1}"
-        if second and not changed.is_set():
-            changed.set()
-            store_file(other, f"{url}/{name}")
+    def change(request: Request) -> Fault | None:
+        if not request.path.endswith(name) or changed.is_set():
+            return None
+        if request.range.startswith("bytes=0-"):
+            return Fault(cut_bytes=CUT_BYTES)
+        changed.set()  # the rest is asked for
+        store_file(other, f"{url}/{name}")
+        return None
 
     network.fault = change
     with pytest.raises(StorageError, match=rf"{url}/{name} changed while it was fetched"):
@@ -235,20 +230,11 @@ def test_wrong_bytes_are_noticed_by_their_hash(songs: Path, network: BadNetwork,
     assert contents(tmp_path / "to") == contents(songs)
 
 
-def test_bytes_that_rotted_on_the_way_in_are_fetched_again(songs: Path, network: BadNetwork, tmp_path: Path) -> None:
-    """As after a power cut, which may keep the journal and lose what it speaks of."""
-    url = "s3://a-bucket/without"
-    push(str(songs), url, no_progress)
-    delete(f"{url}/manifest.json")
-    count = iter(range(1_000_000))
-    network.fault = lambda request: Fault(status=503) if request.path.endswith(".wav") and next(count) >= 15 else None
-    with pytest.raises(StorageError):
-        copy_dataset(url, tmp_path / "to", SPLITS)
-    for journal in (tmp_path / "to" / ".fetch").glob("*.parts"):
-        way_in = journal.with_suffix("")
-        way_in.write_bytes(bytes(way_in.stat().st_size))
-    network.fault = lambda _: None
-    copy_dataset(url, tmp_path / "to", SPLITS)
+def test_what_a_kill_left_on_the_way_is_not_taken_for_the_file(songs: Path, tmp_path: Path) -> None:
+    (tmp_path / "to" / ".fetch").mkdir(parents=True)
+    for name, content in contents(songs).items():
+        arrivals.Arrivals(tmp_path / "to").way_in(name).write_bytes(bytes(len(content) + 7))
+    fetch_all(tmp_path / "to")
     assert contents(tmp_path / "to") == contents(songs)
 
 
@@ -256,11 +242,7 @@ def test_an_object_that_is_shorter_than_listed_is_never_taken_for_whole(
     songs: Path, network: BadNetwork, tmp_path: Path
 ) -> None:
     network.fault = lambda request: (
-        Fault(cut_bytes=100)
-        if request.path.endswith("A - 0/drums.wav") and "bytes=8192-" in request.range
-        else Fault(cut_bytes=0)
-        if request.path.endswith("A - 0/drums.wav") and "bytes=8292-" in request.range
-        else None
+        Fault(cut_bytes=100 if "bytes=0-" in request.range else 0) if request.path.endswith("A - 0/drums.wav") else None
     )
     with pytest.raises(StorageError, match=r"A - 0/drums\.wav cannot be reached"):
         fetch_all(tmp_path / "to")
@@ -273,24 +255,11 @@ def test_a_complete_folder_is_not_read_again(songs: Path, network: BadNetwork, t
     for file in (tmp_path / "to").rglob("*.wav"):
         file.chmod(0)
     fetch_all(tmp_path / "to")
-    assert parts_of(network.requests) == []
     assert [request.path for request in network.requests] == ["/a-bucket/songs/manifest.json"]
     (tmp_path / "to/train/A - 0/bass.wav").chmod(0o600)
     (tmp_path / "to/train/A - 0/bass.wav").write_bytes(b"somebody else's")
     fetch_all(tmp_path / "to")
     assert (tmp_path / "to/train/A - 0/bass.wav").read_bytes() == (songs / "train/A - 0/bass.wav").read_bytes()
-
-
-def test_large_files_come_a_few_at_a_time(
-    songs: Path, network: BadNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Threads that write to one file wait for each other; and the first files are to be complete early."""
-    monkeypatch.setattr(fetch, "CONNECTIONS", 1)
-    fetch_all(tmp_path / "to")
-    asked = [path for path, _ in parts_of(network.requests)]
-    assert len(asked) == count_of_parts(songs)
-    assert [len(set(asked[start : start + 4])) for start in range(0, 12, 4)] == [4, 4, 4], "parts of one file in a row"
-    assert set(asked[:12]).isdisjoint(asked[12:]), "a fifth file began before the first four were complete"
 
 
 def test_one_split_brings_its_songs_alone(songs: Path, network: BadNetwork, tmp_path: Path) -> None:
@@ -322,7 +291,7 @@ def test_too_little_room_is_said_before_the_first_byte(
         DataError, match=r"to needs room for .* GB more, and 0\.00 GB are free: free some, or name"
     ) as told:
         fetch_all(tmp_path / "to")
-    assert parts_of(network.requests) == [], told
+    assert files_of(network.requests) == [], told
     assert songs.exists()
 
 
@@ -331,10 +300,8 @@ def test_a_full_disk_is_named_and_goes_on_when_there_is_room(songs: Path, tmp_pa
     code = f"""
 import resource, signal, sys
 from pathlib import Path
-from training.transfer import fetch
 from training.errors import DataError
 from training.data.data_set import SPLITS, copy_dataset
-fetch.PART_BYTES = {PART_BYTES}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
@@ -353,21 +320,19 @@ def test_two_processes_fetch_once(songs: Path, network: BadNetwork, tmp_path: Pa
     second_waits = threading.Event()
 
     def hold(request: Request) -> None:
-        if parts_of([request]):
+        if files_of([request]):
             second_waits.wait(60)
 
     network.fault = hold
     code = f"""
 import sys
 from pathlib import Path
-from training.transfer import fetch
 from training.data.data_set import SPLITS, copy_dataset
-fetch.PART_BYTES = {PART_BYTES}
 copy_dataset({DATA!r}, Path(sys.argv[1]), SPLITS)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "to")]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not parts_of(network.requests):
+    while not files_of(network.requests):
         time.sleep(0.01)
     second = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert second.stderr is not None
@@ -375,26 +340,21 @@ copy_dataset({DATA!r}, Path(sys.argv[1]), SPLITS)
     second_waits.set()
     assert (first.wait(), second.wait()) == (0, 0)
     assert contents(tmp_path / "to") == contents(songs)
-    assert len(parts_of(network.requests)) == count_of_parts(songs)
+    assert sorted(files_of(network.requests)) == sorted(contents(songs))
     assert "is being filled already: waiting until that is done" in said
-
-
-def fetch_slowly(folder: Path) -> None:
-    fetch.PART_BYTES = PART_BYTES
-    fetch_all(folder)
 
 
 def test_kills_at_random_moments_lose_nothing(
     songs: Path, network: BadNetwork, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
-    """What is here after each kill is right, and parts that had arrived are never asked for again."""
+    """After each kill the files are right, and none that was here is asked for again."""
     network.bytes_per_s = 150_000
     context, chance = multiprocessing.get_context("fork"), random.Random(0)
     folder, completed = tmp_path / "to-0", 0
     for _ in range(times(6, 50)):
-        arrived = {file: parts_noted(file) for file in (folder / ".fetch").glob("*.parts")}
+        arrived = contents(folder)
         network.requests.clear()
-        process = context.Process(target=fetch_slowly, args=[folder])
+        process = context.Process(target=fetch_all, args=[folder])
         process.start()
         process.join(chance.uniform(0.05, 0.7))
         ended = process.exitcode == 0
@@ -402,11 +362,7 @@ def test_kills_at_random_moments_lose_nothing(
             os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         assert contents(folder).items() <= contents(songs).items()
-        asked = parts_of(network.requests)
-        for name in contents(songs):
-            way_in = folder / ".fetch" / arrivals.Arrivals(folder).way_in(name).name
-            for part in arrived.get(way_in.with_suffix(".parts"), ()):
-                assert not [1 for path, wanted in asked if path.endswith(name) and f"={part * PART_BYTES}-" in wanted]
+        assert not arrived.keys() & set(files_of(network.requests))
         if ended:
             assert contents(folder) == contents(songs)
             completed += 1
@@ -414,7 +370,3 @@ def test_kills_at_random_moments_lose_nothing(
     network.bytes_per_s = float("inf")
     fetch_all(folder)
     assert contents(folder) == contents(songs)
-
-
-def parts_noted(journal: Path) -> list[int]:
-    return [int(line[1]) for line in re.finditer("^([0-9]+) [0-9a-f]{8}$", journal.read_text(), re.MULTILINE)]
