@@ -35,16 +35,6 @@ FORMAT_VERSION = 2
 # What zipfile raises where a file is damaged or lacks a member.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, OSError)
 
-# The keys that TorchServe reads only from here, not from its own properties, once an archive carries this file.
-MODEL_CONFIG = """\
-minWorkers: 1
-maxWorkers: 1
-batchSize: 1
-maxBatchDelay: 0
-responseTimeout: 600
-startupTimeout: 300
-"""
-
 
 @dataclass(frozen=True)
 class Archive:
@@ -70,6 +60,21 @@ class Archive:
                 raise ArchiveError(f"the network {complaint} {', '.join(names[:4])}: export the archive again")
         network.load_state_dict(dict(self.tensors))
         return network
+
+
+def torchserve_yaml(
+    workers: int = 1, response_timeout_s: int = 600, startup_timeout_s: int = 300, queue_size: int = 100
+) -> str:
+    """Write model-config.yaml. Once it is there, TorchServe reads these keys from it alone, not from its own properties."""
+    return (
+        f"minWorkers: {workers}\n"
+        f"maxWorkers: {workers}\n"
+        "batchSize: 1\n"
+        "maxBatchDelay: 0\n"
+        f"jobQueueSize: {queue_size}\n"
+        f"responseTimeout: {response_timeout_s}\n"
+        f"startupTimeout: {startup_timeout_s}\n"
+    )
 
 
 def write_archive(
@@ -101,7 +106,7 @@ def write_archive(
         shutil.copy(package / "endpoint" / "handler.py", contents)
         (contents / "separator.json").write_text(json.dumps(facts, indent=2) + "\n")
         (contents / "weights.safetensors").write_bytes(weights)
-        (contents / "model-config.yaml").write_text(MODEL_CONFIG)
+        (contents / "model-config.yaml").write_text(torchserve_yaml())
         # ModelArchiver itself would gather the files in a folder of the model's name in the host's temporary folder:
         # two exports of one name at a time, or by two users, would spoil each other's.
         manifest = ModelExportUtils.generate_manifest_json(
