@@ -71,6 +71,7 @@ class Handler:
                 answer.refuse(ServerError("the server is stopping: try again, there may be another"))
             else:
                 answer.separate(self.separator, data[0], Bounds.of(self.settings))
+            answer.headers["X-Model-Weights"] = self.separator.weights_sha256[:12]
             status: int = HTTPStatus.INTERNAL_SERVER_ERROR
             try:
                 piece, status = self.send(answer, context)

@@ -49,6 +49,25 @@ def from_mlflow(uri: str, folder: Path) -> Path:
         raise StorageError(f"MLflow does not give {uri}: {reason}; check name and MLFLOW_TRACKING_URI") from error
 
 
+def version_behind(model: str) -> str | None:
+    """The number of the version that `models:/name@alias` names now; None for any other address.
+
+    Raises StorageError where the registry does not tell.
+    """
+    name, _, alias = model.removeprefix("models:/").partition("@")
+    if not model.startswith("models:/") or not alias:
+        return None
+    from mlflow import MlflowClient
+
+    try:
+        return str(MlflowClient().get_model_version_by_alias(name, alias).version)
+    except Exception as error:  # as above
+        reason = str(error).partition("\n")[0].rstrip(". ")
+        raise StorageError(
+            f"MLflow does not tell the version of {model}: {reason}; check MLFLOW_TRACKING_URI"
+        ) from error
+
+
 def version_source(uri: str) -> str:
     """The artifact that a version in the registry was made from. MLflow itself downloads a version only if that is a folder."""
     from mlflow import MlflowClient
