@@ -85,6 +85,7 @@ class Handler:
                 answer.separate(self.separator, data[0], Bounds.of(self.settings))
             if self.settings.cors_origins:
                 answer.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+            answer.headers["X-Model-Weights"] = self.separator.weights_sha256[:12]
             status: int = HTTPStatus.INTERNAL_SERVER_ERROR
             try:
                 piece, status = self.send(answer, context)

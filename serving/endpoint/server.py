@@ -36,9 +36,9 @@ def serve(model: str, settings: Settings) -> int:
     Raises ArchiveError or StorageError where there is no archive to serve, ServerError where the server does not come up in
     time or is lost.
     """
-    from serving.model.source import (
-        resolve,  # slow to import, like the client below, and `ready` is asked every few seconds
-    )
+    # Slow to import, like the client below, and `ready` is asked every few seconds.
+    from serving.endpoint.champion import following
+    from serving.model.source import resolve, version_behind
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -46,12 +46,14 @@ def serve(model: str, settings: Settings) -> int:
             folder = Path(name)
             print(f"serving {model} with\n{report(settings)}", flush=True)
             settings, inner_ports = take_ports(settings)
+            served = version_behind(model)
             archive = resolve(model, folder)
             lay_out(folder, archive, settings, inner_ports)
             with running(folder, settings) as process:
                 wait_until_ready(process, settings, folder)
                 try:
-                    watch(process, settings)
+                    with following(model, served, folder, settings):
+                        watch(process, settings)
                 except KeyboardInterrupt:
                     drain(process, settings, Drain(folder))
     except KeyboardInterrupt:

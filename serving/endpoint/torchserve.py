@@ -103,6 +103,7 @@ def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[
     # The deployment's configuration takes the place of the archive's, which would beat TorchServe's own.
     limits = (settings.workers, settings.response_timeout_s, settings.startup_timeout_s, settings.queue_size)
     (unpacked / "model-config.yaml").write_text(torchserve_yaml(*limits))
+    shutil.copy(unpacked / "model-config.yaml", folder / "store")  # for the versions that `champion.py` loads
     (folder / "log4j2.xml").write_text(LOG_CONFIG)
     (folder / "config.properties").write_text(
         f"inference_address=http://{settings.http_host}:{settings.http_port}\n"
@@ -115,7 +116,7 @@ def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[
         f"initial_worker_port={inner_ports[2]}\n"
         # Tokens are made anew at every start and expire, which no load balancer can work with; access belongs to the proxy.
         "disable_token_authorization=true\n"
-        "enable_model_api=false\n"
+        "enable_model_api=true\n"  # on the management port, which never leaves this machine: `champion.py` loads versions
         "allowed_urls=none\n"
         "install_py_dep_per_model=false\n"
         "decode_input_request=false\n"

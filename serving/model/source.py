@@ -64,6 +64,25 @@ def run_artifact(uri: str) -> str:
     return uri if "/" in run else f"runs:/{run}/{ARCHIVE_FOLDER}"
 
 
+def version_behind(model: str) -> str | None:
+    """The number of the version that `models:/name@alias` names now; None for any other address.
+
+    Raises StorageError where the registry does not tell.
+    """
+    name, _, alias = model.removeprefix("models:/").partition("@")
+    if not model.startswith("models:/") or not alias:
+        return None
+    from mlflow import MlflowClient
+
+    try:
+        return str(MlflowClient().get_model_version_by_alias(name, alias).version)
+    except Exception as error:  # as above
+        reason = str(error).partition("\n")[0].rstrip(". ")
+        raise StorageError(
+            f"MLflow does not tell the version of {model}: {reason}; check MLFLOW_TRACKING_URI"
+        ) from error
+
+
 def version_source(uri: str) -> str:
     """Find the artifact that a version in the registry was made from. MLflow itself downloads folders alone."""
     from mlflow import MlflowClient
