@@ -6,6 +6,7 @@ The package is read as data: its code is never imported, and its two files must 
 import hashlib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ LICENCES = Licences(
     source=f"Spleeter's two stems (Hennequin et al., JOSS 2020) from {PACKAGE} {VERSION}",
 )
 
-ARRAYS = [
+ARRAYS: list[Any] = [
     (_reconstruct, "numpy.core.multiarray._reconstruct"),  # the name that NumPy 1 wrote
     np.ndarray,
     np.dtype,
@@ -59,7 +60,7 @@ ARRAYS = [
 
 def write_starter(path: Path) -> None:
     """Write the starter's archive. Raises ArchiveError where the package is missing or its files are not the known ones."""
-    origin = {"source": LICENCES.source, "files": {name: sha256 for name, sha256 in FILES.values()}}
+    origin = {"source": LICENCES.source, "files": dict(FILES.values())}
     write_archive(path, SPEC, starter_network(), origin, LICENCES)
 
 

@@ -1,6 +1,7 @@
 """A network: complex arithmetic around a real-valued core.
 
-The core has all of the weights and nearly all of the work. It knows no complex numbers, so that an engine other than torch can run it.
+The core has all of the weights and nearly all of the work. It knows no complex numbers, so that an engine other than torch
+can run it.
 """
 
 from abc import abstractmethod
