@@ -12,10 +12,10 @@ from training.errors import ConfigError
 
 
 def take_weights(network: nn.Module, spec: ModelSpec, archive: str) -> list[str]:
-    """Copy every tensor that the archive and the network share by name and shape; the names of those that start fresh.
+    """Copy every tensor that the archive and the network share by name and shape. Returns the names of the others.
 
     `archive` is a .mar file, s3://…, runs:/… or models:/…. Raises ConfigError for another architecture or one of which
-    nothing fits, ArchiveError or StorageError where there is no archive.
+    nothing fits, ArchiveError or StorageError if there is no archive.
     """
     with tempfile.TemporaryDirectory() as folder:
         opened = read_archive(resolve(archive, Path(folder)))
