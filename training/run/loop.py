@@ -89,8 +89,9 @@ class Run:
                     numbers = {"loss": report.loss, "learning_rate": rate, "skipped": len(report.skipped)}
                     numbers["audio_s_per_s"] = audio_s_per_s(state.step)
                     self.log(numbers, report.skipped)
-                    news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s, best {:.2f} dB"
-                    bar.set_postfix_str(news.format(state.step, state.best_usdr, **numbers), refresh=False)
+                    best = f", best {state.best_usdr:.2f} dB" if math.isfinite(state.best_usdr) else ""
+                    news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s{}"
+                    bar.set_postfix_str(news.format(state.step, best, **numbers), refresh=False)
                     bar.update(self.progress - bar.n)
 
     @property
