@@ -1,13 +1,16 @@
-# make demo    the whole path on this machine, in under ten minutes
-# make test    linters, types and all tests that need no Docker engine
-# make images  both images, built and run; needs a Docker engine
-# make bench   the benchmarks
-# make soak    the tests that kill and mutilate at random, many times over
+# make demo      the whole path on this machine, in under ten minutes
+# make test      linters, types and all tests that need no Docker engine
+# make images    both images, built and run; needs a Docker engine
+# make bench     the benchmarks
+# make anywhere  the checks of infra/sky by SkyPilot, in an environment of its own
+# make up        the team server on this machine: object store, MLflow, and passwords for them; needs Docker Compose
+# make soak      the tests that kill and mutilate at random, many times over
 
 PYTHON ?= python3
 BIN := .venv/bin
+COMPOSE ?= docker compose -f infra/compose.yaml
 
-.PHONY: demo test lint images bench soak clean
+.PHONY: demo test lint images bench soak anywhere up clean
 
 demo: .venv/installed
 	$(BIN)/python -m training demo
@@ -29,6 +32,14 @@ bench: .venv/installed
 soak: .venv/installed
 	$(BIN)/python -m pytest --soak -k random --ignore=tests/containers
 
+anywhere: .venv/installed .sky/installed
+	$(BIN)/python -m pytest tests/infra
+
+.sky/installed:
+	$(PYTHON) -m venv .sky
+	.sky/bin/pip install --quiet skypilot==0.14.1
+	touch $@
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Stemwright needs Python 3.11 or later: make PYTHON=python3.11 ..."'
 	$(PYTHON) -m venv .venv
@@ -36,5 +47,12 @@ soak: .venv/installed
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+up: infra/.env
+	$(COMPOSE) up -d
+
+infra/.env:
+	docker build -f Dockerfile.train -t stemwright-train .
+	docker run --rm --user "$$(id -u):$$(id -g)" -v "$(CURDIR)/infra:/infra" --entrypoint python stemwright-train /infra/make_secrets.py /infra
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .sky demo

@@ -1,32 +1,42 @@
-"""The command line: python -m serving serve | separate | inspect | ready.
+"""The command line: python -m serving serve | separate | page | inspect | ready.
 
-One of the two edges that catch the error tree; here an error becomes one line on stderr and exit code 1. Of many songs, those
-that fail do not keep the others waiting. A signal ends the command with 130 or 143, and no file half written.
+One of the two edges that catch the error tree; here an error becomes one line on stderr and exit code 1, 2 where `serve` is not
+told a model. Of many songs, those that fail do not keep the others waiting. A signal ends the command with 130 or 143, and no
+file half written.
 """
 
 import argparse
+import io
 import json
+import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from serving.errors import RequestError, StemwrightError
+from serving.errors import RequestError, ServerError, StemwrightError
 from serving.settings import Settings, api_key
 
 if TYPE_CHECKING:
-    from serving.audio.encoding import AudioFormat
-    from serving.client import Progress
+    from serving.songs.batch import Job
+    from serving.songs.request import Request
+    from serving.storage.progress import Progress
+
+    Separate = Callable[[Job], list[Path]]
+
+NOT_CONFIGURED = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot print must not end the command
     try:
         return int(options.run(options))
     except StemwrightError as error:
@@ -54,28 +64,50 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     serve.set_defaults(run=run_serve)
 
     separate = commands.add_parser(
-        "separate", help="write the stems of songs; those that are there already are left out"
+        "separate", help="write the stems of songs; a song whose stems.json says that it is done is left out"
     )
-    separate.add_argument("songs", nargs="+", type=Path, metavar="SONG", help="a file, or a folder with songs below it")
+    separate.add_argument(
+        "songs",
+        nargs="+",
+        type=Path,
+        metavar="SONG",
+        help="a file, a folder with songs below it, or - for standard input",
+    )
     where = separate.add_mutually_exclusive_group(required=True)
-    where.add_argument("--server", metavar="URL", help="let a server do it, such as http://127.0.0.1:8080")
+    where.add_argument("--server", metavar="URL", help="let a server do it, such as localhost:8080")
     where.add_argument("--model", help=f"do it here with {archive}")
-    separate.add_argument("--stems", help="such as vocals,accompaniment; all that the model gives without it")
-    separate.add_argument("--format", choices=("wav", "flac", "mp3", "ogg"), default="wav")
-    separate.add_argument(
-        "--bit-depth", choices=("16", "24", "float"), help="of wav and flac; the song's own without it"
-    )
-    separate.add_argument(
-        "--quality",
-        choices=("fast", "best"),
-        default="fast",
-        help="best overlaps more, hears three keys and takes five to six times as long",
-    )
+    add_form(separate)
+    separate.add_argument("--again", action="store_true", help="separate the songs that are done, too")
     separate.add_argument(
         "--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, where a proxy asks for one"
     )
     separate.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each song comes into it")
     separate.set_defaults(run=run_separate)
+
+    page = commands.add_parser("page", help="open the page in the browser: drop songs, hear their stems; until Ctrl-C")
+    page.add_argument("--server", metavar="URL", required=True, help="what separates, such as http://127.0.0.1:8080")
+    page.add_argument("--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, or the page asks for one")
+    page.set_defaults(run=run_page)
+
+    catalogue = commands.add_parser(
+        "catalogue",
+        help="separate the songs of a bucket or a folder into another, on Ray; goes on where it was stopped",
+    )
+    catalogue.add_argument("songs", metavar="URL", help="s3://bucket/prefix or a folder")
+    catalogue.add_argument("--to", required=True, metavar="URL", help="s3://bucket/prefix or a folder, for the stems")
+    catalogue.add_argument("--model", required=True, help=archive)
+    add_form(catalogue)
+    catalogue.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        default=0,
+        metavar="N",
+        help="such as 1 or 0.5; without it workers take a CPU each",
+    )
+    catalogue.add_argument(
+        "--price-per-hour", type=float, metavar="X", help="of all machines together, to tell the price of 1,000 songs"
+    )
+    catalogue.set_defaults(run=run_catalogue)
 
     inspect = commands.add_parser("inspect", help="say what a model archive holds, as JSON")
     inspect.add_argument("model", help=archive)
@@ -87,76 +119,134 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     ready.set_defaults(run=run_ready)
 
 
+def add_form(command: argparse.ArgumentParser) -> None:
+    """Add the options for which stems are wanted, in which form."""
+    command.add_argument("--stems", help="such as vocals,accompaniment; all that the model gives without it")
+    command.add_argument("--format", choices=("wav", "flac", "mp3", "ogg"), default="wav")
+    command.add_argument(
+        "--bit-depth",
+        choices=("16", "24", "float"),
+        help="of wav and flac; the song's own without it; float never clips",
+    )
+    command.add_argument(
+        "--quality",
+        choices=("fast", "best"),
+        default="fast",
+        help="best overlaps more, hears three keys and takes five to six times as long",
+    )
+
+
 def run_serve(options: argparse.Namespace) -> int:
     from serving.endpoint.server import serve
 
     settings = Settings.from_env()
     model = options.model or settings.model
     if not model:
-        raise RequestError("there is no model to serve: give --model or set STEMWRIGHT_MODEL")
+        print("RequestError: there is no model to serve: give --model or set STEMWRIGHT_MODEL", file=sys.stderr)
+        return NOT_CONFIGURED
     return serve(model, settings if options.port is None else replace(settings, http_port=options.port))
 
 
 def run_separate(options: argparse.Namespace) -> int:
-    from serving.songs.batch import Job, jobs, separate_all
+    from serving.songs.batch import plan, separate_all
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    todo = jobs(options.songs, options.out)
-    if options.server:
-        from serving.client import Client
-
-        client = Client(options.server, options.api_key)
-        stems = [stem.strip().lower() for stem in options.stems.split(",")] if options.stems else list(client.stems())
-
-        def separate(job: Job) -> list[Path]:
-            with progress_bar(job.song.name) as on_progress:
-                form = {"audio_format": options.format, "bit_depth": options.bit_depth, "quality": options.quality}
-                return list(client.save(job.song, job.out, stems=stems, **form, on_progress=on_progress).values())
-
-    else:
-        from serving.model.separator import Separator
-        from serving.model.source import resolve
-        from serving.songs.request import Request, stems_named
-
-        with tempfile.TemporaryDirectory() as folder:
-            separator = Separator.open(resolve(options.model, Path(folder)))
-        names = stems_named(options.stems or "", separator.spec)
-        stems = list(names)
-        request = Request(names, options.format, zipped=True, bit_depth=options.bit_depth, quality=options.quality)
-
-        def separate(job: Job) -> list[Path]:
-            return write_stems(request.answer(separator, job.song), options.format, job.out)
-
-    return 1 if separate_all(todo, separate, stems, options.format) else 0
+    with ExitStack() as stack:
+        songs = [stack.enter_context(standard_input()) if str(song) == "-" else song for song in options.songs]
+        planned = plan(songs, options.out)
+        request, weights_sha256, separate = (by_server if options.server else here)(options)
+        failed = separate_all(planned, separate, lambda job: not options.again and job.is_done(request, weights_sha256))
+    return 1 if failed else 0
 
 
 @contextmanager
-def progress_bar(name: str) -> Iterator["Progress"]:
-    """A bar on a terminal for the way of one song to the server and of its stems back."""
-    with tqdm(unit="B", unit_scale=True, leave=False, disable=None) as bar:
+def standard_input() -> Iterator[Path]:
+    """A song from standard input, as a file with the name stdin."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "stdin")
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
+
+
+def by_server(options: argparse.Namespace) -> "tuple[Request, str, Separate]":
+    """The request, the sha256 of the model's weights, and what separates a song on a server."""
+    from serving.client import Client
+    from serving.songs.request import Request, split_names
+
+    client = Client(options.server, options.api_key)
+    model = client.describe()
+    stems = split_names(options.stems or "") or model.stems
+    request = Request(stems, options.format, zipped=True, bit_depth=options.bit_depth, quality=options.quality)
+
+    def separate(job: "Job") -> list[Path]:
+        form = {"audio_format": options.format, "bit_depth": options.bit_depth, "quality": options.quality}
+        with progress_bar(job.song.name, "B") as on_progress:
+            return list(client.save(job.song, job.out, stems=stems, **form, on_progress=on_progress).values())
+
+    return request, model.weights_sha256, separate
+
+
+def here(options: argparse.Namespace) -> "tuple[Request, str, Separate]":
+    """The same on this machine, with a model of its own."""
+    import torch
+
+    from serving.model.separator import Separator
+    from serving.model.source import resolve
+    from serving.songs.request import Request, stems_named
+
+    with tempfile.TemporaryDirectory() as folder:
+        separator = Separator.open(resolve(options.model, Path(folder)))
+    stems = stems_named(options.stems or "", separator.spec)
+    request = Request(stems, options.format, zipped=True, bit_depth=options.bit_depth, quality=options.quality)
+
+    def separate(job: "Job") -> list[Path]:
+        with progress_bar(job.song.name, " samples") as on_progress:
+            try:
+                return list(request.files(separator, job.song, job.out, on_progress=on_progress).values())
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise ServerError(f"{separator.device} has too little memory for it: close other programs") from error
+
+    return request, separator.weights_sha256, separate
+
+
+@contextmanager
+def progress_bar(name: str, unit: str) -> Iterator["Progress"]:
+    """A bar on a terminal for each kind of work on one song."""
+    from serving.songs.fact_sheet import printable
+
+    with tqdm(unit=unit, unit_scale=True, leave=False, disable=None) as bar:
         doing = ""
 
         def show(what: str, done: int, total: int) -> None:
             nonlocal doing
-            if what != doing or done < bar.n:  # a new way, or the same once more
+            if what != doing or done < bar.n:  # a new kind, or the same once more
                 doing = what
                 bar.reset(total or None)
-                bar.set_description(f"{name} {what}", refresh=False)
+                bar.set_description(f"{printable(name)} {what}", refresh=False)
             bar.update(done - bar.n)
 
         yield show
 
 
-def write_stems(answer: Iterator[bytes], audio_format: "AudioFormat", out: Path) -> list[Path]:
-    """Unpack the zip that is the answer, as the client does with a server's: all of the stems, or none."""
-    from serving.audio.delivery import unpack
+def run_page(options: argparse.Namespace) -> int:
+    from serving.client import Client
+    from serving.page.server import serve_page
 
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:
-        archive = Path(folder, "stems.zip")
-        with archive.open("wb") as file:
-            file.writelines(answer)
-        return [path.replace(out / path.name) for path in unpack(archive, audio_format).values()]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    serve_page(Client(options.server, options.api_key).endpoint, options.api_key)
+    return 0
+
+
+def run_catalogue(options: argparse.Namespace) -> int:
+    from serving.catalogue.catalogue import catalogue
+    from serving.catalogue.worker import Form
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    form = Form(options.stems or "", options.format, options.bit_depth, options.quality)
+    summary = catalogue(options.songs, options.to, options.model, form, options.gpus_per_worker, options.price_per_hour)
+    print(json.dumps(summary.to_json(options.price_per_hour), indent=2))
+    return 1 if summary.states["failed"] else 0
 
 
 def run_ready(_: argparse.Namespace) -> int:

@@ -1,11 +1,13 @@
-"""A Python client of the separation endpoint: a song goes up; all of its stems arrive whole, or none."""
+"""A Python client of the separation endpoint: it sends a song and receives all of its stems whole, or none."""
 
 import io
 import json
+import os
+import re
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ import urllib3
 
 from serving.audio import Audio
 from serving.audio.audio_io import read
-from serving.audio.delivery import unpack
+from serving.audio.delivery import FACT_SHEET, arriving
 from serving.audio.encoding import AUDIO_TYPES, AudioFormat
 from serving.errors import (
     AudioError,
@@ -30,6 +32,8 @@ from serving.errors import (
     UnsupportedAudio,
 )
 from serving.model.spec import Quality
+from serving.songs.fact_sheet import ModelFacts, SongFile, received
+from serving.storage.progress import Progress, no_progress
 
 CONNECT_TIMEOUT_S = 10
 BACKOFF_S = 0.5
@@ -39,16 +43,9 @@ ERRORS: dict[int, type[StemwrightError]] = {
     error.status: error for error in (RequestError, Forbidden, AudioError, UnsupportedAudio, AudioTooLong)
 }
 
-Progress = Callable[[str, int, int], None]
-"""Called with "send" or "receive", the bytes that are through, and how many there are in all, 0 where nobody knows yet."""
-
-
-def no_progress(_what: str, _done: int, _total: int) -> None:
-    """The `Progress` of a caller who does not look."""
-
 
 class TryAgain(Exception):
-    """What went wrong may pass; the server may have said in how many seconds."""
+    """An error that may pass, perhaps after the seconds that the server names."""
 
     def __init__(self, error: ServerError, after_s: float | None = None) -> None:
         super().__init__(str(error))
@@ -56,12 +53,21 @@ class TryAgain(Exception):
 
 
 @dataclass(frozen=True)
-class Client:
-    """One endpoint: `http://host:port`, or its full address that ends in /predictions/<model>.
+class Description:
+    """A served model: the stems that it gives unasked, and the sha256 of its weights, "" where the server does not tell."""
 
-    `api_key` is for a proxy that asks for one. `timeout_s` is the longest silence to be borne, not the time of a whole song.
-    A server that is busy, cannot be reached, is lost or has lost its worker is tried up to `attempts` times, after as long as
-    it says or after waits that double.
+    name: str
+    stems: tuple[str, ...]
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Client:
+    """One endpoint: `http://host:port`, `host:port`, or its full address that ends in /predictions/<model>.
+
+    `api_key` is for a proxy that asks for one. `timeout_s` bounds the longest silence, not the time of a whole song. A
+    request to a server that is busy, cannot be reached, is lost or has lost its worker is sent up to `attempts` times, after
+    the seconds that the server names or after waits that double.
     """
 
     url: str
@@ -71,11 +77,11 @@ class Client:
 
     @property
     def endpoint(self) -> str:
-        url = self.url.rstrip("/")
+        url = (self.url if "://" in self.url else f"http://{self.url}").rstrip("/")
         return url if "/predictions/" in urlsplit(url).path else f"{url}/predictions/stemwright"
 
-    def stems(self) -> tuple[str, ...]:
-        """The stems that the model gives. Raises ServerError where no answer comes."""
+    def describe(self) -> Description:
+        """Ask the server for its model. Raises ServerError where no answer comes."""
         headers = {"describe": "true", "Content-Type": "application/octet-stream"}  # TorchServe's word for it
         if self.api_key is not None:
             headers["X-Api-Key"] = self.api_key
@@ -85,7 +91,12 @@ class Client:
             facts = told_by(answer.read_bytes())
         if not facts.get("stems"):
             raise ServerError(f"{self.endpoint} does not say which stems it gives: check that it is Stemwright")
-        return tuple(facts["stems"])
+        name, weights_sha256 = facts.get("name", facts.get("architecture", "")), facts.get("weights_sha256", "")
+        return Description(str(name), tuple(facts["stems"]), str(weights_sha256))
+
+    def stems(self) -> tuple[str, ...]:
+        """The stems that the model gives. Raises ServerError where no answer comes."""
+        return self.describe().stems
 
     def separate(
         self,
@@ -96,7 +107,10 @@ class Client:
         quality: Quality = "fast",
         on_progress: Progress = no_progress,
     ) -> dict[str, Audio]:
-        """Stems (c, n) by name of a song: a file, a file's bytes, or audio (c, n) at `rate_hz`. Raises as `save` does."""
+        """Separate a song: a file, a file's bytes, or audio (c, n) at `rate_hz`. Gives stems (c, n) by name.
+
+        Samples are floats, and none is clipped. Raises as `save` does.
+        """
         if isinstance(song, np.ndarray):
             if rate_hz is None:
                 raise RequestError("the rate of the audio is not known: give rate_hz with an array")
@@ -120,10 +134,11 @@ class Client:
         quality: Quality = "fast",
         on_progress: Progress = no_progress,
     ) -> dict[str, Path]:
-        """Separate a song; gives the file `out`/<stem>.<format> of each stem: of those asked for, or of all there are.
+        """Separate a song; gives the file `out`/<stem>.<format> of each stem asked for, or of all there are.
 
-        Raises RequestError, UnsupportedAudio, AudioTooLong or AudioError where the server refuses the song, with its own
-        message, and ServerError where no complete answer comes. Nothing new is left in `out` then.
+        Their fact sheet is `out`/stems.json. Raises RequestError, UnsupportedAudio, AudioTooLong or AudioError where the
+        server refuses the song, with the server's message, ServerError where no complete answer comes, and OSError where
+        the files cannot be written. An error leaves nothing new behind.
         """
         types = {audio_format: name for name, audio_format in AUDIO_TYPES.items()}
         # A zip even for one stem: its checksums show what a connection has lost.
@@ -137,23 +152,28 @@ class Client:
         if self.api_key is not None:
             headers["X-Api-Key"] = self.api_key
         if isinstance(song, Path):
-            headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(song.name, safe='')}"
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:
-            archive = Path(folder, "stems.zip")
+            headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(readable(song.name), safe='')}"
+        with arriving(out) as scratch:
+            archive = scratch / ".stems.zip"
             self._fetch(song, headers, archive, on_progress)
             try:
                 arrived = unpack(archive, audio_format)
             except zipfile.BadZipFile as error:
                 raise ServerError(f"{self.endpoint} sent a damaged zip ({error}): ask again") from error
+            archive.unlink()
             if not arrived or (stems is not None and set(arrived) != set(stems)):
                 raise ServerError(
                     f"{self.endpoint} sent the stems {', '.join(arrived) or '(none)'}: check that it is Stemwright"
                 )
-            return {stem: path.replace(out / path.name) for stem, path in arrived.items()}
+            if not (scratch / FACT_SHEET).is_file():
+                model = self.describe()
+                facts = ModelFacts(model.name, model.weights_sha256)
+                sheet = received(SongFile.of(song), facts, quality, audio_format, arrived)
+                (scratch / FACT_SHEET).write_bytes(sheet.to_json())
+        return {stem: out / path.name for stem, path in arrived.items()}
 
     def _fetch(self, song: Path | bytes, headers: dict[str, str], target: Path, on_progress: Progress) -> None:
-        """Post the song and write the answer's body to `target`, in as many attempts as it takes."""
+        """Post the song and write the answer's body to `target`, in `attempts` attempts at most."""
         for attempt in range(self.attempts):
             try:
                 self._post(song, headers, target, on_progress)
@@ -201,6 +221,25 @@ class Client:
             raise told from error
 
 
+def unpack(archive: Path, audio_format: AudioFormat) -> dict[str, Path]:
+    """Unpack a zip of stems and their fact sheet beside it; gives the stems by name.
+
+    Raises BadZipFile where a checksum is wrong or a member is no stem of this format.
+    """
+    with zipfile.ZipFile(archive) as members:
+        names = [name for name in members.namelist() if name != FACT_SHEET]
+        unknown = [name for name in names if not re.fullmatch(rf"[a-z][a-z0-9_-]*\.{audio_format}", name)]
+        if unknown:
+            raise zipfile.BadZipFile(f"it holds {unknown[0]}")
+        members.extractall(archive.parent)
+    return {name.rpartition(".")[0]: archive.with_name(name) for name in names}
+
+
+def readable(name: str) -> str:
+    """A file name as text: bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def opened(song: Path | bytes) -> IO[bytes]:
     if not isinstance(song, Path):
         return io.BytesIO(song)
@@ -210,14 +249,14 @@ def opened(song: Path | bytes) -> IO[bytes]:
 
 
 def pieces(file: IO[bytes], size_bytes: int, on_progress: Progress) -> Iterator[bytes]:
-    """The body of a request; says how much of it has been taken."""
+    """Yield the body of a request, and report how much of it has been taken."""
     while data := file.read(PIECE_BYTES):
         yield data
         on_progress("send", file.tell(), size_bytes)
 
 
 def retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
-    """The seconds to wait that an answer asks for, None where it names none that can be read."""
+    """Read the seconds that an answer asks to wait, None where it names none that can be read."""
     try:
         return urllib3.Retry().get_retry_after(response)
     except urllib3.exceptions.InvalidHeader:
@@ -225,13 +264,13 @@ def retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
 
 
 def may_pass(status: int, body: bytes) -> bool:
-    """Whether the same request may succeed later: 503 says so. Other failures are final where Stemwright itself reports them;
-    else something before it does, TorchServe that has lost its worker (507, 500) or a proxy that has lost TorchServe (502)."""
+    """True where the same request may succeed later: 503 says so. Other failures that Stemwright itself reports are final.
+    Failures before it may pass: TorchServe has lost its worker (507, 500), or a proxy has lost TorchServe (502)."""
     return status == 503 or (status >= 500 and "error" not in told_by(body))
 
 
 def told_by(body: bytes) -> dict[str, Any]:
-    """What an answer says in JSON, {} where it says nothing so."""
+    """Read an answer of JSON, {} where it is none."""
     try:
         facts = json.loads(body)
     except ValueError:
@@ -240,7 +279,7 @@ def told_by(body: bytes) -> dict[str, Any]:
 
 
 def refusal(endpoint: str, status: int, body: bytes, size_bytes: int) -> StemwrightError:
-    """The error that an answer other than 200 stands for."""
+    """Turn an answer other than 200 into its error."""
     message = str(told_by(body).get("message", ""))
     if status in ERRORS and message:
         return ERRORS[status](message)

@@ -41,6 +41,8 @@ class Settings:
     max_duration_s: int = 3600
     """Compressed audio can be short in bytes and endless in time: an hour of it is minutes of work on a CPU, and the stems of
     an hour are gigabytes that Java holds for a client that reads slowly."""
+    max_million_samples: int = 700
+    """Samples of all channels together: an hour of stereo at 96 kHz, with stems of up to 2.8 GB each."""
     allowed_uris: str = ""
     """Where songs may be read from and stems written to by reference: prefixes such as s3://bucket/songs and
     https://bucket.s3.amazonaws.com/songs/, commas between them. With an s3:// prefix the workers get the AWS_ credentials."""

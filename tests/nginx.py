@@ -12,7 +12,8 @@ from pathlib import Path
 
 import urllib3
 
-CONFIG = Path(__file__).parent.parent / "infra" / "proxy" / "nginx.conf"
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "infra" / "proxy" / "nginx.conf"
 IS_THERE = all(map(shutil.which, ("nginx", "openssl")))
 KEY = "sesame"
 
@@ -27,6 +28,8 @@ def proxy_of(upstream_port: int | str, folder: Path, limit: str = "200m") -> Ite
     port = free_port()
     config = CONFIG.read_text().replace("serve:8080", f"127.0.0.1:{upstream_port}")
     config = config.replace("listen 8443", f"listen 127.0.0.1:{port}").replace("/tmp/", f"{folder}/")
+    config = config.replace("root /etc/stemwright/page;", f"root {ROOT / 'serving' / 'page'};")
+    config = config.replace("root /etc/stemwright;", f"root {ROOT / 'serving' / 'endpoint'};")
     (folder / "nginx.conf").write_text(config.replace("200m", limit))
     user = "user root;" if os.getuid() == 0 else ""  # its workers would else be nobody, whom `folder` is closed to
     nginx = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-g", f"daemon off; {user}"])
@@ -57,3 +60,9 @@ def post(
         named["x-api-key"] = key
     with urllib3.PoolManager(cert_reqs=ssl.CERT_NONE, assert_hostname=False, retries=False) as pool:
         return pool.request("POST", proxy + path, body=body, headers=named, timeout=60)
+
+
+def get(proxy: str, path: str) -> urllib3.BaseHTTPResponse:
+    """Without a key."""
+    with urllib3.PoolManager(cert_reqs=ssl.CERT_NONE, assert_hostname=False, retries=False) as pool:
+        return pool.request("GET", proxy + path, timeout=60)

@@ -21,7 +21,7 @@ def commands() -> list[str]:
 
 
 def test_it_has_the_commands_of_both_packages() -> None:
-    assert {"train", "evaluate", "compare", "separate", "serve"} <= set(commands())
+    assert {"train", "evaluate", "compare", "separate", "serve", "doctor"} <= set(commands())
 
 
 def test_the_help_names_every_command_and_loads_nothing_heavy() -> None:

@@ -283,8 +283,32 @@ def leaves(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def tracking_uri(run_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
-    """The address of MLflow: MLFLOW_TRACKING_URI, else a SQLite store beside the run folder."""
-    return environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    """Where runs are tracked: MLFLOW_TRACKING_URI, else a SQLite store beside the run folder."""
+    return tracking_uri_given(environ) or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+
+
+def store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """The address of the store of the runs in a folder: MLFLOW_TRACKING_URI, else the SQLite file that training makes there.
+
+    Raises ConfigError where there is neither.
+    """
+    uri = known_store_uri(runs, environ)
+    if uri is None:
+        raise ConfigError(
+            f"{runs} holds no mlflow.db: name the folder of your runs by --runs, or set MLFLOW_TRACKING_URI"
+        )
+    return uri
+
+
+def known_store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str | None:
+    """As `store_uri`, None where there is neither."""
+    file = runs.resolve() / "mlflow.db"
+    return tracking_uri_given(environ) or (f"sqlite:///{file}" if file.exists() else None)
+
+
+def tracking_uri_given(environ: Mapping[str, str] = os.environ) -> str | None:
+    """MLFLOW_TRACKING_URI, None where it is not set."""
+    return environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -303,10 +327,10 @@ def allow_deterministic_cublas(environ: MutableMapping[str, str] = os.environ) -
 
 
 def provenance(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The commit of the code, if the checkout differs from it, and the image if the container names it."""
-    found = commit()
+    """The commit of the code, whether the checkout differs from it, and the image, where the container names it."""
+    code = commit()
     image = {"image": environ["STEMWRIGHT_IMAGE"]} if "STEMWRIGHT_IMAGE" in environ else {}
-    return {"commit": found.removesuffix("-dirty"), "dirty": found.endswith("-dirty"), **image}
+    return {"commit": code.removesuffix("-dirty"), "dirty": code.endswith("-dirty"), **image}
 
 
 def read_config(run_dir: Path) -> TrainConfig:

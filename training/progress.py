@@ -1,53 +1,112 @@
-"""Progress of long work: a bar on a terminal; elsewhere, as in the log of a container, a line every ten seconds."""
+"""Progress of long work on stderr: a bar for each stage on a terminal; a line every 30 s elsewhere, such as in a log."""
 
 import sys
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 from tqdm import tqdm
 
-LINE_LETTERS = 100
-"""How long a bar makes its line. What is longer is cut, and with it the line's end, without which a container's log waits."""
-LONGEST_LINE_LETTERS = 1_000
+LINE_INTERVAL_S = 30.0
 
+Unit = Literal["things", "bytes", "share"]
+"""How a stage is counted: songs and the like, bytes, or a share 0..1 of a budget."""
 
-def bar(form: str, **options: Any) -> "tqdm[Any]":
-    """A bar of a form, in tqdm's words."""
-    if not in_a_log():
-        return tqdm(bar_format=form, **options)
-    return tqdm(bar_format=f"{form}\n", mininterval=10, ascii=" =", **{"ncols": LINE_LETTERS, **options})
-
-
-def run_bar(name: str, shown: bool) -> "tqdm[Any]":
-    """A bar over the budget of a run, 0..1."""
-    form = "{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}"
-    return bar(form, total=1.0, desc=name, disable=not shown, ncols=LONGEST_LINE_LETTERS if in_a_log() else None)
-
-
-def in_a_log() -> bool:
-    return not sys.stderr.isatty()
-
-
-# What is counted in bytes.
 BYTES = ("fetch", "unpack", "hash", "push")
+
+FORMS = {
+    "things": "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt} of {total_fmt}, {elapsed} < {remaining}{postfix}",
+    "bytes": "{desc} {percentage:3.0f}% |{bar:30}| {n_fmt}B of {total_fmt}B, {rate_fmt}, {elapsed} < {remaining}{postfix}",
+    "share": "{desc} {percentage:3.0f}% |{bar:30}| {elapsed} < {remaining}{postfix}",
+}
+
+Item = TypeVar("Item")
+
+
+class Stage:
+    """One stage of the work, `total` long. `begun` was done before, by an earlier process."""
+
+    def __init__(self, name: str, total: float, unit: Unit = "things", shown: bool = True, begun: float = 0) -> None:
+        self._name, self._total, self._unit, self._shown = name, total, unit, shown
+        self._begun = self._done = begun
+        self._started_s = self._said_s = time.monotonic()
+        self._news, self._said = "", ""
+        self._bar: tqdm[Any] | None = None
+        if shown and sys.stderr.isatty():
+            form, scaled = FORMS[unit], unit == "bytes"
+            self._bar = tqdm(desc=name, total=total, initial=begun, bar_format=form, unit="B", unit_scale=scaled)
+
+    def at(self, done: float, news: str = "") -> None:
+        """Show that so much is done, and the news beside it."""
+        first_news = bool(news) and not self._news
+        self._done, self._news = done, news or self._news
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._news, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif first_news or time.monotonic() - self._said_s >= LINE_INTERVAL_S:
+            self._say()
+
+    def close(self) -> None:
+        """Show how far the stage came, once."""
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+        elif f"{self._name}: {self._amount()}" not in self._said:
+            self._say()
+
+    def _say(self) -> None:
+        now_s = time.monotonic()
+        self._said_s = now_s
+        spent_s, share = now_s - self._started_s, (self._done - self._begun) / max(self._total - self._begun, 1e-9)
+        left = f", {clock(spent_s / share - spent_s)} to go" if 0 < share < 1 else ""
+        self._said = f"{self._name}: {self._amount()}, {clock(spent_s)}{left}{self._news and f'; {self._news}'}"
+        if self._shown:
+            print(self._said, file=sys.stderr, flush=True)
+
+    def _amount(self) -> str:
+        if self._unit == "share":
+            return f"{100 * self._done / self._total:.0f} %"
+        if self._unit == "things":
+            return f"{self._done:.0f} of {self._total:.0f}"
+        divisor, name = next((d, n) for d, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if self._total >= d or d == 1e3)
+        return f"{self._done / divisor:.1f} of {self._total / divisor:.1f} {name}"
+
+
+def run_bar(name: str, shown: bool, begun: float = 0) -> Stage:
+    """The stage of a run's budget, 0..1, of which `begun` is spent."""
+    return Stage(name, 1.0, "share", shown, begun)
+
+
+def counted(items: Sequence[Item], name: str, shown: bool) -> Iterator[Item]:
+    """The items, with a stage that counts those that are done."""
+    stage = Stage(name, len(items), shown=shown)
+    for number, item in enumerate(items, start=1):
+        yield item
+        stage.at(number)
+    stage.close()
 
 
 class ProgressBar:
-    """A `serving.storage.storage.Progress` that shows a bar for each kind of work."""
+    """A `serving.storage.storage.Progress`: a stage for each kind of work."""
 
     def __init__(self) -> None:
-        self.bars: dict[str, tqdm[Any]] = {}
+        self._stages: dict[str, Stage] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if what not in self.bars:
-            unit = "B" if what in BYTES else "it"
-            self.bars[what] = bar("{l_bar}{bar}{r_bar}", total=total, desc=what, unit=unit, unit_scale=True)
-        current = self.bars[what]
-        current.update(done - current.n)
+        if what not in self._stages:
+            self._stages[what] = Stage(what, total, "bytes" if what in BYTES else "things")
+        self._stages[what].at(done)
         if done >= total:
-            current.close()
-            del self.bars[what]
+            self._stages.pop(what).close()
 
 
 def say(line: str) -> None:
     """Print a line on stderr, above a bar where one is being drawn."""
     tqdm.write(line, file=sys.stderr)
+
+
+def clock(seconds: float) -> str:
+    """A time such as 0:07, 12:30 or 3:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,60 +1,46 @@
-"""Stems as they leave: blocks of audio in, bytes of one audio file or of a zip of them out, in constant memory.
+"""Stems as bytes to send or as files in a folder, in constant memory, from blocks of audio.
 
-The first stem is sent while it is made; the others wait in temporary files. The song's length is known before its stems are,
-so that headers, which come first, can tell the truth without anyone going back to them.
+A single stem is sent while it is made. Of a zip the first stem is sent while it is made; the others wait in temporary
+files. The fact sheet is the last member of a zip, and the last file that a folder gets.
 
 Axes: s stem, c channel, n sample.
 """
 
-import re
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from serving.audio import Audio
-from serving.audio.encoding import AudioFormat, Encoding, Outbox, StemFile
-from serving.errors import RequestError, StemwrightError
+from serving.audio.encoding import Encoding, Outbox, StemFile, Written
+from serving.errors import StemwrightError
 
 PIECE_BYTES = 1 << 20  # well under TorchServe's limit of 6.5 MB for one message
+FACT_SHEET = "stems.json"
+
+FactSheet = Callable[[Mapping[str, Written]], bytes]
+"""Gives the fact sheet of the files that were written, by the names of their stems."""
 
 
-def stream_stems(blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding, zipped: bool) -> Iterator[bytes]:
-    """The bytes of the stems named, whose audio comes as blocks (s, c, n), in pieces of 1 MiB at most.
+def one_file(blocks: Iterable[Audio], encoding: Encoding) -> Iterator[bytes]:
+    """Yield the file of one stem, whose audio comes as blocks (1, c, n), in pieces of 1 MiB at most.
 
-    Raises StemwrightError, with the stream unfinished, where the blocks hold more or fewer samples than promised.
+    Raises StemwrightError, with the file unfinished, where the blocks hold more or fewer samples than promised.
     """
-    if len(stems) > 1 and not zipped:
-        raise RequestError(f"one {encoding.format} file holds one stem, not {', '.join(stems)}: ask for a zip")
-    whole = exactly(blocks, encoding.samples)
-    written = zip_of_stems(whole, stems, encoding) if zipped else single_stem(whole, encoding)
-    for data in written:
-        for start in range(0, len(data), PIECE_BYTES):
-            yield data[start : start + PIECE_BYTES]
-
-
-def exactly(blocks: Iterable[Audio], samples: int) -> Iterator[Audio]:
-    """The same blocks, once it is sure that they add up to so many samples."""
-    count = 0
-    for block in blocks:
-        count += block.shape[-1]
-        if count > samples:
-            raise StemwrightError(f"the stems go on after the {samples} samples of the song: report this as a bug")
-        yield block
-    if count < samples:
-        raise StemwrightError(f"the stems end after {count} of the song's {samples} samples: report this as a bug")
-
-
-def single_stem(blocks: Iterable[Audio], encoding: Encoding) -> Iterator[bytes]:
     with StemFile(encoding) as file:
-        for block in blocks:
-            yield file.write(block[0])
-        yield file.finish()
+        for block in exactly(blocks, encoding.samples):
+            yield from pieces(file.write(block[0]))
+        yield from pieces(file.finish())
 
 
-def zip_of_stems(blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding) -> Iterator[bytes]:
-    """A zip with one uncompressed member for each stem. The same stems give the same bytes: members carry no time."""
+def zip_file(
+    blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding, fact_sheet: FactSheet
+) -> Iterator[bytes]:
+    """Yield a zip of the stems, whose audio comes as blocks (s, c, n), in pieces of 1 MiB at most.
+
+    Members are uncompressed and carry no time. Raises as `one_file` does.
+    """
     names = [f"{stem}.{encoding.format}" for stem in stems]
     # A member's size follows it; whether the size will need 64 bits has to be said before.
     large = encoding.samples * encoding.sample_bytes > zipfile.ZIP64_LIMIT * 0.9
@@ -65,10 +51,10 @@ def zip_of_stems(blocks: Iterable[Audio], stems: Sequence[str], encoding: Encodi
         spools = [stack.enter_context(tempfile.TemporaryFile()) for _ in stems[1:]]
         with archive.open(zipfile.ZipInfo(names[0]), "w", force_zip64=large) as member:
             targets = [member, *spools]
-            for block in blocks:
+            for block in exactly(blocks, encoding.samples):
                 for file, target, audio in zip(files, targets, block, strict=True):
                     target.write(file.write(audio))
-                yield outbox.take()
+                yield from pieces(outbox.take())
             for file, target in zip(files, targets, strict=True):
                 target.write(file.finish())
         for name, spool in zip(names[1:], spools, strict=True):
@@ -76,16 +62,70 @@ def zip_of_stems(blocks: Iterable[Audio], stems: Sequence[str], encoding: Encodi
             with archive.open(zipfile.ZipInfo(name), "w", force_zip64=large) as member:
                 while data := spool.read(PIECE_BYTES):
                     member.write(data)
-                    yield outbox.take()
-    yield outbox.take()
+                    yield from pieces(outbox.take())
+        written = {stem: file.written(name) for stem, file, name in zip(stems, files, names, strict=True)}
+        archive.writestr(zipfile.ZipInfo(FACT_SHEET), fact_sheet(written))
+    yield from pieces(outbox.take())
 
 
-def unpack(archive: Path, audio_format: AudioFormat) -> dict[str, Path]:
-    """The stems of a zip, by name, unpacked beside it. Raises BadZipFile where a checksum is wrong."""
-    member = re.compile(rf"([a-z]+)\.{audio_format}")
-    with zipfile.ZipFile(archive) as stems:
-        names = {name: member.fullmatch(name) for name in stems.namelist()}
-        unknown = [name for name, match in names.items() if match is None]
-        if unknown:
-            raise zipfile.BadZipFile(f"it holds {unknown[0]}")
-        return {match[1]: Path(stems.extract(name, archive.parent)) for name, match in names.items() if match}
+def folder_of_files(
+    blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding, folder: Path, fact_sheet: FactSheet
+) -> Iterator[int]:
+    """Write the stems, whose audio comes as blocks (s, c, n), and their fact sheet into a folder: all of them or none.
+
+    Yields the number of samples after each block. Raises as `one_file` does, and OSError.
+    """
+    names = [f"{stem}.{encoding.format}" for stem in stems]
+    done = 0
+    with arriving(folder) as scratch:
+        with ExitStack() as stack:
+            files = [stack.enter_context(StemFile(encoding)) for _ in stems]
+            targets = [stack.enter_context((scratch / name).open("wb")) for name in names]
+            for block in exactly(blocks, encoding.samples):
+                for file, target, audio in zip(files, targets, block, strict=True):
+                    target.write(file.write(audio))
+                done += block.shape[-1]
+                yield done
+            for file, target in zip(files, targets, strict=True):
+                target.write(file.finish())
+        written = {stem: file.written(name) for stem, file, name in zip(stems, files, names, strict=True)}
+        (scratch / FACT_SHEET).write_bytes(fact_sheet(written))
+
+
+@contextmanager
+def arriving(folder: Path) -> Iterator[Path]:
+    """A scratch folder, whose files move to `folder` at the end, the fact sheet last.
+
+    An error leaves nothing behind, not even the folders that were made. Raises OSError where files cannot be written.
+    """
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
+            scratch = Path(name)
+            yield scratch
+            (folder / FACT_SHEET).unlink(missing_ok=True)  # tells of the files that go
+            for path in sorted(scratch.iterdir(), key=lambda path: path.name == FACT_SHEET):
+                path.replace(folder / path.name)
+    finally:
+        for folder_made in made:
+            with suppress(OSError):  # it holds stems
+                folder_made.rmdir()
+
+
+def exactly(blocks: Iterable[Audio], samples: int) -> Iterator[Audio]:
+    """Yield the blocks. Raises StemwrightError unless they add up to so many samples."""
+    count = 0
+    for block in blocks:
+        count += block.shape[-1]
+        if count > samples:
+            raise StemwrightError(f"the stems go on after the {samples} samples of the song: report this as a bug")
+        yield block
+    if count < samples:
+        raise StemwrightError(f"the stems end after {count} of the song's {samples} samples: report this as a bug")
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """Cut bytes into pieces of 1 MiB at most."""
+    for start in range(0, len(data), PIECE_BYTES):
+        yield data[start : start + PIECE_BYTES]

@@ -1,8 +1,9 @@
-"""One stem as a file that is handed over while it is encoded: WAV, FLAC, MP3 or Ogg Vorbis, in constant memory.
+"""A stem's file, handed over while it is encoded: WAV, FLAC, MP3 or Ogg Vorbis, in constant memory.
 
-libsndfile encodes, but it goes back to the head of a file when it knows the length. Here the length is known before and the
-head has long been sent, so what the head must say of it is written here: all of a WAV's, which is nothing but sizes; the
-number of samples in a FLAC's; the gapless tag of an MP3. An Ogg says it at its end.
+libsndfile encodes. At the end it would go back to the head of the file, which has been sent by then. The length is known
+before, so this module writes what the head says of it: the whole head of a WAV, the number of samples in a FLAC, the
+gapless tag of an MP3 (LAME's). An Ogg says its length at its end. A spooled file, to whose head libsndfile could go back,
+would hold an MP3 until its last sample is there: a worker silent for so long is taken for hung and restarted.
 
 Axes: c channel, n sample.
 """
@@ -30,6 +31,7 @@ AUDIO_TYPES: Mapping[str, AudioFormat] = {
 
 SAMPLE_BYTES = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 BIT_DEPTHS = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
+FULL_SCALE = 1.0
 SUBTYPES = {"wav": set(SAMPLE_BYTES), "flac": {"PCM_16", "PCM_24"}, "mp3": {"MPEG_LAYER_III"}, "ogg": {"VORBIS"}}
 # Vorbis at its second highest quality; 320 kbit/s, at 32 kHz and more, for an MP3, whose frames all have one size.
 LOSSY: Mapping[str, Mapping[str, Any]] = {
@@ -49,7 +51,7 @@ LAME_DELAY_SAMPLES = 576
 
 @dataclass(frozen=True)
 class Encoding:
-    """What a stem's file says of itself. `subtype` is libsndfile's name of the sample format, `tags` libsndfile's strings."""
+    """The form of a stem's file. `subtype` is libsndfile's name of the sample format, `tags` libsndfile's strings."""
 
     format: AudioFormat
     subtype: str
@@ -64,14 +66,14 @@ class Encoding:
 
     @classmethod
     def like(cls, info: AudioInfo, audio_format: AudioFormat, bit_depth: str | None = None) -> Self:
-        """A stem's file with rate, channels, length, tags and, unless another is asked for, bit depth of the song.
+        """The form that keeps rate, channels, length, tags and, unless another is asked for, the bit depth of the song.
 
-        16 bits where the song has fewer or is lossy, 24 in a FLAC where the song has more. Raises RequestError for a bit
-        depth that the format does not have.
+        A song of fewer than 16 bits and a lossy one get 16. A FLAC gets 24 where the song has more. Raises RequestError
+        for a bit depth that the format does not have.
         """
         lossy = {"mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}.get(audio_format)
         if bit_depth is not None:
-            subtype = BIT_DEPTHS.get(bit_depth, "")
+            subtype = BIT_DEPTHS.get(bit_depth.strip().lower(), "")
             if lossy or subtype not in SUBTYPES[audio_format]:
                 raise RequestError(
                     f"{audio_format} has no bit depth {bit_depth}: wav has 16, 24 and float, flac 16 and 24"
@@ -85,13 +87,32 @@ class Encoding:
         return cls(audio_format, subtype, info.rate_hz, info.channels, info.samples, info.tags)
 
     @property
+    def bit_depth(self) -> str | None:
+        """16, 24, 32 or float; None for a lossy format."""
+        return {"PCM_16": "16", "PCM_24": "24", "PCM_32": "32", "FLOAT": "float"}.get(self.subtype)
+
+    @property
     def sample_bytes(self) -> int:
         """Bytes of one sample of all channels; those of 32 bits for a lossy format, which has fewer."""
         return SAMPLE_BYTES.get(self.subtype, 4) * self.channels
 
 
+@dataclass(frozen=True)
+class Written:
+    """The facts of a stem's file.
+
+    `peak` is the largest magnitude before clipping, 1.0 at full scale. `clipped_samples` counts the samples beyond full
+    scale, of all channels together: integers clip them, and so do most players of MP3 and Ogg. A float WAV clips none.
+    """
+
+    name: str
+    size_bytes: int
+    peak: float
+    clipped_samples: int
+
+
 class Outbox(io.RawIOBase):
-    """A file that can only be appended to, and whose bytes are taken away to be sent."""
+    """A file that is only appended to. Its bytes are taken out to be sent."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -104,15 +125,14 @@ class Outbox(io.RawIOBase):
         return len(data)
 
     def take(self) -> bytes:
-        """What was written since the last call."""
+        """Take the bytes that were written since the last call."""
         taken = bytes(self._held)
         self._held.clear()
         return taken
 
 
 class EncoderOutbox(Outbox):
-    """An outbox for libsndfile, which goes back to the header at the end: what it writes there is let go, as those bytes
-    have been sent."""
+    """An outbox for libsndfile. It drops what libsndfile writes to the header at the end: those bytes have been sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,9 +161,12 @@ class ForwardEncoder(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class StemFile:
-    """One file that is handed over as it is encoded. Raises RequestError where the format cannot hold such audio."""
+    """One stem's file. Raises RequestError where the format cannot hold such audio."""
 
     def __init__(self, encoding: Encoding) -> None:
+        self._size_bytes = 0
+        self._peak = 0.0
+        self._over = 0
         self._outbox = EncoderOutbox()
         self._encoding = encoding
         self._head_sent = False
@@ -175,20 +198,35 @@ class StemFile:
         self._encoder.close()
 
     def write(self, audio: Audio) -> bytes:
-        """The bytes that are ready after more audio (c, n), clipped at full scale unless they are floats."""
+        """Encode more audio (c, n), clipped at full scale unless it is float. Returns the bytes that are ready."""
+        if audio.size:
+            loudest = float(np.abs(audio).max())
+            self._peak = max(self._peak, loudest)
+            if loudest > FULL_SCALE:
+                self._over += int(np.count_nonzero(np.abs(audio) > FULL_SCALE))
         for start in range(0, audio.shape[-1], BLOCK_SAMPLES):  # libvorbis takes all of a write onto the stack
             self._encoder.write(audio[self._channels, start : start + BLOCK_SAMPLES].T)
         return self._take()
 
     def finish(self) -> bytes:
-        """The last bytes."""
+        """End the file. Returns its last bytes."""
         self._encoder.close()
         # A chunk of odd length is followed by a zero.
         odd = self._encoding.format == "wav" and self._encoding.samples * self._encoding.sample_bytes % 2
+        self._size_bytes += odd
         return self._take() + bytes(odd)
 
+    def written(self, name: str) -> Written:
+        """The facts of the file, under the name that it got. Complete after `finish`."""
+        clipped = 0 if self._encoding.subtype == "FLOAT" else self._over
+        return Written(name, self._size_bytes, round(self._peak, 6), clipped)
+
     def _take(self) -> bytes:
-        data = self._outbox.take()
+        data = self._with_head(self._outbox.take())
+        self._size_bytes += len(data)
+        return data
+
+    def _with_head(self, data: bytes) -> bytes:
         if self._head_sent or not data:
             return data
         self._head_sent = True
@@ -204,7 +242,7 @@ class StemFile:
 
 
 def wav_header(encoding: Encoding) -> bytes:
-    """All that stands before the samples of a WAV; of an RF64 where 32 bits are too few for the sizes (EBU Tech 3306)."""
+    """The head of a WAV, up to its samples; of an RF64 where 32 bits are too few for the sizes (EBU Tech 3306)."""
     data_bytes = encoding.samples * encoding.sample_bytes
     chunks = format_chunk(encoding)
     if encoding.subtype == "FLOAT":
@@ -230,7 +268,7 @@ def format_chunk(encoding: Encoding) -> bytes:
 
 
 def info_chunk(tags: Mapping[str, str]) -> bytes:
-    """A WAV's tags, b"" where there are none."""
+    """The tags as a WAV holds them, b"" without any."""
     chunks = b""
     for name, letters in INFO_CHUNKS.items():
         if name in tags:
@@ -240,14 +278,17 @@ def info_chunk(tags: Mapping[str, str]) -> bytes:
 
 
 def flac_with_samples(flac: bytes, samples: int) -> bytes:
-    """The beginning of a FLAC with its number of samples, so far 0: the last 36 bits of bytes 21..25 (RFC 9639, 8.2)."""
+    """Write the number of samples into the beginning of a FLAC: the last 36 bits of bytes 21..25, 0 so far (RFC 9639, 8.2)."""
     count = int.from_bytes(flac[21:26], "big") | samples
     return flac[:21] + count.to_bytes(5, "big") + flac[26:]
 
 
 def mp3_with_samples(mp3: bytes, samples: int) -> bytes:
-    """The beginning of an MP3 with the tag that LAME leaves empty until it knows the length: how many frames follow and how
-    much of the first and the last is not the song, so that decoders give exactly its samples."""
+    """Write LAME's tag into the beginning of an MP3, so that decoders give exactly the song's samples.
+
+    The tag holds the number of frames, and the samples of the first and the last frame that are not the song. LAME leaves
+    it empty until it knows the length.
+    """
     frame = 0
     if mp3.startswith(b"ID3"):  # tags, their size in four times seven bits
         frame = 10 + sum(byte << shift for byte, shift in zip(mp3[6:10], (21, 14, 7, 0), strict=True))

@@ -1,7 +1,7 @@
-"""One request and its answer, from the first look at it to the last byte; no HTTP server.
+"""The answer to one request, piece by piece, without an HTTP server.
 
-What is wrong with a request is found before the first byte of the answer and becomes JSON with the status of its error. What
-goes wrong later can only cut the connection: a chunked answer without its end, a zip without its directory.
+An error before the first piece becomes JSON with the status of the error. A later one can only cut the connection: the
+chunked answer then lacks its end, a zip its directory.
 """
 
 import json
@@ -11,7 +11,6 @@ import re
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -20,8 +19,10 @@ from typing import Any
 
 import torch
 
-from serving.endpoint.by_reference import Place, Reach, Reference, stored
-from serving.errors import AudioTooLong, RequestError, ServerError, StemwrightError, UnsupportedAudio
+from serving.audio.delivery import FACT_SHEET
+from serving.endpoint.by_reference import stored
+from serving.endpoint.incoming import Bounds, incoming
+from serving.errors import AudioTooLong, ServerError, StemwrightError
 from serving.model.separator import Separator
 from serving.model.spec import ChunkSpec
 from serving.songs.request import Request, plain_name
@@ -57,16 +58,9 @@ class Answer:
         self._started = time.monotonic()
         self._pieces: Iterator[bytes] = iter(())
 
-    def separate(
-        self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float, reach: Reach | None = None
-    ) -> None:
-        """Answer with the stems of the song that was sent as the body or as the one field of a form; of a song within
-        `reach` that was named in a body of JSON."""
-        body_type = self._request_headers.get("content-type", "").split(";")[0].strip().lower()
-        if body_type == "application/json":
-            self._pieces = self._stems_by_reference(separator, fields, max_duration_s, reach or Reach())
-        else:
-            self._pieces = self._stems(separator, fields, max_duration_s)
+    def separate(self, separator: Separator, fields: Mapping[str, Any], bounds: Bounds) -> None:
+        """Answer with the stems of the song that was sent in the fields of the request, or named there."""
+        self._pieces = self._stems(separator, fields, bounds)
 
     def refuse(self, error: StemwrightError) -> None:
         """Answer with an error, before anything else was sent."""
@@ -96,13 +90,13 @@ class Answer:
         return piece
 
     def close(self) -> None:
-        """Let go of the song and of everything made of it."""
+        """Remove the song and everything made of it."""
         if isinstance(self._pieces, Generator):
             self._pieces.close()
         self._pieces = iter(())
 
     def record(self, status: int) -> str:
-        """One line of JSON on what was done, without anything of the song or its name."""
+        """Describe the work in one line of JSON, without anything of the song or its name."""
         audio = self.work.audio
         facts: dict[str, Any] = {
             "request_id": self.request_id,
@@ -121,28 +115,23 @@ class Answer:
             facts |= {f"{part}_s": round(seconds, 3) for part, seconds in self.work.seconds.items()}
         return json.dumps(facts)
 
-    def _stems(self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float) -> Iterator[bytes]:
+    def _stems(self, separator: Separator, fields: Mapping[str, Any], bounds: Bounds) -> Iterator[bytes]:
         request = Request.from_headers(self._request_headers, separator.spec)
-        self._announce(request)
-        with on_disk(audio_of(fields)) as song:
-            yield from request.answer(separator, song, max_duration_s, self.work)
-
-    def _stems_by_reference(
-        self, separator: Separator, fields: Mapping[str, Any], max_duration_s: float, reach: Reach
-    ) -> Iterator[bytes]:
-        request = Request.from_headers(self._request_headers, separator.spec)
-        named = Reference.from_json(audio_of(fields))
-        request = replace(request, song_name=request.song_name or plain_name(Place.of(named.uri).name))
-        if named.output is not None:
-            reach.check_output(named.output)
-            request = replace(request, zipped=True)
-        else:
+        song = incoming(self._request_headers, fields, bounds)
+        name = request.song_name or plain_name(song.name)
+        request = replace(request, song_name=name, zipped=request.zipped or song.output is not None)
+        if song.output is None:
             self._announce(request)
-        with reach.song(named.uri) as path:
-            pieces = request.answer(separator, path, max_duration_s, self.work)
-            if named.output is not None:
-                pieces = stored(pieces, request.audio_format, reach, named.output)
-            yield from pieces
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "the audio")  # what messages call it
+            file = yield from song.arrive(path)
+            if song.output is None:
+                yield from request.answer(separator, path, bounds.song, self.work, file)
+                return
+            stems = Path(folder, "stems")
+            steps = request.writing(separator, path, stems, bounds.song, self.work, file)
+            files = [*request.paths(stems).values(), stems / FACT_SHEET]
+            yield from stored(steps, files, bounds.reach, song.output)
 
     def _announce(self, request: Request) -> None:
         self.content_type = request.content_type
@@ -153,30 +142,8 @@ class Answer:
             raise AudioTooLong(f"the song takes more than {self._limit_s:g} s of work here: send it in parts")
 
 
-def audio_of(fields: Mapping[str, Any]) -> bytes | bytearray:
-    """The bytes sent as the body or as the one field of a form."""
-    if len(fields) > 1:
-        raise RequestError(f"the form has {len(fields)} fields: send one, with the audio")
-    audio = next(iter(fields.values()), b"")
-    # Text and JSON come decoded where TorchServe is told to do that, as it is elsewhere than here.
-    if not isinstance(audio, bytes | bytearray):
-        raise UnsupportedAudio("the body is text and no audio: send the file itself, with an audio Content-Type")
-    return audio
-
-
-@contextmanager
-def on_disk(audio: bytes | bytearray) -> Iterator[Path]:
-    """The bytes as a file. A bytearray is emptied: TorchServe would hold it for as long as the song is worked on."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "the audio")  # what messages call it
-        path.write_bytes(audio)
-        if isinstance(audio, bytearray):
-            audio.clear()
-        yield path
-
-
 def for_the_caller(error: Exception, request_id: str) -> StemwrightError:
-    """What to say of an error. A bug is logged, and no more is said than that it is one."""
+    """Turn any error into one for the caller. A bug is logged; the caller learns only that there is one."""
     if isinstance(error, StemwrightError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -187,5 +154,5 @@ def for_the_caller(error: Exception, request_id: str) -> StemwrightError:
 
 
 def window_count(audio_s: float, chunk: ChunkSpec) -> int:
-    """How many windows a song is cut into."""
+    """Count the windows that a song is cut into."""
     return max(1, math.ceil((audio_s - chunk.overlap_s) / (chunk.length_s - chunk.overlap_s)))

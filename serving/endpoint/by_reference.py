@@ -1,35 +1,33 @@
-"""Songs that are named and not sent: read from where the operator allows it, their stems written there.
+"""Songs by reference: read from, and their stems written to, addresses that the operator allows.
 
-Whoever names an address could make the server read what only the server can reach. So nothing is read or written but what lies
-below a prefix of STEMWRIGHT_ALLOWED_URIS. A host name must lead to public addresses alone, the connection goes to the very
-address that was checked, and a redirect is refused. An operator who allows `http://127.0.0.1:9000/` means it: an address that
-the prefix gives in numbers is taken as it is. A store inside the own network is reached as s3://, by AWS_ENDPOINT_URL.
+A caller's address could make the server read what only the server can reach. Therefore only addresses below a prefix of
+STEMWRIGHT_ALLOWED_URIS are used. A host name must lead to public addresses alone, the connection goes to the very address
+that was checked, and a redirect is refused. A prefix that gives an address in numbers, such as `http://127.0.0.1:9000/`, is
+taken at its word. A store inside the operator's network is reached as s3://, by AWS_ENDPOINT_URL.
 """
 
 import ipaddress
 import json
+import math
 import re
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import urllib3
 
-from serving.audio.delivery import unpack
-from serving.audio.encoding import AudioFormat
 from serving.errors import AudioTooLong, Forbidden, RequestError, ServerError
 
 DEFAULT_PORTS = {"https": 443, "http": 80, "s3": 0}
 TIMEOUT = urllib3.Timeout(connect=10, read=20)
 FETCH_S = 300
-"""A whole song over HTTP. The worker is silent meanwhile, and must not be taken for dead."""
+"""The longest time that a whole song may take to arrive."""
 SIGN_OF_LIFE_S = 10
 PIECE_BYTES = 1 << 20
 PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
@@ -39,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a song lies and, unless the stems are to come back as the answer, where they go."""
+    """The address of a song and, unless the stems come back as the answer, the address that they go to."""
 
     uri: str
     output: str | None = None
@@ -115,7 +113,7 @@ class Place:
         return PurePosixPath(self.folders).name
 
     def is_below(self, prefix: "Place") -> bool:
-        """Whether this is the prefix or lies in its folder: `/a` has `/a/b` below it, not `/ab`."""
+        """True for the prefix itself and for what lies in its folder: `/a` has `/a/b` below it, not `/ab`."""
         folder = prefix.folders.rstrip("/")
         same_store = (self.scheme, self.host, self.port) == (prefix.scheme, prefix.host, prefix.port)
         return same_store and (self.folders == folder or self.folders.startswith(f"{folder}/"))
@@ -123,7 +121,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Reach:
-    """What may be read and written by reference: what lies below the prefixes, songs of so many bytes at most."""
+    """The addresses that may be read and written by reference: those below the prefixes, songs of `limit_bytes` at most."""
 
     prefixes: tuple[Place, ...] = ()
     limit_bytes: int = 2 * 10**9
@@ -140,7 +138,7 @@ class Reach:
         return cls(prefixes, limit_bytes)
 
     def check(self, uri: str) -> Place:
-        """The place of an address that may be reached. Raises Forbidden for any other."""
+        """Give the place of an address that may be reached. Raises Forbidden for any other."""
         place = Place.of(uri)
         if not self.prefixes:
             raise Forbidden(
@@ -150,30 +148,23 @@ class Reach:
             raise Forbidden(f"{place} is not below what STEMWRIGHT_ALLOWED_URIS allows: name another or send the song")
         return place
 
-    @contextmanager
-    def song(self, uri: str) -> Iterator[Path]:
-        """A temporary copy of the song at an address.
+    def fetch(self, place: Place, path: Path, patience: "Patience") -> str | None:
+        """Copy the song at a place to a path; gives its ETag where the store has one.
 
-        Raises Forbidden where it may not be read, AudioTooLong for too many bytes, RequestError where it is not there, and
+        Raises AudioTooLong for too many bytes, RequestError where it is not there or outlasts the patience, and
         StorageError where the bucket cannot be read.
         """
-        place = self.check(uri)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "song")
-            if place.scheme == "s3":
-                self._fetch_object(place, path)
-            else:
-                self._fetch_http(place, path)
-            yield path
+        fetch = self._fetch_object if place.scheme == "s3" else self._fetch_http
+        return fetch(place, path, patience)
 
-    def store(self, stems: Mapping[str, Path], output: str) -> dict[str, str]:
-        """Copy stems below an address; gives the address of each. Raises as `song` does."""
+    def store(self, files: Sequence[Path], output: str) -> list[str]:
+        """Copy files below an address, one after the other; gives the address of each. Raises Forbidden, StorageError."""
         from serving.storage import storage
 
-        urls = {stem: f"{output.rstrip('/')}/{path.name}" for stem, path in stems.items()}
-        for stem, path in stems.items():
-            self.check_output(urls[stem])
-            storage.store_file(path, urls[stem])
+        urls = [f"{output.rstrip('/')}/{path.name}" for path in files]
+        for path, url in zip(files, urls, strict=True):
+            self.check_output(url)
+            storage.store_file(path, url)
         return urls
 
     def check_output(self, output: str) -> None:
@@ -181,17 +172,17 @@ class Reach:
         if self.check(output).scheme != "s3":
             raise RequestError("stems can only be written to s3://bucket/prefix: name one as the output")
 
-    def _fetch_object(self, place: Place, path: Path) -> None:
+    def _fetch_object(self, place: Place, path: Path, patience: "Patience") -> str | None:
         from serving.storage import storage  # slow to import, and only who uses buckets has boto3's settings
 
         found = storage.find_file(str(place))
         if found is None:
             raise RequestError(f"there is no {place}: check bucket and key")
         self._check_size(place, found.size_bytes)
-        storage.fetch_file(str(place), path)
+        storage.fetch_file(str(place), path, lambda *_: patience.check(place))
+        return found.etag or None
 
-    def _fetch_http(self, place: Place, path: Path) -> None:
-        deadline = time.monotonic() + FETCH_S
+    def _fetch_http(self, place: Place, path: Path, patience: "Patience") -> str | None:
         pool_of = {"https": urllib3.HTTPSConnectionPool, "http": urllib3.HTTPConnectionPool}[place.scheme]
         tls = {"server_hostname": place.host, "assert_hostname": place.host} if place.scheme == "https" else {}
         host = str(place).split("/")[2]
@@ -214,8 +205,8 @@ class Reach:
                     while data := response.read1(PIECE_BYTES):
                         written += file.write(data)
                         self._check_size(place, written)
-                        if time.monotonic() > deadline:
-                            raise RequestError(f"{place} takes more than {FETCH_S} s: send the song or use s3://")
+                        patience.check(place)
+                return response.headers.get("ETag", "").removeprefix("W/").strip('"') or None
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             reason = type(error).__name__  # its message may hold the query
             raise RequestError(f"{place} cannot be read ({reason}): check the address and its server") from error
@@ -243,31 +234,49 @@ def checked_address(place: Place) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet. IPv6 that carries another address inside does not."""
+    """True for an IP address of the public internet. IPv6 that carries another address inside is none."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         return ip in PUBLIC_IPV6 and ip.is_global and ip.sixtofour is None and ip.teredo is None
     return ip.is_global and not ip.is_multicast
 
 
-def stored(zip_pieces: Iterator[bytes], audio_format: AudioFormat, reach: Reach, output: str) -> Iterator[bytes]:
-    """An answer of JSON, `{"stems": {name: address}}`, once the stems in a zip are stored below `output`; until then spaces,
-    which JSON may begin with, so that nobody takes the server for dead."""
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder, "stems.zip")
-        with archive.open("wb") as file:
-            for piece in zip_pieces:
-                file.write(piece)
-                yield b" "
-        stems = unpack(archive, audio_format)
-        urls = yield from awaited(lambda: reach.store(stems, output))
-    yield json.dumps({"stems": urls}).encode()
+@dataclass
+class Patience:
+    """A deadline, and the end of it all once nobody waits any more."""
+
+    seconds: float
+    over: bool = False
+    begun: float = field(default_factory=time.monotonic)
+
+    def check(self, place: Place) -> None:
+        """Raises RequestError where the song at a place has taken too long."""
+        if self.over or time.monotonic() - self.begun > self.seconds:
+            raise RequestError(
+                f"{place} takes more than {self.seconds:g} s to fetch: send the song itself, or a smaller one"
+            )
 
 
-def awaited(work: Callable[[], Result]) -> Generator[bytes, None, Result]:
-    """Do something slow and give a space every few seconds until it is done."""
+def stored(steps: Iterable[object], files: Sequence[Path], reach: Reach, output: str) -> Iterator[bytes]:
+    """Yield an answer of JSON, `{"stems": {name: address}}`, once the files are made and stored below `output`.
+
+    Until then it yields spaces, which JSON may begin with, so that nobody takes the server for dead. The last file is the
+    fact sheet.
+    """
+    for _ in steps:
+        yield b" "
+    urls = yield from awaited(lambda _: reach.store(files, output))
+    yield json.dumps({"stems": {path.stem: url for path, url in zip(files[:-1], urls, strict=False)}}).encode()
+
+
+def awaited(work: Callable[[Patience], Result], seconds: float = math.inf) -> Generator[bytes, None, Result]:
+    """Do something slow; yields a space every few seconds until it is done. Closing the generator ends the patience."""
+    patience = Patience(seconds)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        future: Future[Result] = pool.submit(work)
-        while wait([future], timeout=SIGN_OF_LIFE_S).not_done:
-            yield b" "
+        future: Future[Result] = pool.submit(work, patience)
+        try:
+            while wait([future], timeout=SIGN_OF_LIFE_S).not_done:
+                yield b" "
+        finally:
+            patience.over = True
         return future.result()

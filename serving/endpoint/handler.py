@@ -23,14 +23,15 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from serving.endpoint import metrics
 from serving.endpoint.answer import CALLER_GONE, Answer, window_count
-from serving.endpoint.by_reference import Reach
 from serving.endpoint.disconnects import Caller
 from serving.endpoint.drain import Drain
+from serving.endpoint.incoming import Bounds
 from serving.errors import ServerError
 from serving.model.archive import read_archive
 from serving.model.processor import available_cpus
 from serving.model.separator import Separator
 from serving.settings import Settings
+from serving.songs.offers import offers
 
 logger = logging.getLogger(__name__)
 
@@ -49,26 +50,28 @@ class Handler:
         gpu = context.system_properties["gpu_id"]
         device = self.settings.device or (None if gpu is None else f"cuda:{gpu}")
         torch.set_num_threads(min(torch.get_num_threads(), max(1, available_cpus() // self.settings.workers)))
-        self.separator = Separator(archive.spec, archive.network(), device)
+        self.separator = Separator(archive.spec, archive.network(), device, archive.weights_sha256)
         precision = "bfloat16" if self.separator.bfloat16 else "float32"
         logger.info("separating on %s, %d threads, %s", self.separator.device, torch.get_num_threads(), precision)
         rate_hz = archive.spec.audio.sample_rate_hz
         self.separator.separate(np.random.default_rng(0).standard_normal((2, rate_hz)).astype(np.float32), rate_hz)
-        self.reach = Reach.of(self.settings.allowed_uris, self.settings.max_reference_mb * 10**6)
+        Bounds.of(self.settings)
         self.facts = {"weights_sha256": archive.weights_sha256, "origin": archive.origin, **archive.spec.to_json()}
+        self.facts["offers"] = offers(archive.spec)
         self.drain = Drain(Path(self.settings.run_dir)) if self.settings.run_dir else None
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
         """Answer the one request of a batch. All but the last, empty piece of a good answer has been sent on return."""
         headers = request_headers(context)
         if "describe" in headers:  # set by the management port, or by a caller
+            context.set_response_content_type(0, "application/json")
             return [self.facts]
         with self.drain.working() if self.drain else nullcontext():
             answer = Answer(context.get_request_id(), headers, self.settings.request_timeout_s)
             if self.drain and self.drain.begun:
                 answer.refuse(ServerError("the server is stopping: try again, there may be another"))
             else:
-                answer.separate(self.separator, data[0], self.settings.max_duration_s, self.reach)
+                answer.separate(self.separator, data[0], Bounds.of(self.settings))
             status: int = HTTPStatus.INTERNAL_SERVER_ERROR
             try:
                 piece, status = self.send(answer, context)

@@ -87,7 +87,8 @@ def write_archive(path: Path, spec: ModelSpec, network: nn.Module, origin: Mappi
     package = Path(__file__).parent.parent
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".archive-") as scratch:
         contents = Path(scratch, "contents")
-        shutil.copytree(package, contents / "serving", ignore=shutil.ignore_patterns("__pycache__"))
+        # The page belongs to a deployment, not to a model.
+        shutil.copytree(package, contents / "serving", ignore=shutil.ignore_patterns("__pycache__", "page"))
         shutil.copy(package / "endpoint" / "handler.py", contents)
         (contents / "separator.json").write_text(json.dumps(facts, indent=2) + "\n")
         (contents / "weights.safetensors").write_bytes(weights)

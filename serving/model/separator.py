@@ -42,8 +42,11 @@ class Separator:
     and more from those of float32. torch.compile is not used: it needs a C++ compiler and a minute or more at every start.
     """
 
-    def __init__(self, spec: ModelSpec, network: nn.Module, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, network: nn.Module, device: torch.device | str | None = None, weights_sha256: str = ""
+    ) -> None:
         self.spec = spec
+        self.weights_sha256 = weights_sha256
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).eval()
         self.stft = Stft(spec.stft).to(self.device)
@@ -55,7 +58,7 @@ class Separator:
     def open(cls, archive: Path, device: torch.device | str | None = None) -> Self:
         """The separator in a model archive (.mar file or unpacked folder). Raises ArchiveError where it is damaged."""
         opened = read_archive(archive)
-        return cls(opened.spec, opened.network(), device)
+        return cls(opened.spec, opened.network(), device, opened.weights_sha256)
 
     def separate(self, audio: Audio, rate_hz: int, quality: Quality = "fast") -> dict[str, Audio]:
         """Stems (c, n) by name of a whole song (c, n). Raises AudioError as `stream` does."""

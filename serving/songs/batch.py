@@ -1,17 +1,53 @@
-"""Many songs, one after the other: those of files and folders, each into a folder of its own, those done before left out."""
+"""Many songs, one after the other: each gets a folder of its own, and those done before are left out."""
 
+import errno
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.audio.encoding import AudioFormat
-from serving.errors import RequestError, StemwrightError
+from serving.audio.delivery import FACT_SHEET
+from serving.errors import RequestError, SpecError, StemwrightError
+from serving.songs.fact_sheet import FactSheet, printable
+from serving.songs.request import Request
 
 SUFFIXES = {
-    *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc"),
-    *(".au", ".caf", ".aac", ".m4a", ".mp4", ".mka", ".wma", ".ac3"),
+    *(
+        ".wav",
+        ".wave",
+        ".bwf",
+        ".rf64",
+        ".w64",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".spx",
+        ".mp3",
+        ".mp2",
+        ".mp1",
+        ".mpga",
+    ),
+    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".aac", ".adts", ".m4a", ".m4b", ".m4r", ".mp4", ".m4v", ".mov"),
+    *(".3gp", ".mka", ".mkv", ".webm", ".weba", ".wma", ".asf", ".wmv", ".wv", ".tta", ".ape", ".ac3", ".eac3", ".dts"),
+    *(
+        ".mpc",
+        ".tak",
+        ".amr",
+        ".ra",
+        ".rm",
+        ".avi",
+        ".flv",
+        ".ts",
+        ".mpg",
+        ".mpeg",
+        ".voc",
+        ".svx",
+        ".nist",
+        ".sph",
+        ".mat",
+    ),
 }
 
 
@@ -22,67 +58,142 @@ class Job:
     song: Path
     out: Path
 
-    def is_done(self, stems: Sequence[str], audio_format: AudioFormat) -> bool:
-        """Whether these stems are there, younger than the song."""
-        if not self.song.is_file():
+    def is_done(self, request: Request, weights_sha256: str) -> bool:
+        """True where the fact sheet says that this song was separated as a request to a model asks, and its files are there."""
+        path = self.out / FACT_SHEET
+        sheet = read_sheet(path)
+        if sheet is None or not sheet.answers(request, weights_sha256) or not sheet.is_kept_in(self.out):
             return False
-        changed = self.song.stat().st_mtime
-        paths = [self.out / f"{stem}.{audio_format}" for stem in stems]
-        return all(path.is_file() and path.stat().st_mtime >= changed for path in paths)
+        return sheet.is_of(self.song, path.stat().st_mtime)
 
 
-def jobs(paths: Sequence[Path], out: Path) -> list[Job]:
-    """The songs of files and folders, with folders below `out` like those they lie in.
+@dataclass(frozen=True)
+class Plan:
+    """The songs to separate, and the suffixes of the files that are skipped as no audio, one for each."""
 
-    A folder's songs are the files below it whose suffix says audio, without those in `out`. The folder of a song is named
-    after it, with its suffix only where songs differ in nothing else. Raises RequestError where two share a folder, and
-    where there is none.
+    jobs: Sequence[Job]
+    skipped: Sequence[str] = ()
+
+
+def plan(paths: Sequence[Path], out: Path) -> Plan:
+    """Find the songs of files and folders, with folders below `out` like those they lie in.
+
+    A folder's songs are the files below it with a suffix of audio, without hidden ones and those that are stems. The folder
+    of a song is named after it, with its suffix only where songs differ in nothing else. Raises RequestError where two
+    share a folder, and where there is no song.
     """
-    found = [(song, out / song.parent.relative_to(top)) for top, song in songs(paths, out)]
-    names = Counter(folder / song.stem for song, folder in found)
-    todo = [Job(song, folder / (song.stem if names[folder / song.stem] == 1 else song.name)) for song, folder in found]
-    shared = [folder for folder, count in Counter(job.out for job in todo).items() if count > 1]
+    skipped: list[str] = []
+    found = [(song, out / song.parent.relative_to(top)) for top, song in songs(paths, out, skipped)]
+    names = Counter(folder / folder_name(song) for song, folder in found)
+    jobs = [
+        Job(song, folder / (folder_name(song) if names[folder / folder_name(song)] == 1 else song.name))
+        for song, folder in found
+    ]
+    shared = [folder for folder, count in Counter(job.out for job in jobs).items() if count > 1]
     if shared:
-        raise RequestError(f"two of the songs would share the folder {shared[0]}: separate them into different ones")
-    if not todo:
-        raise RequestError(
-            f"there are no songs in {', '.join(map(str, paths))}: name files, or folders with audio files"
-        )
-    return todo
+        folder = printable(str(shared[0]))
+        raise RequestError(f"two of the songs would share the folder {folder}: separate them into different ones")
+    if not jobs:
+        where = printable(", ".join(map(str, paths)))
+        raise RequestError(f"there are no songs in {where}: name files, or folders with audio files")
+    return Plan(jobs, skipped)
 
 
-def songs(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
-    """Each song after the folder that its place is counted from."""
+def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tuple[Path, Path]]:
+    """Yield each song after the folder that its place is counted from; adds the suffixes of skipped files to `skipped`."""
     for path in paths:
         if not path.is_dir():
             yield path.parent, path
             continue
-        for song in sorted(path.rglob("*")):
-            of_songs = song.suffix.lower() in SUFFIXES and not song.name.startswith(".") and song.is_file()
-            if of_songs and not song.resolve().is_relative_to(out.resolve()):
-                yield path, song
+        top, stems = path.resolve(), out.resolve()
+        of_old_stems = stems if stems != top and stems.is_relative_to(top) else None
+        for file in sorted(path.rglob("*")):
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            if hidden or not file.is_file() or (of_old_stems and file.resolve().is_relative_to(of_old_stems)):
+                continue
+            if is_stem(file):
+                continue
+            if file.suffix.lower() in SUFFIXES:
+                yield path, file
+            else:
+                skipped.append(file.suffix.lower() or file.name)
 
 
-def separate_all(
-    todo: Sequence[Job],
-    separate: Callable[[Job], Sequence[Path]],
-    stems: Sequence[str],
-    audio_format: AudioFormat,
-) -> int:
-    """Separate what is not done yet, print the files that come of it, and a line on stderr for each song that fails.
+def folder_name(song: Path) -> str:
+    """The name of a song's folder: the song's without its suffix, with it where nothing but dots would be left."""
+    names = (song.stem, song.name, f"song {song.name}")
+    return next(name for name in names if name.strip("."))
 
-    Returns how many failed.
+
+def is_stem(file: Path) -> bool:
+    """True for a fact sheet, and for a file that the fact sheet beside it names."""
+    if file.name == FACT_SHEET:
+        return True
+    sheet = read_sheet(file.with_name(FACT_SHEET))
+    return sheet is not None and any(file.name == stem.name for stem in sheet.files.values())
+
+
+def read_sheet(path: Path) -> FactSheet | None:
+    """Read a fact sheet, None where there is none that can be read."""
+    try:
+        return FactSheet.from_json(path.read_bytes())
+    except (OSError, SpecError):
+        return None
+
+
+def separate_all(planned: Plan, separate: Callable[[Job], Sequence[Path]], is_done: Callable[[Job], bool]) -> int:
+    """Separate what is not done yet. Prints the files on stdout; on stderr a line for each song that fails, for what full
+    scale clipped, for a song without proof of its end, and for what was left out.
+
+    Returns the number of songs that failed.
     """
     failed = passed_over = 0
-    for job in todo:
-        if job.is_done(stems, audio_format):
-            passed_over += 1
-            continue
+    for job in planned.jobs:
         try:
-            print(*separate(job), sep="\n", flush=True)
+            if is_done(job):
+                passed_over += 1
+                continue
+            for path in separate(job):
+                print(printable(str(path)), flush=True)
         except StemwrightError as error:
             failed += 1
-            print(f"{job.song}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            tell(job, f"{type(error).__name__}: {error}")
+        except OSError as error:
+            failed += 1
+            tell(job, explained(error, job))
+        else:
+            for remark in remarks(job):
+                tell(job, remark)
     if passed_over:
-        print(f"{passed_over} of {len(todo)} songs were done before", file=sys.stderr)
+        print(f"{passed_over} of {len(planned.jobs)} songs were done before", file=sys.stderr)
+    if planned.skipped:
+        kinds = printable(", ".join(sorted(set(planned.skipped))[:8]))
+        print(f"{len(planned.skipped)} files were skipped, no audio by their names: {kinds}", file=sys.stderr)
     return failed
+
+
+def remarks(job: Job) -> list[str]:
+    """Say what a person should know of stems that are there."""
+    sheet = read_sheet(job.out / FACT_SHEET)
+    return [] if sheet is None else [remark for remark in (sheet.clipping(), sheet.song.note) if remark]
+
+
+def tell(job: Job, message: str) -> None:
+    print(printable(f"{job.song}: {message}"), file=sys.stderr, flush=True)
+
+
+def explained(error: OSError, job: Job) -> str:
+    """Say in one sentence what the system refused, and the remedy."""
+    where = error.filename or job.out
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"no space is left for the stems in {job.out}: free some, or name another folder with --out"
+        case errno.EEXIST | errno.ENOTDIR | errno.EISDIR:
+            return f"{where} is in the way of the folder {job.out}: move it, or name another folder with --out"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return (
+                f"{where} may not be used ({error.strerror}): change its permissions, or name another folder with --out"
+            )
+        case errno.ENAMETOOLONG:
+            return f"the name of {where} is too long for this disk: rename the song"
+    return f"{where} cannot be used ({error.strerror or error}): check the disk, or name another folder with --out"

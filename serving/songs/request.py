@@ -1,26 +1,50 @@
-"""What can be asked of a separator, and its answer: which stems of a song, in which form. The handler reads it from headers,
-the command line from flags; the same request gets the same bytes."""
+"""A request for the stems of a song: which stems, in which form, at which quality. The handler reads it from headers, the
+command line from flags."""
 
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from email.message import Message
-from pathlib import PurePosixPath
-from typing import Self
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
 import numpy as np
 
 from serving.audio import Audio
 from serving.audio.audio_io import Song, Source, open_audio
-from serving.audio.delivery import stream_stems
-from serving.audio.encoding import AUDIO_TYPES, AudioFormat, Encoding
+from serving.audio.delivery import FactSheet as Describe
+from serving.audio.delivery import folder_of_files, one_file, zip_file
+from serving.audio.encoding import AUDIO_TYPES, AudioFormat, Encoding, Written
 from serving.errors import RequestError
-from serving.model.separator import Separator
 from serving.model.spec import ModelSpec, Quality
+from serving.songs.fact_sheet import VERSION, FactSheet, ModelFacts, SongFacts, SongFile
 from serving.songs.timing import Work
+from serving.storage.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from serving.model.separator import Separator  # with torch, slow to import: a client has no use for it
 
 MAX_NAME_LENGTH = 150
+FORMATS: Mapping[str, AudioFormat] = {
+    **AUDIO_TYPES,
+    **dict.fromkeys(("audio/x-wav", "audio/wave", "audio/vnd.wave", "audio/x-pn-wav"), "wav"),
+    **{"audio/x-flac": "flac", "audio/mp3": "mp3", "audio/vorbis": "ogg", "application/ogg": "ogg", "audio/*": "wav"},
+}
+"""Formats by the names that clients use in `Accept`."""
+ANYTHING = ("application/zip", "application/*", "*/*")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The longest song that is separated: in seconds, and in samples of all channels together; None is no limit."""
+
+    duration_s: float | None = None
+    samples: int | None = None
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -28,7 +52,7 @@ class Request:
     """Stems by name, in files of one format; more than one stem always in a zip.
 
     `bit_depth` is 16, 24 or float, the song's own without it. `song_name` is the song's file name without its suffix, "" where
-    it is not known.
+    it is not known. Raises RequestError for several stems in one audio file.
     """
 
     stems: tuple[str, ...]
@@ -38,24 +62,25 @@ class Request:
     song_name: str = ""
     quality: Quality = "fast"
 
+    def __post_init__(self) -> None:
+        if len(self.stems) > 1 and not self.zipped:
+            stems = ", ".join(self.stems)
+            raise RequestError(f"one {self.audio_format} file holds one stem, not {stems}: ask for a zip")
+
     @classmethod
     def from_headers(cls, headers: Mapping[str, str], model: ModelSpec) -> Self:
-        """The request of headers with names in small letters, to a model.
+        """Read the headers, whose names are in small letters, of a request to a model.
 
-        `x-stems` names stems, all of the model's without it; `x-quality` is fast or best. `accept` names an audio type,
-        application/zip or both; without a wish it is a zip of WAV. `x-bit-depth` is a wish for WAV and FLAC,
-        `content-disposition` may name the song's file. Raises RequestError for what there is not.
+        `x-stems` names stems, all of the model's without it; `x-quality` is fast or best. `accept` names audio types,
+        application/zip or both, the best liked by their q values; without a wish it is a zip of WAV. `x-bit-depth` is a
+        wish for WAV and FLAC, `content-disposition` may name the song's file. Raises RequestError for what there is not.
         """
         stems = stems_named(headers.get("x-stems", ""), model)
-        accepted = headers.get("accept", "*/*")
-        types = [part.split(";")[0].strip().lower() for part in accepted.split(",")]
-        formats = [AUDIO_TYPES[name] for name in types if name in AUDIO_TYPES]
-        if not formats and not {"application/zip", "application/*", "*/*"} & set(types):
-            raise RequestError(f"Accept cannot be {accepted}: ask for application/zip, {' or '.join(AUDIO_TYPES)}")
-        zipped = "application/zip" in types or not formats or len(stems) > 1
-        name = song_name(headers.get("content-disposition", ""))
+        audio_format, zipped = form_accepted(headers.get("accept", "*/*"))
+        name = plain_name(file_name(headers.get("content-disposition", "")))
         quality = quality_named(headers.get("x-quality", "fast"))
-        return cls(stems, (formats or ["wav"])[0], zipped, headers.get("x-bit-depth"), name, quality)
+        bit_depth = headers.get("x-bit-depth", "").strip().lower() or None
+        return cls(stems, audio_format, zipped or len(stems) > 1, bit_depth, name, quality)
 
     @property
     def content_type(self) -> str:
@@ -77,36 +102,137 @@ class Request:
         return f'attachment; filename="{plain}"{extended}'
 
     def answer(
-        self, separator: Separator, source: Source, max_duration_s: float | None = None, work: Work | None = None
+        self,
+        separator: "Separator",
+        source: Source,
+        limits: Limits = NO_LIMITS,
+        work: Work | None = None,
+        song: SongFile | None = None,
     ) -> Iterator[bytes]:
-        """The bytes of the file asked for, piece by piece, accounted for in `work`.
+        """Yield the file asked for, piece by piece: a zip with its fact sheet, or a single stem. `work` keeps the account.
 
-        Raises as `open_audio` does, before the first piece.
+        `song` is what the fact sheet says of the song's file. Raises as `open_audio` does, before the first piece.
         """
         work = work or Work()
+        with self.separated(separator, source, limits, work, song) as (stems, encoding, describe):
+            written = zip_file(stems, self.stems, encoding, describe) if self.zipped else one_file(stems, encoding)
+            yield from work.over("encode", written)
+
+    def files(
+        self,
+        separator: "Separator",
+        source: Source,
+        folder: Path,
+        *,
+        limits: Limits = NO_LIMITS,
+        work: Work | None = None,
+        song: SongFile | None = None,
+        on_progress: Progress = no_progress,
+    ) -> dict[str, Path]:
+        """Write the stems and their fact sheet, stems.json, into a folder; gives the path of each stem.
+
+        An error leaves nothing new behind. Raises as `open_audio` does, and OSError.
+        """
+        work = work or Work()
+        for done in self.writing(separator, source, folder, limits, work, song):
+            on_progress("separate", done, work.audio.samples if work.audio else 0)
+        return self.paths(folder)
+
+    def writing(
+        self,
+        separator: "Separator",
+        source: Source,
+        folder: Path,
+        limits: Limits = NO_LIMITS,
+        work: Work | None = None,
+        song: SongFile | None = None,
+    ) -> Iterator[int]:
+        """Do as `files` does, step by step; yields the number of samples written so far."""
+        work = work or Work()
+        with self.separated(separator, source, limits, work, song) as (stems, encoding, describe):
+            yield from work.over("encode", folder_of_files(stems, self.stems, encoding, folder, describe))
+
+    def paths(self, folder: Path) -> dict[str, Path]:
+        """The files of the stems in a folder."""
+        return {stem: folder / f"{stem}.{self.audio_format}" for stem in self.stems}
+
+    @contextmanager
+    def separated(
+        self, separator: "Separator", source: Source, limits: Limits, work: Work, file: SongFile | None
+    ) -> Iterator[tuple[Iterator[Audio], Encoding, Describe]]:
+        """Open a song. Gives the blocks (s, c, n) of its stems, the form of their files, and what writes the fact sheet."""
         with ExitStack() as stack:
             with work.part("decode"):
-                song = stack.enter_context(open_audio(source, max_duration_s))
+                song = stack.enter_context(open_audio(source, limits.duration_s, limits.samples))
             work.audio = song.info
             encoding = Encoding.like(song.info, self.audio_format, self.bit_depth)
-            stems = self.separate(separator, song, work)
-            yield from work.over("encode", stream_stems(stems, self.stems, encoding, self.zipped))
 
-    def separate(self, separator: Separator, song: Song, work: Work) -> Iterator[Audio]:
-        """The stems asked for (s, c, n), block by block."""
+            def describe(written: Mapping[str, Written]) -> bytes:
+                return self.fact_sheet(separator, song, file or SongFile.of(source), encoding, written, work).to_json()
+
+            yield self.stems_of(separator, song, work), encoding, describe
+
+    def stems_of(self, separator: "Separator", song: Song, work: Work) -> Iterator[Audio]:
+        """Yield the stems asked for (s, c, n), block by block."""
         parts = [separator.spec.rows_of(stem) for stem in self.stems]
         blocks = work.over("decode", song.blocks())
         for block in work.over("separate", separator.stream(blocks, song.info.rate_hz, self.quality)):
             yield np.stack([block[rows].sum(axis=0) for rows in parts])
 
+    def fact_sheet(
+        self,
+        separator: "Separator",
+        song: Song,
+        file: SongFile,
+        encoding: Encoding,
+        written: Mapping[str, Written],
+        work: Work,
+    ) -> FactSheet:
+        return FactSheet(
+            version=VERSION,
+            song=SongFacts.of_audio(file, song.info),
+            model=ModelFacts(separator.spec.architecture, separator.weights_sha256),
+            stems=self.stems,
+            quality=self.quality,
+            format=self.audio_format,
+            bit_depth=encoding.bit_depth,
+            files=written,
+            work_s={part: round(seconds, 3) for part, seconds in work.seconds.items()},
+        )
+
 
 def stems_named(names: str, model: ModelSpec) -> tuple[str, ...]:
-    """The stems in a list with commas, the model's own where it is empty. Raises RequestError for one that is not offered."""
-    stems = tuple(dict.fromkeys(stem for name in names.split(",") if (stem := name.strip().lower())))
+    """Read a list of stems with commas, the model's own where it is empty. Raises RequestError for one that is not offered."""
+    stems = split_names(names)
     unknown = [stem for stem in stems if stem not in model.offered]
     if unknown:
         raise RequestError(f"this model has no stem {', '.join(unknown)}: it gives {', '.join(model.offered)}")
     return stems or model.stems
+
+
+def split_names(names: str) -> tuple[str, ...]:
+    """Split a list with commas into names in small letters, each once."""
+    return tuple(dict.fromkeys(stem for name in names.split(",") if (stem := name.strip().lower())))
+
+
+def form_accepted(accept: str) -> tuple[AudioFormat, bool]:
+    """Choose the format, and a zip or not, by an Accept header (RFC 9110, 12.5.1): the type of the highest q, the first of
+    equals. Named audio types go before `audio/*`. Raises RequestError where there is none.
+    """
+    liked = [(name, q) for name, q in map(media_type, accept.split(",")) if q > 0]
+    audio = [(q, name != "audio/*", FORMATS[name]) for name, q in liked if name in FORMATS]
+    zips = [q for name, q in liked if name in ANYTHING]
+    if not audio and not zips:
+        raise RequestError(f"Accept cannot be {accept}: ask for application/zip, {' or '.join(AUDIO_TYPES)}")
+    audio_format: AudioFormat = max(audio, key=lambda wish: wish[:2])[2] if audio else "wav"
+    return audio_format, not audio or any(name == "application/zip" for name, _ in liked)
+
+
+def media_type(part: str) -> tuple[str, float]:
+    """Read one part of an Accept header: its type and its q, 1 without one that can be read."""
+    name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    weights = [match[1] for piece in parameters if (match := re.fullmatch(r"q\s*=\s*([01](?:\.\d{0,3})?)", piece))]
+    return name, float(weights[0]) if weights else 1.0
 
 
 def quality_named(name: str) -> Quality:
@@ -118,15 +244,25 @@ def quality_named(name: str) -> Quality:
     raise RequestError(f"X-Quality cannot be {name}: ask for fast or best")
 
 
-def song_name(content_disposition: str) -> str:
-    """The plain name of the file in the header, "" where it has none."""
+def file_name(content_disposition: str) -> str:
+    """Find the name of the file in the header, "" where it has none.
+
+    A name in raw UTF-8 is understood: HTTP libraries hand its bytes on as Latin-1.
+    """
     header = Message()
-    header["Content-Disposition"] = content_disposition
-    return plain_name(header.get_filename(""))
+    header["Content-Disposition"] = raw_utf8(content_disposition)
+    return header.get_filename("")
+
+
+def raw_utf8(value: str) -> str:
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def plain_name(file_name: str) -> str:
-    """A file name without folders, suffix and what no file name should hold."""
+    """Leave out of a file name its folders, its suffix and the letters that no file name should hold."""
     name = PurePosixPath(file_name.replace("\\", "/")).stem
     printable = "".join(letter for letter in name if letter.isprintable() and letter not in '"<>:|?*%')
     return printable.strip(". ")[:MAX_NAME_LENGTH]

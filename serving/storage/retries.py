@@ -17,7 +17,7 @@ def pauses(first_s: float, longest_s: float) -> Iterator[float]:
 
     Each is drawn between half and the whole of that, so that many clients of one server do not come back as one.
     """
-    pause_s = first_s
+    pause_s = min(first_s, longest_s)
     while True:
         yield pause_s * random.uniform(0.5, 1)
         pause_s = min(2 * pause_s, longest_s)

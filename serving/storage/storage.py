@@ -15,13 +15,12 @@ from threading import Event
 from typing import Any
 
 from serving.errors import StorageError, StoreUnavailable
+from serving.storage.progress import Progress as Progress
+from serving.storage.progress import no_progress as no_progress
 from serving.storage.retries import Patience
 from serving.storage.s3 import TRANSFER, bucket_and_key, connect, explained, head
 
 BLOCK_BYTES = 1 << 18  # larger ones cost a page fault for every page: malloc gives them back at once
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done ("fetch"), how much of it is done and how much there is; never two calls at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +33,17 @@ class StoredFile:
     etag: str
 
 
-def no_progress(_what: str, _done: int, _total: int) -> None:
-    """The `Progress` of a caller who does not look."""
-
-
 def is_remote(url: str) -> bool:
     return url.startswith("s3://")
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file of this URL. Raises StorageError where that cannot be known, as without its bucket."""
+    """True if there is a file of this URL. Raises StorageError if that cannot be known, as without its bucket."""
     return find_file(url) is not None
 
 
 def find_file(url: str) -> StoredFile | None:
-    """The file of a URL, None where there is none. Raises StorageError where that cannot be known."""
+    """The file of a URL, None if there is none. Raises StorageError if that cannot be known."""
     name = url.rsplit("/", 1)[-1]
     if not is_remote(url):
         path = _plain(url)
@@ -60,31 +55,35 @@ def find_file(url: str) -> StoredFile | None:
 
 def list_files(url: str) -> list[StoredFile]:
     """Every file below a folder, sorted by name; none if a bucket holds nothing there."""
+    return sorted(walk_files(url), key=lambda file: file.name)
+
+
+def walk_files(url: str) -> Iterator[StoredFile]:
+    """The files below a folder in the order of the store, one page of a listing in memory at a time."""
     if not is_remote(url):
         folder = _plain(url)
         if not folder.is_dir():
             raise StorageError(f"there is no folder {url}: check the path")
-        paths = [path for path in folder.rglob("*") if path.is_file()]
-        plain = [StoredFile(path.relative_to(folder).as_posix(), str(path), path.stat().st_size, "") for path in paths]
-        return sorted(plain, key=_name)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                yield StoredFile(path.relative_to(folder).as_posix(), str(path), path.stat().st_size, "")
+        return
     bucket, key = bucket_and_key(url)
     prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
     with explained(url):
-        pages = connect().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        objects = [entry for page in pages for entry in page.get("Contents", []) if not entry["Key"].endswith("/")]
-    files = [
-        StoredFile(entry["Key"][len(prefix) :], f"s3://{bucket}/{entry['Key']}", entry["Size"], etag_of(entry))
-        for entry in objects
-    ]
-    return sorted(files, key=_name)
+        for page in connect().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                name = entry["Key"][len(prefix) :]
+                if not name.endswith("/"):
+                    yield StoredFile(name, f"s3://{bucket}/{entry['Key']}", entry["Size"], etag_of(entry))
 
 
 def read_file(file: StoredFile, start: int, stop: int, stopping: Event | None = None) -> Iterator[bytes]:
     """The bytes [start, stop) of a file in a bucket, in blocks.
 
-    What passes is waited for: after a connection that is cut, a time-out, a 500, a 503 SlowDown, a server that restarts, the
-    rest is asked for again, with pauses that grow up to `retries.PATIENCE_S` without a byte. Raises StorageError if the
-    object is no longer the one listed, or `stopping` is set.
+    After a cut connection, a time-out, a 500, a 503 SlowDown or a restart of the server the rest is asked for again, with
+    growing pauses, until `retries.PATIENCE_S` have passed without a byte. Raises StorageError then, if the object is no longer
+    the one listed, or if `stopping` is set.
     """
     stopping = stopping or Event()
     patience = Patience(stopping)
@@ -138,7 +137,7 @@ def store_bytes(content: bytes, url: str) -> None:
 
 
 def delete(url: str) -> None:
-    """Remove the file of a URL. What is not there is gone already."""
+    """Remove the file of a URL, if there is one."""
     if not is_remote(url):
         _plain(url).unlink(missing_ok=True)
         return
@@ -204,7 +203,3 @@ def _read_once(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
 
 def etag_of(facts: Mapping[str, Any]) -> str:
     return str(facts.get("ETag", "")).strip('"')
-
-
-def _name(file: StoredFile) -> str:
-    return file.name

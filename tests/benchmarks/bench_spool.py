@@ -15,7 +15,7 @@ RUN_S = 30
 REPORTS_PER_S = 5
 SAVE_EVERY_S = 300
 STATE_BYTES = 100_000_000
-NUMBERS = {"loss": 1.0, "learning_rate": 1e-3, "audio_s_per_s": 100.0}
+NUMBERS = {"train/loss": 1.0, "train/learning_rate": 1e-3, "train/audio_s_per_s": 100.0}
 
 
 def test_a_run_gives_one_percent_to_logging_and_saving(tmp_path: Path) -> None:

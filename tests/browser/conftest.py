@@ -1,17 +1,39 @@
 """Debian's Chromium, driven by Playwright. Every test of this folder is skipped by name where there is none."""
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+import torch
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from serving.model.archive import write_archive
+from serving.model.networks import build
+from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from serving.page.server import page_server
+from tests.torchserve import Server, serving, wait_until_ready
 
 CHROMIUM = shutil.which("chromium")
+expect.set_options(timeout=30_000)  # for busy machines
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 # Chromium calls home otherwise, and runs as root here.
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update", "--autoplay-policy=no-user-gesture-required"]
+
+MAX_DURATION_S = 700
+SPEC = ModelSpec(
+    architecture="banded",
+    dimensions={
+        **{"band_bins": (64, 128, 320), "band_widths": (2, 8, 20)},
+        **{"channels": (4, 6, 8), "paths": 1, "units": 4, "memory_inputs": 8, "memory_units": 4},
+    },
+    stems=("vocals", "drums", "bass", "other"),
+    audio=AudioSpec(sample_rate_hz=16_000),
+    stft=StftSpec(n_fft=1024, hop_samples=256),
+    chunk=ChunkSpec(length_s=4, overlap_s=1),
+)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +49,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     with browser.new_context(viewport={"width": 1200, "height": 860}, accept_downloads=True) as context:
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         yield context
 
 
@@ -41,3 +63,24 @@ def screenshots() -> Path:
     """A folder that git ignores and CI may keep."""
     SCREENSHOTS.mkdir(exist_ok=True)
     return SCREENSHOTS
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A TorchServe with a tiny model of four stems."""
+    folder = tmp_path_factory.mktemp("server")
+    torch.manual_seed(0)
+    write_archive(folder / "tiny.mar", SPEC, build(SPEC), {"run": "r1"})
+    environment = {"STEMWRIGHT_MAX_DURATION_S": str(MAX_DURATION_S), "STEMWRIGHT_MAX_REQUEST_MB": "60"}
+    with serving(folder / "tiny.mar", folder / "log", environment) as server:
+        wait_until_ready(server)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def address(server: Server) -> Iterator[str]:
+    """The page on this machine, as `stemwright page` serves it."""
+    with page_server(server.endpoint) as page:
+        threading.Thread(target=page.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{page.server_port}/"
+        page.shutdown()

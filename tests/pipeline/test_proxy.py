@@ -14,7 +14,7 @@ import pytest
 from serving.endpoint.answer import Answer
 from serving.errors import AudioTooLong, StemwrightError, StorageError
 from tests import nginx
-from tests.nginx import post, proxy_of
+from tests.nginx import get, post, proxy_of
 from tests.torchserve import MAX_DURATION_S, Server, encoded, stems_in
 
 pytestmark = [
@@ -106,9 +106,37 @@ def test_a_body_over_the_limit_gets_json(proxy: str) -> None:
         assert (answer.status, answer.json()["error"]) == (413, "AudioTooLong")
 
 
-@pytest.mark.parametrize("path", ["/", "/models", "/metrics", "/predictions/other", "/invocations", "/api-description"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models",
+        "/server.py",
+        "/../server.py",
+        "/nothing.js",
+        "/metrics",
+        "/predictions/other",
+        "/invocations",
+        "/api-description",
+    ],
+)
 def test_nothing_else_is_reachable(proxy: str, path: str) -> None:
-    assert post(proxy, path=path).status == 404
+    for answer in (get(proxy, path), post(proxy, path=path)):
+        assert answer.status in (404, 405)
+        assert answer.json()["error"]
+
+
+def test_the_page_is_there_and_is_only_read(proxy: str) -> None:
+    for path, content_type in (
+        ("/", "text/html"),
+        ("/app.js", "text/javascript"),
+        ("/openapi.yaml", "application/yaml"),
+    ):
+        answer = get(proxy, path)
+        assert (answer.status, answer.headers["content-type"]) == (200, content_type)
+        assert (answer.headers["x-content-type-options"], answer.headers["x-frame-options"]) == ("nosniff", "DENY")
+        refused = post(proxy, path=path)
+        assert (refused.status, refused.json()["error"]) == (405, "RequestError")
+    assert get(proxy, "/").headers["cache-control"] == "no-cache"
 
 
 def form(body: bytes, disposition: str = 'form-data; name="song"; filename="a.wav"') -> bytes:

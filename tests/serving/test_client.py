@@ -5,7 +5,7 @@ import json
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +16,9 @@ import pytest
 import soundfile
 
 from serving import client
-from serving.audio.delivery import stream_stems
-from serving.audio.encoding import AudioFormat, Encoding
+from serving.audio.audio_io import AudioInfo
+from serving.audio.delivery import FACT_SHEET, zip_file
+from serving.audio.encoding import AudioFormat, Encoding, Written
 from serving.client import Client
 from serving.errors import (
     AudioError,
@@ -28,6 +29,7 @@ from serving.errors import (
     StemwrightError,
     UnsupportedAudio,
 )
+from serving.songs.fact_sheet import FactSheet, ModelFacts, SongFacts, SongFile
 
 SONG = b"a song" * 1_000
 STEMS = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 2, 20_000)).astype(np.float32)
@@ -84,7 +86,15 @@ def serving(*answers: Answer, reads_body: bool = True) -> Iterator[Server]:
 
 def stems_zip(names: list[str] = NAMES, audio_format: AudioFormat = "wav") -> bytes:
     encoding = Encoding(audio_format, "PCM_16", 44_100, 2, STEMS.shape[-1])
-    return b"".join(stream_stems([np.resize(STEMS, (len(names), *STEMS.shape[1:]))], names, encoding, zipped=True))
+    stems = np.resize(STEMS, (len(names), *STEMS.shape[1:]))
+
+    def fact_sheet(written: Mapping[str, Written]) -> bytes:
+        info = AudioInfo(44_100, 2, STEMS.shape[-1], "WAV", "PCM_16")
+        song = SongFacts.of_audio(SongFile.of(SONG, "song.wav"), info)
+        form = (audio_format, encoding.bit_depth, written, {"separate": 1.0})
+        return FactSheet(1, song, ModelFacts("classic", "f" * 64), tuple(names), "fast", *form).to_json()
+
+    return b"".join(zip_file([stems], names, encoding, fact_sheet))
 
 
 def plain(status: int, body: bytes = b"", **headers: str) -> Answer:
@@ -125,7 +135,7 @@ def told(status: int, name: str, message: str) -> Answer:
 
 def assert_right(separated: dict[str, Path], out: Path, names: list[str] = NAMES, audio_format: str = "wav") -> None:
     assert separated == {stem: out / f"{stem}.{audio_format}" for stem in names}
-    assert sorted(out.iterdir()) == sorted(separated.values())
+    assert sorted(out.iterdir()) == sorted([*separated.values(), out / FACT_SHEET])
     for path, stem in zip(separated.values(), STEMS, strict=False):
         audio, rate_hz = soundfile.read(path, dtype="float32")
         assert rate_hz == 44_100
@@ -205,8 +215,7 @@ def test_an_answer_that_is_not_whole_leaves_nothing(answer: Answer, message: str
     out = tmp_path / "out"
     with serving(answer) as server, pytest.raises(ServerError, match=message):
         Client(server.url).save(SONG, out, stems=NAMES)
-    assert list(tmp_path.iterdir()) == [out]
-    assert list(out.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     assert len(server.requests) == 1
 
 
@@ -230,7 +239,7 @@ def test_a_lost_connection_is_tried_again(lost: Answer, tmp_path: Path, monkeypa
     with serving(lost) as server, pytest.raises(ServerError, match="no complete answer"):
         Client(server.url, attempts=2).save(song, tmp_path / "none")
     assert len(server.requests) == 2
-    assert list((tmp_path / "none").iterdir()) == []
+    assert not (tmp_path / "none").exists()
 
 
 def test_waits_double_unless_the_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

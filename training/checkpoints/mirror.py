@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving.errors import StorageError
+from serving.storage.retries import pauses
 from serving.storage.storage import delete, is_remote, list_files, store_file
 from training.progress import say
 
-LONGEST_PAUSE_S = 60.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LONGEST_PAUSE_AT_THE_END_S = 1.0
 CHECKPOINT = "checkpoint"
 
@@ -76,18 +77,18 @@ class Mirror:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        failures = 0
+        failures, waits = 0, pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while (entry := self._next()) is not None:
             key, request = entry
             try:
                 self._store(request[1], is_checkpoint=key == CHECKPOINT)
             except (StorageError, OSError) as error:
                 failures += 1
-                self._pause(failures, error)
+                self._pause(failures, next(waits), error)
                 continue
             if failures:
                 say(f"the mirror {self.url} works again")
-            failures = 0
+            failures, waits = 0, pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
             with self._changed:
                 if self._waiting[key] == request:  # else a newer version came meanwhile
                     del self._waiting[key]
@@ -127,12 +128,12 @@ class Mirror:
         if self._upload.returncode != 0:
             raise StorageError(said.strip().rpartition("\n")[2])
 
-    def _pause(self, failures: int, error: Exception) -> None:
+    def _pause(self, failures: int, pause_s: float, error: Exception) -> None:
         with self._changed:
             if failures == 1 and not self._closed:
                 say(f"the mirror {self.url} is behind, training goes on and it is tried again: {error}")
             if not self._closing:
-                self._changed.wait_for(lambda: self._closing, min(LONGEST_PAUSE_S, 2.0 ** (failures - 1)))
+                self._changed.wait_for(lambda: self._closing, pause_s)
             else:
                 self._changed.wait_for(lambda: self._closed, LONGEST_PAUSE_AT_THE_END_S)
 

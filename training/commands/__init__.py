@@ -6,6 +6,6 @@ so that the help stays quick.
 """
 
 import serving.__main__
-from training.commands import data, demo, evaluation, run
+from training.commands import data, demo, doctor, evaluation, experiments, run
 
-GROUPS = (data.add, run.add, evaluation.add, serving.__main__.add_commands, demo.add)
+GROUPS = (data.add, run.add, evaluation.add, experiments.add, serving.__main__.add_commands, demo.add, doctor.add)

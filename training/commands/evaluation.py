@@ -5,7 +5,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from training.commands.options import ARCHIVE, DATA, Commands, add_cache, add_device, device_of
+from training.commands.options import ARCHIVE, DATA, Commands, add_cache, add_device, add_store, device_of
+from training.config import known_store_uri, store_uri
 from training.errors import ConfigError
 
 
@@ -30,6 +31,15 @@ def add(commands: Commands) -> None:
     compare.add_argument(
         "--plot", type=Path, metavar="PNG", help="draw every song there, the first archive against each other one"
     )
+    compare.add_argument(
+        "--report", type=Path, metavar="HTML", help="write a page there to hear and see the archives side by side"
+    )
+    compare.add_argument(
+        "--log",
+        action="store_true",
+        help="log the report and the scores in MLflow, and test/ scores with the runs compared",
+    )
+    add_store(compare)
     add_cache(compare)
     add_device(compare)
     compare.set_defaults(run=run_compare)
@@ -64,19 +74,36 @@ def run_evaluate(given: argparse.Namespace) -> int:
 def run_compare(given: argparse.Namespace) -> int:
     from training.data.data_set import open_dataset
     from training.evaluation.compare import compare, resolved
+    from training.experiments.comparison import Compared, curves_of, log_comparison, origins
+    from training.experiments.report import Collector, report
     from training.progress import ProgressBar
+    from training.tracking.registry import use_store
 
-    if given.plot and given.plot.suffix != ".png":
-        raise ConfigError(f"--plot {given.plot} is no picture that is drawn here: let its name end in .png")
+    for flag, file, suffix in (("--plot", given.plot, ".png"), ("--report", given.report, ".html")):
+        if file and file.suffix != suffix:
+            raise ConfigError(f"{flag} {file} is written as {suffix[1:]}: let its name end in {suffix}")
+    uri = store_uri(given.runs) if given.log else known_store_uri(given.runs)
+    if uri is not None:
+        use_store(uri)
+    collected = Collector() if given.report else None
     with tempfile.TemporaryDirectory() as folder:
         archives = resolved(given.archives, Path(folder))
         data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
-        comparison = compare(archives, data.split(given.split), device_of(given), progress=True)
+        songs = data.split(given.split)
+        comparison = compare(archives, songs, device_of(given), progress=True, each_song=collected)
+        compared = Compared(comparison, origins(archives), f"{data.data} {given.split}")
     print(comparison.table())
     if given.json:
         given.json.write_text(json.dumps(comparison.to_json(), indent=2) + "\n")
     if given.plot:
         comparison.figure().savefig(given.plot)
+    if collected is not None:
+        curves = curves_of(uri, compared.origins) if uri is not None else {}
+        costs = {name: origin.get("cost", {}) for name, origin in compared.origins.items()}
+        given.report.write_text(report(comparison, collected, compared.title, curves, costs))
+        print(f"report: {given.report}")
+    if given.log:
+        print(f"logged: {log_comparison(store_uri(given.runs), compared, given.report)}")
     return 0
 
 

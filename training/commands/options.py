@@ -21,6 +21,11 @@ def add_cache(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cache", type=Path, default=Path("cache"), metavar="DIR", help=help)
 
 
+def add_store(command: argparse.ArgumentParser) -> None:
+    help = "folder of run folders; its mlflow.db is read unless MLFLOW_TRACKING_URI is set (default runs)"
+    command.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help=help)
+
+
 def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
 

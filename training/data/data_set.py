@@ -5,7 +5,6 @@ train|test/<Artist - Title>/<stem>.*     MUSDB18-HQ and songs of your own, as `S
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Self
 
 from serving.storage.storage import Progress, counter, no_progress
 from training.data.errata import ERRATA, reports
-from training.data.musdb18 import StemFile
+from training.data.musdb18 import StemFile, validation_tracks
 from training.data.song import PAIR, SOURCES, Song
 from training.data.source import Source, find_source
 from training.data.stem_folder import FILES, SUFFIXES, StemFolder, needed
@@ -28,30 +27,6 @@ CHECKS = 8
 MUSDB18, MUSDB18_HQ, OWN_SONGS = "MUSDB18", "MUSDB18-HQ", "own songs"
 MUSDB18_LICENCE = "academic, non-commercial"
 UNKNOWN_LICENCE = "unknown"
-
-# As `validation_tracks` in the musdb package, which cannot be imported where there is no ffmpeg.
-VALIDATION_NAMES = frozenset(
-    {
-        "Actions - One Minute Smile",
-        "Clara Berry And Wooldog - Waltz For My Victims",
-        "Johnny Lokke - Promises & Lies",
-        "Patrick Talbot - A Reason To Leave",
-        "Triviul - Angelsaint",
-        "Alexander Ross - Goodbye Bolero",
-        "Fergessen - Nos Palpitants",
-        "Leaf - Summerghost",
-        "Skelpolu - Human Mistakes",
-        "Young Griffo - Pennies",
-        "ANiMAL - Rockshow",
-        "James May - On The Line",
-        "Meaxic - Take A Step",
-        "Traffic Experiment - Sirens",
-    }
-)
-
-
-OFFICIAL_NAMES = VALIDATION_NAMES | ERRATA.keys()
-"""Songs by which MUSDB18 is recognised."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +48,7 @@ class DataSet:
 
     @classmethod
     def of(cls, source: Source, folder: Path, valid_share: float) -> Self:
-        """The songs that the names of a source's files tell of, as they will lie in a folder."""
+        """The songs that the file names of a source tell of, as they will lie in a folder."""
         songs: dict[str, dict[Song, tuple[str, ...]]] = {
             split: dict(sorted(songs_in(split, source, folder), key=lambda found: found[0].name))
             for split in ("train", "test")
@@ -92,7 +67,7 @@ class DataSet:
         }
         lines = sorted(f"{name}\t{source.files[name]}\n" for names in files.values() for name in names)
         digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-        known = not OFFICIAL_NAMES.isdisjoint(song.name for song in files)
+        known = not (validation_tracks() | ERRATA.keys()).isdisjoint(song.name for song in files)
         layout = MUSDB18 if StemFile in layouts else MUSDB18_HQ if known else OWN_SONGS
         return cls(source.data, layout, digest, splits, files, source, folder)
 
@@ -158,8 +133,6 @@ class DataSet:
         stopping = stopping or Event()
         names = [name for song in songs for name in self.files[song]]
         self.source.bring(names, self.folder, progress, stopping)
-        if any(isinstance(song, StemFile) for song in songs):
-            require_ffmpeg(self.data)
         count = counter("check songs", len(songs), progress)
 
         def check(song: Song) -> None:
@@ -172,9 +145,9 @@ class DataSet:
 def list_dataset(data: str, work_dir: Path, valid_share: float = 0.15) -> DataSet:
     """The data set in a folder, a zip, or below an s3:// URL, with no song brought; those come to a folder in `work_dir`.
 
-    The 14 official songs are for validation where the songs carry their names, else `valid_share` of the songs to train
-    on, at least one, chosen by a hash of the name. Raises DataError or StorageError: a layout that is neither of the two,
-    a stem that is missing, a song to train on that is also a test song.
+    MUSDB18's 14 official songs are for validation if they are there by name, else `valid_share` of the songs to train on, at
+    least one, chosen by a hash of the name. Raises DataError if the layout is neither of the two, a stem is missing, or a song
+    to train on is also a test song; StorageError if storage refuses.
     """
     source = find_source(data)
     return DataSet.of(source, source.place(work_dir), valid_share)
@@ -194,9 +167,9 @@ def open_dataset(
 
 
 def copy_dataset(data: str, folder: Path, splits: Sequence[str], progress: Progress = no_progress) -> DataSet:
-    """Bring the files of some splits to a folder, which is a data set then; without a look into them.
+    """Bring the files of some splits to a folder, which is a data set then. Their headers are not checked.
 
-    Raises StorageError or DataError, also for a folder with songs that are not in the data set.
+    Raises StorageError or DataError, also if the folder holds songs that are not in the data set.
     """
     source = find_source(data)
     if source.place(folder) == Path(data):
@@ -240,16 +213,8 @@ def stem_files(source: Source, path: str) -> dict[str, str]:
 
 
 def validation_names(names: Sequence[str], share: float) -> set[str]:
-    official = VALIDATION_NAMES.intersection(names)
+    official = validation_tracks().intersection(names)
     if official and len(official) < len(names):
         return set(official)
     by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     return set(by_hash[: max(1, round(share * len(names)))])
-
-
-def require_ffmpeg(data: str) -> None:
-    if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
-        raise DataError(
-            f"{data} holds .stem.mp4 files, which need ffmpeg: install it (apt-get install ffmpeg, brew install ffmpeg) "
-            "or use MUSDB18-HQ"
-        )

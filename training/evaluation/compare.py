@@ -10,7 +10,7 @@ Axes: s stem, c channel, n sample.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from serving.audio import Audio
 from serving.model.separator import Separator
@@ -27,9 +26,19 @@ from serving.model.spec import STEMS, ModelSpec
 from training.data.song import SOURCES, SUMS, Song
 from training.errors import ConfigError
 from training.evaluation.cost import Cost, cost
-from training.evaluation.evaluate import Evaluation, Score, SongScores, decimal, finite, read_excerpt, require_songs
+from training.evaluation.evaluate import (
+    Evaluation,
+    Excerpt,
+    Score,
+    SongScores,
+    decimal,
+    finite,
+    read_excerpt,
+    require_songs,
+)
 from training.evaluation.oracle import ideal_ratio_mask
 from training.evaluation.plots import Point, scatter_figure
+from training.progress import counted
 
 PAIR = ("vocals", "accompaniment")
 
@@ -52,6 +61,11 @@ class Row:
         return Score(
             *np.mean([dataclasses.astuple(score) for score in self.evaluation.stems.values()], axis=0).tolist()
         )
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The score of each stem, then their mean."""
+        return (*self.evaluation.stems.values(), self.mean)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -80,23 +94,37 @@ class Comparison:
         }
 
     def table(self) -> str:
-        """A text table, a row for each archive and set of stems; "-" where there is nothing."""
+        """A text table with a block for each set of stems, since only scores of the same stems compare.
+
+        A star marks the best of several archives; "-" stands where there is no value.
+        """
         rows = (*self.archives, *self.bounds)
-        stems = [stem for stem in STEMS if any(stem in row.evaluation.stems for row in rows)]
+        blocks = list(dict.fromkeys(tuple(row.evaluation.stems) for row in rows))
         width = max(len(row.name) for row in rows)
+        lines = [line for stems in blocks for line in (*self._block(stems, width), "")]
+        songs = len(rows[0].evaluation.songs)
+        return "\n".join([*lines, f"{songs} songs, scores in dB; real-time factor and peak memory on {self.device}"])
+
+    def _block(self, stems: Stems, width: int) -> list[str]:
+        archives = [row for row in self.archives if tuple(row.evaluation.stems) == stems]
+        bounds = [row for row in self.bounds if tuple(row.evaluation.stems) == stems]
+        best = [
+            max((row.scores[column].usdr_db for row in archives), default=np.nan) for column in range(len(stems) + 1)
+        ]
         lines = [
             f"{'':{width}}"
-            + "".join(f"{name:>14}" for name in (*stems, "mean"))
+            + "".join(f"{name:>15}" for name in (*stems, "mean"))
             + cost_cells("params", "GMAC/s", "real-time", "memory"),
-            f"{'':{width}}" + "   cSDR   uSDR" * (len(stems) + 1) + cost_cells("10⁶", "", "factor", "MB"),
+            f"{'':{width}}" + "   cSDR   uSDR " * (len(stems) + 1) + cost_cells("10⁶", "", "factor", "MB"),
         ]
-        for row in rows:
-            scores = [*(row.evaluation.stems.get(stem) for stem in stems), row.mean]
-            lines.append(f"{row.name:{width}}" + "".join(map(cells_of_score, scores)) + cells_of_cost(row.cost))
-        songs = len(rows[0].evaluation.songs)
-        return "\n".join(
-            [*lines, "", f"{songs} songs, scores in dB; real-time factor and peak memory on {self.device}"]
-        )
+        for row in (*archives, *bounds):
+            starred = [
+                len(archives) > 1 and row in archives and score.usdr_db == highest
+                for score, highest in zip(row.scores, best, strict=True)
+            ]
+            cells = "".join(map(cells_of_score, row.scores, starred))
+            lines.append(f"{row.name:{width}}" + cells + cells_of_cost(row.cost))
+        return lines
 
     def figure(self) -> Figure:
         """Every song's uSDR, by stem: of the first archive to the right, of another upwards, a panel for each other."""
@@ -120,10 +148,22 @@ class Comparison:
         return [row for row in self.archives if row.name == name]
 
 
-def compare(archives: Mapping[str, Path], songs: Sequence[Song], device: torch.device, progress: bool) -> Comparison:
-    """Separate every song with every archive, named as its rows are to be, and measure what each costs.
+EachSong = Callable[[Excerpt, Mapping[str, Mapping[str, Audio]]], None]
+"""Takes a song and, by archive, its separated stems (c, n)."""
 
-    `progress` shows bars. Raises ArchiveError for one that is damaged before any work, DataError as `evaluate` does.
+
+def compare(
+    archives: Mapping[str, Path],
+    songs: Sequence[Song],
+    device: torch.device,
+    progress: bool,
+    each_song: EachSong | None = None,
+) -> Comparison:
+    """Separate every song with every archive, by the names that rows get, and measure the cost of each archive.
+
+    `progress` shows bars; `each_song` is called with the stems of every song.
+
+    Raises ArchiveError for one that is damaged before any work, DataError as `evaluate` does.
     """
     require_songs(songs)
     separators = {name: Separator.open(path, device) for name, path in archives.items()}
@@ -136,19 +176,18 @@ def compare(archives: Mapping[str, Path], songs: Sequence[Song], device: torch.d
     }
     every_set = list(dict.fromkeys(stems for several in scored.values() for stems in several))
 
-    costs = {
-        name: cost(path, device)
-        for name, path in tqdm(archives.items(), desc="cost", unit="archive", disable=not progress)
-    }
+    costs = {name: cost(path, device) for name, path in counted(list(archives.items()), "measure costs", progress)}
 
     of_archives: defaultdict[tuple[str, Stems], list[SongScores]] = defaultdict(list)
     of_bounds: defaultdict[tuple[str, Stems], list[SongScores]] = defaultdict(list)
-    for song in tqdm(songs, desc="compare", unit="song", disable=not progress):
+    for song in counted(songs, "compare songs", progress):
         excerpt = read_excerpt(song, [stem for stem in STEMS if any(stem in stems for stems in every_set)])
-        for name, separator in separators.items():
-            separated = separator.separate(excerpt.mixture, excerpt.rate_hz)
+        found = {name: one.separate(excerpt.mixture, excerpt.rate_hz) for name, one in separators.items()}
+        for name, separated in found.items():
             for stems in scored[name]:
                 of_archives[name, stems].append(excerpt.scores(stems, summed_up(separated, stems)))
+        if each_song is not None:
+            each_song(excerpt, found)
         for (name, stems), spec in masks.items():
             by_mask = ideal_ratio_mask(excerpt.references(stems), excerpt.rate_hz, spec)
             of_bounds[name, stems].append(excerpt.scores(stems, by_mask))
@@ -225,9 +264,8 @@ def by_stem(stems: Mapping[str, Score]) -> dict[str, Any]:
     }
 
 
-def cells_of_score(score: Score | None) -> str:
-    values = ("-", "-") if score is None else (decimal(score.csdr_db), decimal(score.usdr_db))
-    return "".join(f" {value:>6}" for value in values)
+def cells_of_score(score: Score, starred: bool) -> str:
+    return f" {decimal(score.csdr_db):>6} {decimal(score.usdr_db):>6}{'*' if starred else ' '}"
 
 
 def cells_of_cost(cost: Cost | None) -> str:

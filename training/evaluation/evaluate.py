@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from serving.audio import Audio
 from serving.model.separator import Separator
@@ -25,6 +24,7 @@ from training.data.song import Song
 from training.errors import DataError
 from training.evaluation.metrics import csdr, median, recovered_percent, usdr
 from training.evaluation.oracle import ideal_ratio_mask
+from training.progress import counted
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def evaluate(separator: Separator, songs: Sequence[Song], progress: bool, qualit
     require_songs(songs)
     spec, stems = separator.spec, separator.spec.stems
     scored = []
-    for song in tqdm(songs, desc="evaluate", unit="song", disable=not progress):
+    for song in counted(songs, "evaluate songs", progress):
         excerpt = read_excerpt(song, stems)
         by_mask = ideal_ratio_mask(excerpt.references(stems), excerpt.rate_hz, spec)
         of_model = model_scores(separator, excerpt, quality)

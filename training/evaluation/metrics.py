@@ -24,6 +24,20 @@ def usdr(references: Audio, estimates: Audio) -> Scores:
     return np.asarray(10 * np.log10((signal + USDR_FLOOR) / (error + USDR_FLOOR)))
 
 
+def si_sar(references: Audio, estimates: Audio) -> Scores:
+    """SI-SAR (s,) in dB of a song: the energy of an estimate that true stems explain, against its artifacts.
+
+    An estimate is projected onto the space of all true stems; the rest is artifact (Le Roux and others, arXiv:1811.02508,
+    eq. 6). Gains of stems do not matter. Infinite where all of an estimate is explained.
+    """
+    true = references.reshape(len(references), -1).astype(np.float64)
+    found = estimates.reshape(len(estimates), -1).astype(np.float64)
+    gains, *_ = np.linalg.lstsq(true @ true.T, true @ found.T, rcond=None)
+    explained = gains.T @ true
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(10 * np.log10((explained**2).sum(axis=1) / ((found - explained) ** 2).sum(axis=1)))
+
+
 def recovered_percent(sdr_db: float) -> float:
     """The share of a stem's energy that comes back right at this SDR, 100 at best; negative below 0 dB."""
     return float(100 * (1 - 10 ** (-sdr_db / 10)))

@@ -128,12 +128,21 @@ def scatter_figure(first: str, others: Mapping[str, Sequence[Point]]) -> Figure:
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (other, points) in zip(axes, others.items(), strict=False):
         draw_points(axis, points, limits)
-        axis.set(xlabel=f"{first}: uSDR of a song, dB", ylabel=f"{other}: uSDR, dB")
+        axis.set(xlabel=f"{first}: uSDR of a song, dB", ylabel=f"{other}: uSDR, dB", title=winner(first, other, points))
     for axis in axes[len(others) :]:
         axis.remove()
     legend = {label: dots for axis in axes for dots, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=len(legend), frameon=False)
     return figure
+
+
+def winner(first: str, other: str, points: Sequence[Point]) -> str:
+    """The better side in words, such as `b is better: +0.21 dB on average, on 9 of 12`."""
+    gains = np.array([point.y_db - point.x_db for point in points])
+    better, sign = (other, 1) if gains.mean() >= 0 else (first, -1)
+    return (
+        f"{better} is better: {abs(gains.mean()):.2f} dB on average, on {int((sign * gains > 0).sum())} of {len(gains)}"
+    )
 
 
 def draw_points(axis: Axes, points: Sequence[Point], limits: tuple[float, float]) -> None:

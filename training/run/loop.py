@@ -78,7 +78,7 @@ class Run:
         stepper.fit(self.excerpts.batch(state.step))
         upcoming = self.excerpts.batches(state.step, pin_memory=machine.on_gpu)
         audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
-        with closing(upcoming), closing(run_bar(config.preset, machine.ranks.first)) as bar:
+        with closing(upcoming), closing(run_bar(config.preset, machine.ranks.first, self.progress)) as bar:
             self.ticked_at = time.monotonic()
             while not self.finished():
                 self.take_songs()
@@ -89,10 +89,14 @@ class Run:
                     numbers = {"loss": report.loss, "learning_rate": rate, "skipped": len(report.skipped)}
                     numbers["audio_s_per_s"] = audio_s_per_s(state.step)
                     self.log(numbers, report.skipped)
-                    best = f", best {state.best_usdr:.2f} dB" if math.isfinite(state.best_usdr) else ""
-                    news = "step {}, loss {loss:.2f}, {audio_s_per_s:.0f} audio s/s{}"
-                    bar.set_postfix_str(news.format(state.step, best, **numbers), refresh=False)
-                    bar.update(self.progress - bar.n)
+                    heard = f", {rate_s:.3g} s of audio a second" if (rate_s := numbers["audio_s_per_s"]) else ""
+                    bar.at(self.progress, f"step {state.step}, loss {report.loss:.2f}{heard}{self.best}")
+            bar.at(self.progress, f"step {state.step}{self.best}")
+
+    @property
+    def best(self) -> str:
+        """The best score for the bar, nothing before the first validation."""
+        return f", best {self.state.best_usdr:.2f} dB" if math.isfinite(self.state.best_usdr) else ""
 
     @property
     def progress(self) -> float:

@@ -4,10 +4,12 @@ Axes: c channel, n sample.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serving.model.archive import read_archive
 from serving.model.separator import Separator
 from training.config import TrainConfig
 from training.data.data_set import DataSet
@@ -16,6 +18,7 @@ from training.evaluation.evaluate import decimal, middle
 from training.evaluation.metrics import recovered_percent
 from training.evaluation.plots import spectrogram_figure
 from training.run.validate import Scored
+from training.tracking.stored_run import ArchiveFacts
 from training.tracking.tracking import Split, Tracker
 
 EXCERPT_S = 10
@@ -38,7 +41,8 @@ def show(
 ) -> None:
     """Log the validation of this number: its scores, and a picture of `song`, the first of the scored ones.
 
-    Where the scores are better than any before, log excerpts beside the true stems, and a table by song.
+    The page's slider begins at 0: there is the picture of the first validation. Where the scores are better than any
+    before, log excerpts beside the true stems, and a table by song.
     """
     evaluation, spec, stem = scored.evaluation, separator.spec, separator.spec.stems[0]
     numbers = {"usdr_db": evaluation.usdr, "ema_decay": scored.average.decay}
@@ -50,7 +54,7 @@ def show(
     *true, mixture = middle(np.stack([*true, mixture]), EXCERPT_S * rate_hz)
     estimates = separator.separate(mixture, rate_hz)
     title = f"{song.name}, step {step:,}, {stem} {decimal(evaluation.songs[0].stems[stem].usdr_db)} dB"
-    tracker.picture(stem, spectrogram_figure(mixture, true[0], estimates[stem], rate_hz, stem, title), number)
+    tracker.picture(stem, spectrogram_figure(mixture, true[0], estimates[stem], rate_hz, stem, title), number - 1)
 
     if better:
         truth = {f"{name}_true": audio for name, audio in zip(spec.stems, true, strict=True)}
@@ -75,6 +79,23 @@ def show_best(tracker: Tracker, config: TrainConfig, origin: Mapping[str, Any]) 
     tracker.summary({"best/usdr_db": best, **{f"best/{name}": value for name, value in numbers.items()}})
     tracker.summary({f"cost/{name}": value for name, value in origin["cost"].items() if value is not None})
     tracker.note(described(config, origin))
+
+
+def show_archive(tracker: Tracker, archive: Path) -> None:
+    """Log the archive of the run, with the facts by which people choose one."""
+    opened = read_archive(archive)
+    origin = opened.origin
+    scores = {f"best/{stem}_usdr_db": score["usdr_db"] for stem, score in origin["validation"].items()}
+    facts = ArchiveFacts(
+        preset=origin["preset"],
+        stems=tuple(opened.spec.stems),
+        step=origin["step"],
+        licence=str(origin.get("licence", "not stated")),
+        data=origin["data"],
+        data_digest=origin["data_digest"],
+        scores={"best/usdr_db": mean_usdr(origin), **scores},
+    )
+    tracker.archive(archive, facts)
 
 
 def described(config: TrainConfig, origin: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from training.run.machine import Machine
 from training.run.precision import Precision, prepare
 from training.run.pretrained import take_weights
 from training.run.ranks import synced
-from training.run.showcase import show_best, show_data
+from training.run.showcase import show_archive, show_best, show_data
 from training.run.signals import StopRequest, stop_requests
 from training.run.state import RunState
 from training.run.validate import Validator
@@ -119,7 +119,7 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
                 tracker.close("interrupted", min(CLOSING_S, stop.left_s))
             elif tracker is not None:
                 archive = str(export(places.run_dir))
-                tracker.archive(Path(archive))
+                show_archive(tracker, Path(archive))
                 if places.publish is not None:
                     archive = publish(places.run_dir, places.publish, places.overwrite)
         return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)

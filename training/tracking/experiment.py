@@ -33,15 +33,15 @@ NOTE_TAG = "mlflow.note.content"
 CHOSEN_BY = "best/usdr_db"
 COLUMNS = {
     f"metrics.`{CHOSEN_BY}`": 130,
-    "metrics.`best/vocals_usdr_db`": 170,
-    "metrics.`best/accompaniment_usdr_db`": 220,
+    "metrics.`best/vocals_usdr_db`": 160,
     "metrics.`best/step`": 100,
     "metrics.`cost/real_time_factor`": 180,
     "params.`preset`": 110,
-    "params.`learning_rate`": 120,
+    "params.`learning_rate`": 110,
     "params.`batch_size`": 110,
     "params.`seed`": 80,
     "tags.`end`": 110,
+    "metrics.`best/accompaniment_usdr_db`": 220,
 }
 """Columns of the view, in their order, and their widths in pixels."""
 

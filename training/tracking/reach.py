@@ -1,5 +1,6 @@
 """A try of an MLflow store, before something depends on it."""
 
+import logging
 import sqlite3
 import time
 from contextlib import closing
@@ -10,8 +11,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from training.errors import TrackingError
+from training.tracking.asking import bound_requests
 from training.tracking.experiment import find_or_make_experiment
-from training.tracking.stored_run import bound_requests, innermost, without_password
+from training.tracking.words import innermost, without_password
 
 SQLITE = "sqlite:///"
 TRIED_TAG = "stemwright.tried"
@@ -23,6 +25,7 @@ def reach(uri: str, run_dir: Path) -> None:
     `run_dir` is the folder of a run; a store in a file keeps its artifacts beside it. Raises TrackingError.
     """
     bound_requests()
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # else a new store tells which tables it makes
     try:
         if uri.startswith(SQLITE):  # MLflow itself tries for 100 s to open a file that cannot be opened
             path = Path(uri.removeprefix(SQLITE))

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from serving.storage.retries import pauses
 from training.errors import TrackingError
 from training.progress import say
 
 INTERVAL_S = 5.0
-LONGEST_PAUSE_S = 60.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 PAUSE_AT_THE_END_S = 0.5
 BATCH_OPERATIONS = 500
 
@@ -119,14 +120,14 @@ class Sender:
         return self._spool.is_sent
 
     def _work(self) -> None:
-        failures = 0
+        failures, waits = 0, pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         while not self._abandoned.is_set():
             closing = self._closing.is_set()
             try:
                 send_all(self._spool, self._send, self._abandoned)
                 if failures:
                     say(f"{self._receiver} works again")
-                failures = 0
+                failures, waits = 0, pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S)
             except TrackingError as error:
                 failures += 1
                 if failures == 1:
@@ -137,7 +138,7 @@ class Sender:
                     return
                 self._abandoned.wait(PAUSE_AT_THE_END_S)
             else:
-                self._closing.wait(min(LONGEST_PAUSE_S, 2.0 ** (failures - 1)) if failures else INTERVAL_S)
+                self._closing.wait(next(waits) if failures else INTERVAL_S)
 
 
 def send_all(spool: Spool, send: Send, abandoned: threading.Event | None = None) -> int:

@@ -6,11 +6,10 @@ machine or, by its id, on another.
 """
 
 import json
-import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +17,22 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
 from training.errors import TrackingError
 from training.progress import say
+from training.tracking.asking import bound_requests
 from training.tracking.experiment import find_or_make_experiment
+from training.tracking.registry import dataset_digest, dataset_name, log_model
 from training.tracking.spool import Operation
+from training.tracking.words import innermost
 
 SPOOL_TAG = "stemwright.spool"
 DATA_CONTEXT = "mlflow.data.context"
 TABLES_TAG = "mlflow.loggedArtifacts"
-REQUEST_TIMEOUT_S = 30
 BATCH_METRICS = 1000  # MLflow takes no more at once
-LONGEST_DIGEST = 36  # nor a longer digest
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,19 @@ class Origin:
 
     run_id: str | None = None
     step: int = 0
+
+
+@dataclass(frozen=True)
+class ArchiveFacts:
+    """Facts of a model archive for whoever chooses one: its stems, where it comes from, its scores by name."""
+
+    preset: str
+    stems: tuple[str, ...]
+    step: int
+    licence: str
+    data: str
+    data_digest: str
+    scores: Mapping[str, float]
 
 
 class StoredRun:
@@ -169,9 +181,10 @@ class Contact:
                 self._send_params(params)
             case {"op": "tags", "tags": tags}:
                 self._send_tags(tags)
-            case {"op": "data", "context": context, **facts}:
-                self._client.log_inputs(self._run_id, [DatasetInput(dataset(facts), [InputTag(DATA_CONTEXT, context)])])
-            case {"op": "file" | "table" | "picture", "path": path}:
+            case {"op": "data", "split": split}:
+                inputs = [DatasetInput(dataset(operation), [InputTag(DATA_CONTEXT, split)])]
+                self._client.log_inputs(self._run_id, inputs)
+            case {"op": "file" | "table" | "picture" | "model", "path": path}:
                 local = self._spool_folder / path
                 if local.exists():  # else it has arrived, and the operations behind it have not
                     self._send_file(local, operation)
@@ -205,14 +218,16 @@ class Contact:
             case {"op": "picture", "key": key, "number": number, "time_ms": time_ms}:
                 with Image.open(local) as image:
                     self._client.log_image(self._run_id, image, None, key, number, time_ms, synchronous=True)
+            case {"op": "model"}:
+                log_model(self._client, self._run_id, local, operation)
 
 
 def dataset(facts: dict[str, Any]) -> Dataset:
     """A data set as the page of a run shows it: name, digest, address, number of songs and seconds."""
     source = facts["source"]
     kind, address = ("s3", source) if source.startswith("s3://") else ("local", source)
-    digest = facts["digest"][:LONGEST_DIGEST]
-    return Dataset(facts["name"], digest, kind, json.dumps({"uri": address}), profile=json.dumps(facts["profile"]))
+    name, digest = dataset_name(source, facts["split"]), dataset_digest(facts["digest"])
+    return Dataset(name, digest, kind, json.dumps({"uri": address}), profile=json.dumps(facts["profile"]))
 
 
 def is_known(client: mlflow.MlflowClient, run_id: str) -> bool:
@@ -236,24 +251,5 @@ def refusals_said(what: str) -> Iterator[None]:
         say(f"MLflow refuses reports of this run ({what}), it goes on without them: {error.message}")
 
 
-def bound_requests() -> None:
-    """Give up on a request soon, unless the user has set how soon: the sender tries again earlier than MLflow would."""
-    for setting, value in ((MLFLOW_HTTP_REQUEST_MAX_RETRIES, 0), (MLFLOW_HTTP_REQUEST_TIMEOUT, REQUEST_TIMEOUT_S)):
-        if not setting.is_set():
-            setting.set(value)
-
-
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def innermost(error: BaseException) -> str:
-    """The message of the exception that led to this one; MLflow wraps it in pages."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return without_password(str(error).partition("\n")[0])
-
-
-def without_password(text: str) -> str:
-    """The text with the user and password of every URL masked."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)

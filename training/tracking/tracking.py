@@ -10,11 +10,10 @@ import math
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from serving.audio import Audio
 from serving.audio.audio_io import write
@@ -23,8 +22,12 @@ from training.errors import NotFinite, TrackingError
 from training.progress import say
 from training.tracking.experiment import NOTE_TAG, scores_link
 from training.tracking.spool import Sender, Spool, send_all
-from training.tracking.stored_run import Origin, StoredRun, now_ms, without_password
+from training.tracking.stored_run import ArchiveFacts, Origin, StoredRun, now_ms
 from training.tracking.system_metrics import SystemMetrics
+from training.tracking.words import without_password
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # slow to import
 
 START_S = 20.0
 END_S = 30.0
@@ -86,12 +89,12 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self.close(self.end)
+            self.close(self.end, END_S)
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             self.close("interrupted", END_AFTER_INTERRUPT_S)
         else:
             self.tag({"error": str(error).partition("\n")[0] or type(error).__name__})
-            self.close("diverged" if isinstance(error, NotFinite) else "failed")
+            self.close("diverged" if isinstance(error, NotFinite) else "failed", END_S)
 
     @property
     def run_id(self) -> str | None:
@@ -125,10 +128,9 @@ class Tracker:
 
         `seconds` are those of the `measured` songs, the ones that have arrived.
         """
-        name = f"{source.rstrip('/').rsplit('/', 1)[-1]} {split}"
         profile = {"songs": songs, "measured_songs": measured, "seconds": round(seconds, 1)}
-        facts = {"name": name, "source": source, "digest": digest, "profile": profile}
-        self._spool.append({"op": "data", "context": split, **facts})
+        facts = {"source": source, "digest": digest, "profile": profile}
+        self._spool.append({"op": "data", "split": split, **facts})
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         """Log the finite ones of the numbers of a step. The steps of one name rise: one that was logged is not logged again."""
@@ -138,7 +140,7 @@ class Tracker:
         """Log the finite ones of numbers that have no steps; a number replaces the last one of its name."""
         self._spool.append({"op": "summary", "values": finite(values), "time_ms": now_ms()})
 
-    def picture(self, key: str, figure: Figure, number: int) -> None:
+    def picture(self, key: str, figure: "Figure", number: int) -> None:
         """Log a picture of a series; the page shows the series as a slider, several runs side by side."""
         path = self._spool.new_file("picture.png")
         figure.savefig(path)
@@ -157,12 +159,15 @@ class Tracker:
         path = self._json_file(name, {"columns": list(columns), "data": [list(row) for row in rows]})
         self._spool.append({"op": "table", "path": self._relative(path)})
 
-    def archive(self, path: Path) -> None:
-        """Log the model archive and its sha256."""
-        copy = self._spool.new_file(path.name)
-        shutil.copyfile(path, copy)
+    def archive(self, path: Path, facts: ArchiveFacts) -> None:
+        """Log the model archive as a file of the run, its sha256, and as a model that the run gave."""
+        copy, again = self._spool.new_file(path.name), self._spool.new_file(path.name)
+        for target in (copy, again):
+            shutil.copyfile(path, target)
         self._send_file(copy, "archive")
-        self.tag({"archive.sha256": hashlib.sha256(copy.read_bytes()).hexdigest()})
+        digest = hashlib.sha256(again.read_bytes()).hexdigest()
+        self.tag({"archive.sha256": digest})
+        self._spool.append({"op": "model", "path": self._relative(again), "sha256": digest, **asdict(facts)})
 
     def close(self, end: End, timeout_s: float = END_S) -> None:
         """End the run and wait until all reports are sent, `timeout_s` at most.

@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 import zipfile
@@ -19,12 +20,15 @@ import pytest
 import soundfile
 from torch import nn
 
+from serving.audio.delivery import FACT_SHEET
 from serving.endpoint import by_reference
 from serving.endpoint.answer import Answer as Answered
-from serving.endpoint.by_reference import Place, Reach, Reference, awaited, checked_address, is_public
+from serving.endpoint.by_reference import Patience, Place, Reach, Reference, awaited, checked_address, is_public
+from serving.endpoint.incoming import Bounds
 from serving.errors import AudioTooLong, Forbidden, RequestError, ServerError, StorageError
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
+from serving.songs.fact_sheet import FactSheet
 from tests.s3 import bucket_fixture  # noqa: F401
 
 SONG = b"a song" * 1_000
@@ -70,12 +74,20 @@ def sends(body: bytes, status: int = 200, **headers: str) -> Answer:
     return answer
 
 
+@contextmanager
+def song(reach: Reach, uri: str, seconds: float = 60) -> Iterator[Path]:
+    """A copy of the song at an address."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "song")
+        reach.fetch(reach.check(uri), path, Patience(seconds))
+        yield path
+
+
 def test_a_song_from_the_web() -> None:
     with web(sends(SONG)) as (url, asked):
         reach = Reach.of(f"s3://elsewhere, {url}/music/", 10**6)
-        with reach.song(f"{url}/music/a%20song.wav?X-Amz-Signature=abc%2F1") as path:
+        with song(reach, f"{url}/music/a%20song.wav?X-Amz-Signature=abc%2F1") as path:
             assert path.read_bytes() == SONG
-        assert not path.exists()
     assert asked == [(url.removeprefix("http://"), "/music/a%20song.wav?X-Amz-Signature=abc%2F1")]
 
 
@@ -83,22 +95,22 @@ def test_a_song_from_a_bucket_and_stems_back(bucket: Path, tmp_path: Path) -> No
     (bucket / "in").mkdir()
     (bucket / "in" / "song.wav").write_bytes(SONG)
     reach = Reach.of("s3://a-bucket/in,s3://a-bucket/out/", 10**6)
-    with reach.song("s3://a-bucket/in/song.wav") as path:
+    with song(reach, "s3://a-bucket/in/song.wav") as path:
         assert path.read_bytes() == SONG
     vocals = tmp_path / "vocals.wav"
     vocals.write_bytes(b"voice")
-    stored = reach.store({"vocals": vocals}, "s3://a-bucket/out/song/")
-    assert stored == {"vocals": "s3://a-bucket/out/song/vocals.wav"}
+    stored = reach.store([vocals], "s3://a-bucket/out/song/")
+    assert stored == ["s3://a-bucket/out/song/vocals.wav"]
     assert (bucket / "out" / "song" / "vocals.wav").read_bytes() == b"voice"
     with pytest.raises(Forbidden):
-        reach.store({"vocals": vocals}, "s3://a-bucket/elsewhere")
+        reach.store([vocals], "s3://a-bucket/elsewhere")
     with (
         pytest.raises(RequestError, match=r"there is no s3://a-bucket/in/other\.wav"),
-        reach.song("s3://a-bucket/in/other.wav"),
+        song(reach, "s3://a-bucket/in/other.wav"),
     ):
         pass
     small = Reach.of("s3://a-bucket", 100)
-    with pytest.raises(AudioTooLong, match="more than 100 bytes"), small.song("s3://a-bucket/in/song.wav"):
+    with pytest.raises(AudioTooLong, match="more than 100 bytes"), song(small, "s3://a-bucket/in/song.wav"):
         pass
 
 
@@ -106,7 +118,7 @@ def test_a_song_from_a_bucket_and_stems_back(bucket: Path, tmp_path: Path) -> No
 def test_a_bucket_that_is_not_there() -> None:
     with (
         pytest.raises(StorageError, match="no-bucket"),
-        Reach.of("s3://no-bucket", 100).song("s3://no-bucket/song.wav"),
+        song(Reach.of("s3://no-bucket", 100), "s3://no-bucket/song.wav"),
     ):
         pass
 
@@ -131,14 +143,14 @@ def test_what_is_no_song(answer: Answer, error: type[Exception], message: str) -
     with web(answer) as (url, asked):
         with (
             pytest.raises(error, match=message) as told,
-            Reach.of(url, 10_000).song(f"{url}/song.wav?signature=secret"),
+            song(Reach.of(url, 10_000), f"{url}/song.wav?signature=secret"),
         ):
             pass
         assert len(asked) == 1
     assert "secret" not in str(told.value)
 
 
-def test_a_server_that_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_trickles() -> None:
     def trickle(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()
@@ -147,11 +159,10 @@ def test_a_server_that_trickles(monkeypatch: pytest.MonkeyPatch) -> None:
                 handler.wfile.write(b"a")
                 time.sleep(0.02)
 
-    monkeypatch.setattr(by_reference, "FETCH_S", 0.2)
     with (
         web(trickle) as (url, _),
         pytest.raises(RequestError, match="takes more than"),
-        Reach.of(url, 100).song(url + "/a"),
+        song(Reach.of(url, 100), url + "/a", seconds=0.2),
     ):
         pass
 
@@ -282,7 +293,7 @@ def test_a_name_with_one_private_address_is_not_reached(private: str, monkeypatc
 
 @pytest.mark.parametrize("name", ["localhost", "0x7f.1", "2130706433", "127.1", "017700000001"])
 def test_other_names_of_this_machine_are_not_reached(name: str) -> None:
-    with pytest.raises(RequestError) as told, Reach.of(f"http://{name}:9", 100).song(f"http://{name}:9/a.wav"):
+    with pytest.raises(RequestError) as told, song(Reach.of(f"http://{name}:9", 100), f"http://{name}:9/a.wav"):
         pass
     assert isinstance(told.value, Forbidden) or "there is no host" in str(told.value)
 
@@ -301,7 +312,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch: pytest
     with web(sends(SONG)) as (url, asked):
         port = url.rsplit(":", 1)[1]
         named = f"http://store.example.com:{port}"
-        with Reach.of(named, 10**6).song(f"{named}/a.wav") as path:
+        with song(Reach.of(named, 10**6), f"{named}/a.wav") as path:
             assert path.read_bytes() == SONG
     assert looked_up == ["store.example.com", "127.0.0.1"]
     assert asked == [(f"store.example.com:{port}", "/a.wav")]
@@ -324,10 +335,10 @@ def test_a_certificate_must_be_the_names_not_the_addresss(
     with web(sends(SONG), certificate) as (url, asked):
         named = f"https://store.example.com:{url.rsplit(':', 1)[1]}"
         if welcome:
-            with Reach.of(named, 10**6).song(f"{named}/a.wav") as path:
+            with song(Reach.of(named, 10**6), f"{named}/a.wav") as path:
                 assert path.read_bytes() == SONG
         else:
-            with pytest.raises(RequestError, match="SSLError"), Reach.of(named, 10**6).song(f"{named}/a.wav"):
+            with pytest.raises(RequestError, match="SSLError"), song(Reach.of(named, 10**6), f"{named}/a.wav"):
                 pass
     assert len(asked) == welcome
 
@@ -365,7 +376,7 @@ def test_a_body_that_names_none(body: bytes) -> None:
 def test_slow_work_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_reference, "SIGN_OF_LIFE_S", 0.02)
 
-    def slow() -> str:
+    def slow(_: Patience) -> str:
         time.sleep(0.1)
         return "done"
 
@@ -383,7 +394,7 @@ def answered(
     """What a server that allows these addresses answers."""
     answer = Answered("r1", {"content-type": "application/json; charset=utf-8", **headers}, limit_s=60)
     separator = Separator(spec, network, "cpu")
-    answer.separate(separator, {"body": bytearray(json.dumps(body).encode())}, 60, Reach.of(allowed, 10**7))
+    answer.separate(separator, {"body": bytearray(json.dumps(body).encode())}, Bounds(reach=Reach.of(allowed, 10**7)))
     return answer, b"".join(iter(answer.next_piece, b""))
 
 
@@ -399,7 +410,7 @@ def test_stems_of_a_named_song_come_back(tiny_spec: ModelSpec, tiny_network: nn.
     answer, body = answered({"uri": "s3://a-bucket/a song.flac"}, "s3://a-bucket", tiny_spec, tiny_network)
     assert (answer.status, answer.content_type) == (200, "application/zip")
     assert answer.headers["Content-Disposition"] == 'attachment; filename="a song.zip"'
-    assert zipfile.ZipFile(io.BytesIO(body)).namelist() == ["vocals.wav", "accompaniment.wav"]
+    assert zipfile.ZipFile(io.BytesIO(body)).namelist() == ["vocals.wav", "accompaniment.wav", FACT_SHEET]
 
 
 def test_stems_of_a_named_song_go_to_a_bucket(
@@ -410,6 +421,9 @@ def test_stems_of_a_named_song_go_to_a_bucket(
     assert (answer.status, answer.content_type) == (200, "application/json")
     addresses = {stem: f"s3://a-bucket/stems/song/{stem}.flac" for stem in ("vocals", "accompaniment")}
     assert json.loads(body) == {"stems": addresses}
+    sheet = FactSheet.from_json((song_in_bucket / "stems" / "song" / FACT_SHEET).read_bytes())
+    assert sheet.song.etag and sheet.song.name == "a song.flac"
+    assert sheet.is_kept_in(song_in_bucket / "stems" / "song")
     stems = [soundfile.read(song_in_bucket / "stems" / "song" / f"{stem}.flac")[0] for stem in addresses]
     np.testing.assert_allclose(sum(stems), soundfile.read(song_in_bucket / "a song.flac")[0], atol=2**-13)
 

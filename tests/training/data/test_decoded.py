@@ -17,7 +17,7 @@ import soundfile
 import soxr
 
 from serving.model.spec import AudioSpec
-from tests.data_sets import STEMS, needs_ffmpeg, stem_audio, write_folder, write_stem_file
+from tests.data_sets import STEMS, stem_audio, write_folder, write_stem_file
 from training.data import decoded as decoded_module
 from training.data.decoded import DecodeCache, Span, claimed, decode, resampled, resampled_samples
 from training.data.musdb18 import StemFile
@@ -162,7 +162,6 @@ def test_a_song_can_be_sent_to_a_process(tmp_path: Path) -> None:
     assert np.array_equal(pickle.loads(sent).samples, decoded.samples)
 
 
-@needs_ffmpeg
 def test_stem_files_are_decoded(tmp_path: Path) -> None:
     source = StemFile("A - 0", write_stem_file(tmp_path / "A - 0.stem.mp4"))
     (decoded,) = decode([source], AudioSpec(44_100), ("vocals", "drums"), tmp_path / "cache")
@@ -219,23 +218,17 @@ class TestFaults:
             assert other.returncode == 0, errors
             assert_right(songs, tmp_path / "cache")
 
-    @needs_ffmpeg
-    def test_a_kill_of_ffmpeg_at_a_random_byte(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Callable[[int, int], int]
+    def test_a_stem_file_that_breaks_off_at_a_random_byte(
+        self, tmp_path: Path, times: Callable[[int, int], int]
     ) -> None:
-        source = StemFile("A - 0", write_stem_file(tmp_path / "A - 0.stem.mp4"))
-        killed = tmp_path / "bin" / "ffmpeg"
-        killed.parent.mkdir()
-        with monkeypatch.context() as patched:
-            patched.setenv("PATH", str(killed.parent), prepend=os.pathsep)
-            for _ in range(times(3, 50)):
-                last_byte = random.randrange(160_000)  # of 176,400
-                killed.write_text(f'#!/bin/sh\n{shutil.which("ffmpeg")} "$@" | head -c {last_byte}\nkill -9 $$\n')
-                killed.chmod(0o755)
-                with pytest.raises(DataError, match=r"A - 0\.stem\.mp4 is damaged, .*: get the song again"):
-                    decode([source], AudioSpec(22_050), STEMS, tmp_path / "cache")
-                assert names_in(tmp_path / "cache") == ["hashes.sqlite"]
-                killed.unlink()
+        path = write_stem_file(tmp_path / "A - 0.stem.mp4")
+        whole, source = path.read_bytes(), StemFile("A - 0", path)
+        for _ in range(times(3, 50)):
+            path.write_bytes(whole[: random.randrange(int(0.9 * len(whole)))])
+            with pytest.raises(DataError, match=r"A - 0\.stem\.mp4 (is|has|does) .*: get (it|the song) again"):
+                decode([source], AudioSpec(22_050), STEMS, tmp_path / "cache")
+            assert names_in(tmp_path / "cache") == ["hashes.sqlite"]
+        path.write_bytes(whole)
         assert_right([source], tmp_path / "cache")
 
     def test_a_song_in_the_making_is_of_one_alone_even_if_another_gave_it_up(self, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-from training.data.data_set import VALIDATION_NAMES
 from training.data.errata import ERRATA, faults, reports
+from training.data.musdb18 import validation_tracks
 from training.data.song import SOURCES
 
 
@@ -15,4 +15,4 @@ def test_faults_are_stretches_of_stems_to_train_on() -> None:
     for name in ERRATA:
         for fault in faults(name):
             assert fault.stem in SOURCES and 0 <= fault.start_s < fault.stop_s
-            assert name not in VALIDATION_NAMES
+            assert name not in validation_tracks()

@@ -124,16 +124,18 @@ def row(name: str, cost: Cost | None, **stems: tuple[float, float]) -> Row:
     return Row(name, Evaluation((SongScores("S", scores),)), cost)
 
 
-def test_the_table_has_a_row_for_each_and_dashes_for_what_is_not_there() -> None:
+def test_the_table_has_a_block_for_each_set_of_stems_and_marks_the_best() -> None:
     table = comparison_of(
         row("studio", COST, vocals=(8, 9), drums=(4, 5)),
+        row("other", COST, vocals=(7, 8), drums=(5, 6)),
         row("silent", None, vocals=(float("nan"), -6.5), accompaniment=(11, 12)),
     ).table()
-    head, units, studio, silent, _, foot = table.splitlines()
-    assert head.split()[:4] == ["vocals", "drums", "accompaniment", "mean"]
-    assert " ".join(studio.split()) == "studio 8.00 9.00 4.00 5.00 - - 6.00 7.00 9.88 18.46 0.213 1235"
-    assert " ".join(silent.split()) == "silent - -6.50 - - 11.00 12.00 - 2.75 - - - -"
-    assert len({len(line) for line in (head, units, studio, silent)}) == 1
+    head, units, studio, other, _, second, _, silent, _, foot = table.splitlines()
+    assert head.split()[:3] == ["vocals", "drums", "mean"] and second.split()[:3] == ["vocals", "accompaniment", "mean"]
+    assert " ".join(studio.split()) == "studio 8.00 9.00* 4.00 5.00 6.00 7.00* 9.88 18.46 0.213 1235"
+    assert " ".join(other.split()) == "other 7.00 8.00 5.00 6.00* 6.00 7.00* 9.88 18.46 0.213 1235"
+    assert " ".join(silent.split()) == "silent - -6.50 11.00 12.00 - 2.75 - - - -", "alone, nothing is the best"
+    assert len({len(line) for line in (head, units, studio, other)}) == 1
     assert foot.startswith("1 songs") and foot.endswith("cpu")
 
 
@@ -213,7 +215,7 @@ def test_the_command_prints_and_writes(
 
     rows = capsys.readouterr().out.splitlines()[2:6]
     assert [line.split()[0] for line in rows] == ["first/classic", "second/classic", "mask", "mixture"]
-    assert rows[0].split()[1:] == rows[1].split()[1:]
+    assert rows[0].split()[1:] == rows[1].split()[1:] and "*" in rows[0], "both are the best"
     assert [entry["name"] for entry in json.loads((tmp_path / "found.json").read_text())["archives"]] == [
         "first/classic",
         "second/classic",

@@ -99,7 +99,7 @@ def test_a_run_ends_with_an_archive_of_its_best_weights_and_everything_in_mlflow
     assert {"listen/mixture.flac", "listen/vocals.flac", "listen/vocals_true.flac", "archive/classic.mar"} <= listed
     assert {"songs.json", "training_songs.json", "config.json"} <= listed
     pictures = {re.split("[%~+]", f.path)[2] for f in tracked.list_artifacts(result.run_id, "images")}
-    assert pictures == {"1", "2"}, "a picture for each validation, by its number"
+    assert pictures == {"0", "1"}, "a picture for each validation, by its number"
 
     best = {name: score["usdr_db"] for name, score in facts["validation"].items()}
     metrics = run.data.metrics
@@ -218,8 +218,8 @@ def test_a_run_goes_on_without_the_old_store_as_a_new_run_that_names_the_old_one
     best = tracked.get_run(begun.run_id).data.metrics["best/usdr_db"]
     shutil.rmtree(tmp_path / "run" / "spool")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
-    faster = dataclasses.replace(config.optimization, learning_rate=1e-30)
-    resumed = start(dataclasses.replace(config, optimization=faster), tmp_path / "run", resume=True)
+    still = dataclasses.replace(config.optimization, learning_rate=1e-30)
+    resumed = start(dataclasses.replace(config, optimization=still), tmp_path / "run", resume=True)
     run = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'other.db'}").get_run(resumed.run_id)
     assert resumed.run_id != begun.run_id and run.data.tags["continues.run"] == begun.run_id
     assert run.data.tags["continues.step"] == "3" and run.info.status == "FINISHED"

@@ -1,0 +1,125 @@
+"""An Ogg file's pages: they tell whether it is whole, and of how many links it is chained. RFC 3533.
+
+A link is a song with a beginning and an end of its own; recordings of streams have several. libsndfile reads the first alone.
+"""
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from serving.audio.decoding import broken_off, damaged
+
+HEAD = struct.Struct("<4sBBqIIIB")
+"""Capture pattern, version, flags, granule position, serial number, sequence number, checksum, number of segments."""
+FIRST, LAST = 2, 4
+OPUS_HZ = 48_000
+
+
+@dataclass
+class Link:
+    """Bytes [start, stop) of the file. `ends` says that its last page carries the flag of an end."""
+
+    start: int
+    stop: int
+    rate_hz: int
+    """What granule positions count in, 0 where it is not known here."""
+    granule: int = 0
+    ends: bool = False
+    has_sound: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return self.granule / self.rate_hz if self.rate_hz else 0.0
+
+
+def links(file: BinaryIO, name: str) -> list[Link]:
+    """The links of a file, [] where it is no Ogg. Raises AudioError where a page is cut or bytes between pages are wrong."""
+    found: list[Link] = []
+    end = file.seek(0, os.SEEK_END)
+    at = file.seek(0)
+    while at < end:
+        head = file.read(HEAD.size)
+        if not head.startswith(b"OggS"[: len(head)]):
+            if found and not found[-1].ends:
+                raise damaged(name, played_s(found))
+            return found  # no Ogg at all, or a tag behind its end
+        if len(head) < HEAD.size:
+            raise broken_off(name, played_s(found))
+        _, _, flags, granule, _, _, _, segments = HEAD.unpack(head)
+        sizes = file.read(segments)
+        body = sum(sizes)
+        after = at + HEAD.size + segments + body
+        if len(sizes) < segments or after > end:
+            raise broken_off(name, played_s(found))
+        if flags & FIRST and (not found or found[-1].has_sound):
+            found.append(Link(at, after, 0))
+        elif not found:
+            return found
+        link = found[-1]
+        if flags & FIRST:
+            link.rate_hz = link.rate_hz or rate_of(file.read(min(body, 64)))
+        else:
+            link.has_sound = True
+            link.granule = max(link.granule, granule)
+        link.ends = bool(flags & LAST)
+        link.stop = at = file.seek(after)
+    return found
+
+
+def note(found: list[Link]) -> str | None:
+    """The note of an Ogg that ends between two pages, but not with the last."""
+    return "its last page does not say that the song ends there" if found and not found[-1].ends else None
+
+
+def played_s(found: list[Link]) -> float:
+    return sum(link.seconds for link in found)
+
+
+def rate_of(packet: bytes) -> int:
+    """What a stream's granule positions count in, by its first packet; 0 for a codec that is not known here."""
+    if packet.startswith(b"\x01vorbis") and len(packet) >= 16:
+        return int.from_bytes(packet[12:16], "little")
+    if packet.startswith(b"OpusHead"):
+        return OPUS_HZ
+    if packet.startswith(b"Speex   ") and len(packet) >= 40:
+        return int.from_bytes(packet[36:40], "little")
+    if packet.startswith(b"\x7fFLAC") and len(packet) >= 30:
+        return int.from_bytes(packet[27:30], "big") >> 4
+    return 0
+
+
+class Part(io.RawIOBase):
+    """Bytes [start, stop) of a file, as a file that is read."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self._file, self._start, self._stop, self._at = file, start, stop, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        size = self._stop - self._start
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, into: memoryview) -> int:  # type: ignore[override]
+        self._file.seek(self._start + self._at)
+        data = self._file.read(max(0, min(len(into), self._stop - self._start - self._at)))
+        into[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def parts(file: BinaryIO, found: list[Link]) -> Iterator[Part]:
+    """Each link as a file."""
+    for link in found:
+        yield Part(file, link.start, link.stop)

@@ -1,0 +1,116 @@
+"""A file as FFmpeg's libraries decode it, through PyAV. Only the decoder process imports this: the bytes are a stranger's.
+
+Axes: one channel after the other within a block.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import av
+
+BLOCK_SAMPLES = 1 << 14
+# Containers that hold audio and name no other file. A playlist would make FFmpeg read what is on the server's disk.
+DEMUXERS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,shn,tak,tta,"
+    "voc,w64,wav,wv"
+)
+STREAMS = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "mpeg", "mpegts"}
+"""Formats of frames without a head, cut out of something longer as often as not: FFmpeg passes over what it cannot decode."""
+LOSSLESS = {"alac", "als", "ape", "flac", "mlp", "shorten", "tak", "truehd", "tta", "wavpack", "wmalossless"}
+SUBTYPES = {"u8": "PCM_U8", "s16": "PCM_16", "s32": "PCM_24", "flt": "FLOAT", "dbl": "DOUBLE"}
+"""libsndfile's names of what lossless codecs decode to; of 32 bits, 24 are what a float32 holds."""
+TAGS = {"track": "tracknumber"}
+"""libsndfile's names of tags that FFmpeg names otherwise."""
+
+
+class Refused(Exception):
+    """A song that cannot be decoded. The reason is one of those in `ffmpeg.refusal`."""
+
+
+class Decoder:
+    """The audio stream of a file. Raises Refused for a file that holds none that can be decoded."""
+
+    container: Any  # PyAV's own types do not tell what is read from what is written
+    stream: Any
+
+    def __init__(self, file: BinaryIO) -> None:
+        file.seek(0)
+        with av.logging.Capture() as log:
+            try:
+                self.container = av.open(
+                    file,
+                    container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "none"},
+                    metadata_errors="replace",
+                )
+            except (av.error.FFmpegError, ValueError) as error:
+                raise Refused("no index" if keeps_index(file) else "no audio") from error
+        self.length_is_guessed = any("from bitrate" in message for _, _, message in log)
+        self.format = self.container.format.name.split(",")[0]
+        if not self.container.streams.audio:
+            raise Refused("no audio")
+        self.stream = self.container.streams.best("audio") or self.container.streams.audio[0]
+        if self.stream.codec_context is None:
+            raise Refused("no codec")
+        self.stream.codec_context.thread_count = 1
+        self.codec: str = self.stream.codec_context.codec.canonical_name
+
+    @property
+    def is_lossless(self) -> bool:
+        return self.codec in LOSSLESS or self.codec.startswith("pcm_")
+
+    def frames(self) -> Iterator[Any]:
+        """Decoded frames, all of one rate and as many channels. Raises Refused where they are damaged or change."""
+        kind = None
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.FFmpegError as error:
+                raise Refused("damaged") from error
+            if packet is None:
+                return
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                if self.format in STREAMS:
+                    continue
+                raise Refused("damaged") from error
+            for frame in frames:
+                kind = kind or (frame.sample_rate, frame.layout.nb_channels)
+                if kind != (frame.sample_rate, frame.layout.nb_channels):
+                    raise Refused("changes")
+                if frame.samples:
+                    yield frame
+
+    def subtype(self, sample_format: str) -> str:
+        """libsndfile's name of the samples of a lossless codec, else the codec's name."""
+        return SUBTYPES.get(sample_format.removesuffix("p"), "PCM_24") if self.is_lossless else self.codec.upper()
+
+    def tags(self) -> dict[str, str]:
+        found = {**self.stream.metadata, **self.container.metadata}
+        return {TAGS.get(name.lower(), name.lower()): value for name, value in found.items()}
+
+
+def keeps_index(file: BinaryIO) -> bool:
+    """Whether the file is an MP4 or CAF, which may have the index at the end."""
+    file.seek(0)
+    head = file.read(8)
+    return head[:4] == b"caff" or head[4:] == b"ftyp"
+
+
+def blocks(first: Any, others: Iterator[Any]) -> Iterator[bytes]:
+    """float32 samples of several frames at a time, one channel after the other."""
+    to_float = None if first.format.name == "fltp" else av.AudioResampler(format="fltp")
+    held: list[list[bytes]] = [[] for _ in range(first.layout.nb_channels)]
+    samples = 0
+    for frame in itertools.chain([first], others):
+        for part in to_float.resample(frame) if to_float else (frame,):
+            for channel, plane in zip(held, part.planes, strict=True):
+                channel.append(bytes(plane)[: 4 * part.samples])
+            samples += part.samples
+        if samples >= BLOCK_SAMPLES:
+            yield b"".join(itertools.chain.from_iterable(held))
+            held, samples = [[] for _ in held], 0
+    if samples:
+        yield b"".join(itertools.chain.from_iterable(held))

@@ -1,0 +1,162 @@
+"""libsndfile's decoders: WAV and its kin, FLAC, AIFF, AU, CAF, Ogg Vorbis, Opus and FLAC in Ogg.
+
+Axes: c channel, n sample.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+from serving.audio import Audio, ogg
+from serving.audio.decoding import Decoding, broken_off, damaged
+from serving.errors import AudioError
+
+BLOCK_SAMPLES = 1 << 16
+UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count where a header gives none
+COUNTED_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC"}
+MAX_LINKS = 1_000
+PIPE_BYTES = 0x7FFF_0000
+"""Sizes from here on stand in headers that were written before the size was known."""
+TAGS = ("title", "artist", "album", "tracknumber", "date", "genre", "comment", "copyright")
+# Speakers by number of channels as Vorbis and Opus order them: where in their order each of WAV's and FLAC's order stands.
+VORBIS_ORDER = {
+    3: (0, 2, 1),
+    5: (0, 2, 1, 3, 4),
+    6: (0, 2, 1, 5, 3, 4),
+    7: (0, 2, 1, 6, 5, 3, 4),
+    8: (0, 2, 1, 7, 5, 6, 3, 4),
+}
+
+
+class ForwardDecoder(soundfile.SoundFile):  # type: ignore[misc]
+    """A SoundFile that only reads on: nothing here needs the seek which SoundFile does after every read."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def reads(source: bytes | bytearray | Path) -> bool:
+    """Whether libsndfile is to decode a song. Not MPEG audio: it fails on large tags, junk and joined files."""
+    try:
+        with as_file(source) as file:
+            head = file.read(3)
+        if head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
+            return False
+        with as_file(source) as file, sound_file(file, source) as found:
+            return not found.subtype.startswith("MPEG_")
+    except soundfile.LibsndfileError:
+        return False
+
+
+@contextmanager
+def decoder(source: bytes | bytearray | Path, name: str) -> Iterator[Decoding]:
+    """A song that libsndfile decodes, its channels in the order of WAV's speakers.
+
+    Raises AudioError for an Ogg that ends inside a page, or whose links differ in rate or channels.
+    """
+    with as_file(source) as file:
+        links = ogg.links(file, name)
+        note = ogg.note(links) or note_of_header(file)
+        if len(links) > 1:
+            yield chain(file, links, name, note)
+            return
+    with as_file(source) as file, sound_file(file, source) as sound:
+        known = sound.frames < UNKNOWN_SAMPLES
+        yield Decoding(
+            sound.samplerate,
+            sound.channels,
+            sound.format,
+            sound.subtype,
+            blocks(sound, file, name),
+            counted_samples=sound.frames if known and sound.format in COUNTED_FORMATS else None,
+            promised_samples=sound.frames if known else None,
+            note=note,
+            tags=tags_of(sound),
+        )
+
+
+def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) -> Decoding:
+    """The links of an Ogg as one song."""
+    if len(links) > MAX_LINKS:
+        raise AudioError(f"{name} is chained of {len(links):,} songs: send {MAX_LINKS:,} or fewer in one")
+    kinds: set[tuple[int, int, str, str]] = set()
+    promised, tags = 0, dict[str, str]()
+    for part in ogg.parts(file, links):
+        with sound_file(part, None) as sound:
+            kinds.add((sound.samplerate, sound.channels, sound.format, sound.subtype))
+            promised += sound.frames
+            tags = tags or tags_of(sound)
+    (rate_hz, channels, file_format, subtype), *others = sorted(kinds)
+    if any(other[:2] != (rate_hz, channels) for other in others):
+        raise AudioError(f"{name} is chained of songs that differ in sample rate or channels: send them one by one")
+
+    def all_blocks() -> Iterator[Audio]:
+        for part in ogg.parts(file, links):
+            with sound_file(part, None) as sound:
+                yield from blocks(sound, part, name)
+
+    return Decoding(
+        rate_hz, channels, file_format, subtype, all_blocks(), promised_samples=promised, note=note, tags=tags
+    )
+
+
+def note_of_header(file: BinaryIO) -> str | None:
+    """The note of a WAV or AIFF that is shorter than its header says; None for the sizes that programs write into a pipe."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(24)
+    match head[:4]:
+        case b"RIFF":
+            size = 8 + int.from_bytes(head[4:8], "little")
+        case b"FORM":
+            size = 8 + int.from_bytes(head[4:8], "big")
+        case b"riff":  # Wave64
+            size = int.from_bytes(head[16:24], "little")
+        case _:
+            return None
+    return "it is shorter than its header says" if end + 1 < size < PIPE_BYTES else None
+
+
+def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.Part, name: str) -> Iterator[Audio]:
+    # Not SoundFile.blocks(): it repeats old samples where a file ends before its header says.
+    order = VORBIS_ORDER.get(sound.channels) if sound.format == "OGG" else None
+    channels = slice(None) if order is None else list(order)
+    samples = 0
+    try:
+        while len(block := sound.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+            samples += len(block)
+            yield np.ascontiguousarray(block.T[channels])
+    except soundfile.LibsndfileError as error:
+        seconds = max(samples, sound.tell()) / sound.samplerate
+        if sound.format == "FLAC" and sound.frames < UNKNOWN_SAMPLES and at_end(file):
+            raise broken_off(name, seconds, sound.frames / sound.samplerate) from error
+        raise damaged(name, seconds) from error
+
+
+def at_end(file: BinaryIO | ogg.Part) -> bool:
+    """Whether libsndfile has read all of the file."""
+    try:
+        descriptor = file.fileno()
+    except io.UnsupportedOperation:
+        return not file.read(1)
+    return os.lseek(descriptor, 0, os.SEEK_CUR) >= os.fstat(descriptor).st_size
+
+
+def tags_of(sound: ForwardDecoder) -> dict[str, str]:
+    return {name: value for name, value in sound.copy_metadata().items() if name in TAGS}
+
+
+def sound_file(file: BinaryIO | ogg.Part, source: bytes | bytearray | Path | None) -> ForwardDecoder:
+    # By descriptor, because a name that ends in .raw would be taken for headerless samples.
+    return ForwardDecoder(file.fileno() if isinstance(source, Path) else file, closefd=False)
+
+
+def as_file(source: bytes | bytearray | Path) -> BinaryIO:
+    """The bytes of a source as an open file."""
+    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)

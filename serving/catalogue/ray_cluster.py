@@ -1,0 +1,92 @@
+"""Workers on Ray: a cluster that RAY_ADDRESS names, else the processors of this machine. The only file that knows Ray."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from serving.catalogue.task import Outcome, Task
+from serving.catalogue.worker import Form, Worker
+from serving.errors import RequestError
+
+try:
+    import pyarrow
+    import ray
+    import ray.data
+except ImportError as error:
+    raise RequestError("catalogues need Ray: pip install 'stemwright[catalogue]'") from error
+
+TASKS_AN_OBJECT = 64
+LOST_WORKERS_A_SONG = 2
+"""A song during which so many workers were lost is given up: it may be the song that kills them."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The processors that workers may take: as many workers as fit, each with its share."""
+
+    gpus_per_worker: float = 0
+
+    def put(self, tasks: Iterable[Task]) -> tuple[list[Any], int]:
+        """Keep tasks in Ray's object store; gives the references and the number of tasks."""
+        references: list[Any] = []
+        count = 0
+        iterator = iter(tasks)
+        while some := list(itertools.islice(iterator, TASKS_AN_OBJECT)):
+            references.append(ray.put(pyarrow.Table.from_pylist([asdict(task) for task in some])))
+            count += len(some)
+        return references, count
+
+    def outcomes(self, references: list[Any], archive: bytes, form: Form) -> Iterator[Outcome]:
+        """Separate songs, in any order. A song whose workers are lost again and again has no outcome."""
+        songs = ray.data.from_arrow_refs(references).repartition(target_num_rows_per_block=1)
+        done = songs.map(
+            Actor,  # type: ignore[arg-type]  # a class is called with its instance
+            fn_constructor_args=(ray.put(archive), form, "cuda" if self.gpus_per_worker else None),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=None),
+            num_cpus=1,
+            num_gpus=self.gpus_per_worker,
+            max_restarts=-1,
+            max_task_retries=LOST_WORKERS_A_SONG,
+        )
+        batch: Any
+        for batch in done.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            yield from (Outcome(**row) for row in batch.to_pylist())
+
+    def without_outcome(self, references: list[Any], songs: Iterable[str]) -> Iterator[Task]:
+        """Find the tasks whose song is not among these."""
+        ended = set(songs)
+        for reference in references:
+            yield from (Task(**row) for row in ray.get(reference).to_pylist() if row["song"] not in ended)
+
+
+class Actor:
+    """A `Worker` as Ray Data calls it: a row in, a row out."""
+
+    def __init__(self, archive: bytes, form: Form, device: str | None) -> None:
+        # Ray Data hands on a reference as it is where it stands inside the arguments.
+        self.worker = Worker(ray.get(archive) if isinstance(archive, ray.ObjectRef) else archive, form, device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self.worker(Task(**row)).to_json()
+
+
+@contextmanager
+def connected(gpus_per_worker: float) -> Iterator[Cluster]:
+    """Connect to the cluster, or start Ray on this machine for as long as the block lasts."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs a traceback for every lost worker
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except ConnectionError as error:
+        raise RequestError(
+            f"no Ray cluster answers where RAY_ADDRESS says ({error}): start one, or unset it"
+        ) from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # the songs of a lost block are named at the end
+    try:
+        yield Cluster(gpus_per_worker)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,110 @@
+/** The separation server behind this page: what it offers, and a song's way there and back. */
+import { words } from "./words.js";
+
+const ADDRESS = "predictions/stemwright";
+const KEY = "stemwright-api-key";
+const TYPES = { wav: "audio/wav", float: "audio/wav", flac: "audio/flac", mp3: "audio/mpeg", ogg: "audio/ogg" };
+const LOOK_EVERY_MS = 200;
+
+/** The server's own sentence on why there are no stems; status 0 where it could not be asked. */
+export class Refusal extends Error {
+  constructor(status, message, retryAfterS = 0) {
+    super(message || words.silent(status));
+    this.status = status;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+export function keepKey(key) {
+  sessionStorage.setItem(KEY, key);
+}
+
+/** What the model gives: `{ stems, own, qualities, formats }`; `own` are the stems of a song that asks for none by name. */
+export async function describe() {
+  const response = await ask(null, { describe: "true", "Content-Type": "application/octet-stream" });
+  const facts = await response.json();
+  const offers = facts.offers ?? {};
+  const formats = offers.formats ?? ["wav", "flac", "mp3", "ogg"];
+  return {
+    stems: offers.stems ?? facts.stems,
+    own: facts.stems,
+    qualities: offers.qualities ?? ["fast", "best"],
+    formats: formats.flatMap((format) => (format === "wav" ? ["wav", "float"] : [format])),
+  };
+}
+
+/** The answer to a song, a zip of stems that still comes. `onSent` is called with the bytes that are through. */
+export async function separate(file, wishes, signal, onSent) {
+  const id = crypto.randomUUID();
+  const headers = {
+    Accept: `application/zip, ${TYPES[wishes.format]}`,
+    "Content-Type": "application/octet-stream",
+    "Content-Disposition": `attachment; filename*=UTF-8''${encodeURIComponent(file.name)}`,
+    "X-Stems": wishes.stems.join(","),
+    "X-Quality": wishes.quality,
+    "X-Request-Id": id,
+  };
+  if (wishes.format === "float") headers["X-Bit-Depth"] = "float";
+  if (streamsUp()) return ask(counted(file, onSent), headers, signal, { duplex: "half" });
+  const stop = /^http\/1/.test(protocol()) ? askPageServer(id, onSent) : () => {};
+  try {
+    return await ask(file, headers, signal);
+  } finally {
+    stop();
+  }
+}
+
+async function ask(body, headers, signal, more = {}) {
+  const key = sessionStorage.getItem(KEY);
+  if (key) headers["X-Api-Key"] = key;
+  let response;
+  try {
+    response = await fetch(ADDRESS, { method: "POST", body, headers, signal, cache: "no-store", ...more });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Refusal(0, words.unreachable);
+  }
+  if (response.ok) return response;
+  const facts = await response.json().catch(() => ({}));
+  throw new Refusal(response.status, facts.message, Number(response.headers.get("Retry-After") ?? 0));
+}
+
+/** How the page itself came, and so how its requests go. */
+function protocol() {
+  return performance.getEntriesByType("navigation")[0]?.nextHopProtocol ?? "";
+}
+
+/** True where this browser sends a body piece by piece, which needs HTTP/2: only there it can count what is sent. */
+function streamsUp() {
+  if (!/^h[23]/.test(protocol())) return false;
+  let asked = false;
+  const request = new Request(ADDRESS, {
+    method: "POST",
+    body: new ReadableStream(),
+    get duplex() {
+      asked = true;
+      return "half";
+    },
+  });
+  return asked && !request.headers.has("Content-Type");
+}
+
+function counted(file, onSent) {
+  let sent = 0;
+  const count = (piece, controller) => {
+    sent += piece.length;
+    onSent(sent);
+    controller.enqueue(piece);
+  };
+  return file.stream().pipeThrough(new TransformStream({ transform: count }));
+}
+
+/** `stemwright page` speaks HTTP/1.1 and lies on this machine: it counts what it has sent on to the server. */
+function askPageServer(id, onSent) {
+  const timer = setInterval(async () => {
+    const answer = await fetch(`sent/${id}`).catch(() => null);
+    if (!answer?.ok) clearInterval(timer);
+    else onSent((await answer.json()).sent_bytes ?? 0);
+  }, LOOK_EVERY_MS);
+  return () => clearInterval(timer);
+}

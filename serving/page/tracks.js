@@ -1,0 +1,131 @@
+/** The stems of one answer as audio that can be played, each as soon as it has come. */
+import { Envelope } from "./waveform.js";
+import { WavReader } from "./wav.js";
+import { words } from "./words.js";
+import { ZipReader } from "./zip.js";
+
+const SHEET = "stems.json";
+const COMPRESSED_RATE_HZ = 44_100; // the browser's decoder resamples to this
+
+/** One stem. `buffer` is allocated at full length and filled up to `filled` samples; `whole` when all are there. */
+export class Track {
+  constructor(name, fileName, start) {
+    Object.assign(this, { name, fileName, start, bytes: 0, buffer: null, envelope: null, filled: 0, whole: false });
+  }
+
+  allocate(channels, samples, rateHz) {
+    this.use(new AudioBuffer({ numberOfChannels: channels, length: Math.max(1, samples), sampleRate: rateHz }));
+  }
+
+  use(buffer) {
+    this.buffer = buffer;
+    this.envelope = new Envelope(buffer.length);
+  }
+
+  append(block) {
+    block.forEach((samples, channel) => this.buffer.copyToChannel(samples, channel, this.filled));
+    this.envelope.add(block, this.filled);
+    this.filled += block[0].length;
+  }
+
+  get share() {
+    return this.whole ? 1 : this.buffer ? this.filled / this.buffer.length : 0;
+  }
+}
+
+/** Takes the bytes of a zip and makes tracks of them; `onChange(track)` tells of every step. */
+export class Tracks {
+  constructor(onChange) {
+    this.list = [];
+    this.sheet = null;
+    this.onChange = onChange;
+    this.decoding = Promise.resolve();
+    this.zip = new ZipReader({
+      begin: (fileName) => this.begin(fileName),
+      data: (bytes) => this.reader.data(bytes),
+      end: () => this.reader.end(),
+    });
+  }
+
+  push(bytes) {
+    this.zip.push(bytes);
+  }
+
+  /** Resolves when every stem can be played; throws where the zip is not whole. */
+  async finish() {
+    this.zip.finish();
+    await this.decoding;
+  }
+
+  get durationS() {
+    return this.list[0]?.buffer?.duration ?? 0;
+  }
+
+  begin(fileName) {
+    if (fileName === SHEET) {
+      this.reader = this.readSheet();
+      return;
+    }
+    const [, name, suffix] = /^(.*)\.([^.]*)$/.exec(fileName) ?? [null, fileName, ""];
+    const track = new Track(name, fileName, this.zip.memberStart);
+    this.list.push(track);
+    this.reader = suffix === "wav" ? this.readWav(track) : this.readCompressed(track);
+    this.onChange(track);
+  }
+
+  readSheet() {
+    const parts = [];
+    return {
+      data: (bytes) => parts.push(bytes.slice()),
+      end: () => new Blob(parts).text().then((json) => this.takeSheet(JSON.parse(json))),
+    };
+  }
+
+  takeSheet(sheet) {
+    this.sheet = sheet;
+    this.list.forEach((track) => this.onChange(track));
+  }
+
+  readWav(track) {
+    const wav = new WavReader();
+    return {
+      data: (bytes) => {
+        const block = wav.push(bytes);
+        if (wav.format && !track.buffer) track.allocate(wav.format.channels, wav.format.samples, wav.format.rateHz);
+        if (block) track.append(block);
+        this.onChange(track);
+      },
+      end: () => {
+        track.bytes = this.zip.memberEnd - track.start;
+        this.complete(track);
+      },
+    };
+  }
+
+  readCompressed(track) {
+    const parts = [];
+    return {
+      data: (bytes) => parts.push(bytes.slice()),
+      end: () => {
+        track.bytes = this.zip.memberEnd - track.start;
+        this.decoding = this.decoding.then(() => this.decode(track, new Blob(parts)));
+      },
+    };
+  }
+
+  async decode(track, file) {
+    const context = new OfflineAudioContext(2, 1, COMPRESSED_RATE_HZ);
+    const decoded = await context.decodeAudioData(await file.arrayBuffer()).catch(() => null);
+    if (!decoded) throw new Error(words.noAudio(track.fileName));
+    track.use(decoded);
+    const block = Array.from({ length: decoded.numberOfChannels }, (_, channel) => decoded.getChannelData(channel));
+    track.envelope.add(block, 0);
+    track.filled = decoded.length;
+    this.complete(track);
+  }
+
+  complete(track) {
+    track.whole = true;
+    this.onChange(track);
+  }
+}

@@ -1,0 +1,173 @@
+"""The fact sheet of separated stems: `stems.json`, the last member of a zip, a file beside the stems in a folder, the last
+object of a song in a bucket. It says what was separated, by which model, in which form, and what full scale clipped.
+
+A song is done where a fact sheet says so: see `FactSheet.answers`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from serving.audio.audio_io import AudioInfo, Source, open_audio
+from serving.audio.encoding import AudioFormat, Encoding, Written
+from serving.errors import RequestError, SpecError
+from serving.model.spec import read_dataclass
+
+if TYPE_CHECKING:
+    from serving.songs.request import Request
+
+VERSION = 1
+FULL_SCALE_16 = 1 - 2**-15
+"""The largest sample that 16 bits hold."""
+
+
+@dataclass(frozen=True)
+class SongFile:
+    """A song's file: its name, its size, and its sha256 or a store's ETag, null where they are not known."""
+
+    name: str
+    size_bytes: int
+    sha256: str | None = None
+    etag: str | None = None
+
+    @classmethod
+    def of(cls, source: Source, name: str = "", etag: str | None = None) -> Self:
+        """Read the facts of a source; `name` is that of the path unless given."""
+        if isinstance(source, Path):
+            return cls(printable(name or source.name), source.stat().st_size, sha256_of(source), etag)
+        return cls(printable(name), len(source), hashlib.sha256(source).hexdigest(), etag)
+
+
+@dataclass(frozen=True)
+class SongFacts(SongFile):
+    """A song's file and its audio. `format` and `subtype` are libsndfile's names; `note` says that nothing proves its end."""
+
+    samples: int = 0
+    rate_hz: int = 0
+    channels: int = 0
+    format: str = ""
+    subtype: str = ""
+    note: str | None = None
+
+    @classmethod
+    def of_audio(cls, file: SongFile, info: AudioInfo) -> Self:
+        return cls(
+            **vars(file),
+            samples=info.samples,
+            rate_hz=info.rate_hz,
+            channels=info.channels,
+            format=info.format,
+            subtype=info.subtype,
+            note=info.note,
+        )
+
+    def audio(self) -> AudioInfo:
+        return AudioInfo(self.rate_hz, self.channels, self.samples, self.format, self.subtype)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model by its architecture and the sha256 of its weights."""
+
+    name: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class FactSheet:
+    """The facts of one song's stems. `files` are by stem; `work_s` holds the seconds of decode, separate and encode."""
+
+    version: int
+    song: SongFacts
+    model: ModelFacts
+    stems: tuple[str, ...]
+    quality: str
+    format: str
+    bit_depth: str | None
+    files: Mapping[str, Written]
+    work_s: Mapping[str, float]
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=True).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Read what `to_json` wrote. Raises SpecError for anything else, another version included."""
+        try:
+            facts = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise SpecError(f"the fact sheet is no JSON ({error}): separate the song again") from error
+        sheet: Self = read_dataclass(cls, facts)
+        if sheet.version != VERSION:
+            raise SpecError(f"the fact sheet has version {sheet.version}, this package reads {VERSION}: update it")
+        return sheet
+
+    def answers(self, request: "Request", weights_sha256: str) -> bool:
+        """True where a request to a model of these weights would give the same files again."""
+        try:
+            wanted = Encoding.like(self.song.audio(), request.audio_format, request.bit_depth)
+        except RequestError:
+            return False
+        same_form = (self.format, self.bit_depth) == (request.audio_format, wanted.bit_depth)
+        same_work = (self.quality, self.model.weights_sha256) == (request.quality, weights_sha256)
+        return same_form and same_work and set(request.stems) <= self.files.keys()
+
+    def is_kept_in(self, folder: Path) -> bool:
+        """True where every file is there, of the size that is written here."""
+        paths = [(folder / file.name, file.size_bytes) for file in self.files.values()]
+        return all(path.is_file() and path.stat().st_size == size_bytes for path, size_bytes in paths)
+
+    def is_of(self, song: Path, written_s: float) -> bool:
+        """True where this is the sheet of a song's file. The hash counts only where the file changed after `written_s`."""
+        if not song.is_file() or song.stat().st_size != self.song.size_bytes:
+            return False
+        return song.stat().st_mtime <= written_s or sha256_of(song) == self.song.sha256
+
+    def clipping(self) -> str | None:
+        """One sentence on the stems that full scale has clipped, and the remedy; None where there are none."""
+        clipped = {stem: file for stem, file in self.files.items() if file.clipped_samples}
+        if not clipped:
+            return None
+        stems = ", ".join(f"{stem} ({file.clipped_samples:,}, peak {file.peak:.2f})" for stem, file in clipped.items())
+        remedy = "--bit-depth float" if self.format == "wav" else "--format wav --bit-depth float"
+        return f"samples beyond full scale were clipped in {stems}: ask for {remedy}"
+
+
+def received(
+    file: SongFile, model: ModelFacts, quality: str, audio_format: AudioFormat, paths: Mapping[str, Path]
+) -> FactSheet:
+    """Measure stems that came without a fact sheet, as from an archive of before there were any.
+
+    Samples at full scale count as clipped. The song's own format is not known; its stems tell what they keep of it.
+    """
+    files = {}
+    for stem, path in paths.items():
+        peak, clipped = 0.0, 0
+        with open_audio(path) as audio:
+            for block in audio.blocks():
+                peak = max(peak, float(np.abs(block).max()))
+                clipped += int(np.count_nonzero(np.abs(block) >= FULL_SCALE_16))
+        info = audio.info
+        float_wav = info.subtype == "FLOAT"
+        files[stem] = Written(path.name, path.stat().st_size, round(peak, 6), 0 if float_wav else clipped)
+    form = Encoding.like(info, audio_format)
+    song = SongFacts.of_audio(file, replace(info, format=""))
+    return FactSheet(VERSION, song, model, tuple(paths), quality, audio_format, form.bit_depth, files, {})
+
+
+def printable(name: str) -> str:
+    """Escape what a name holds that is no text: bytes that are not UTF-8, and letters that move a terminal's cursor."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

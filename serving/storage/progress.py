@@ -1,0 +1,11 @@
+"""Progress of long work."""
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+"""Called with the work ("fetch", "send", "receive", "separate"), how much of it is done and how much there is in all, 0 where
+nobody knows yet; never two calls at a time."""
+
+
+def no_progress(_what: str, _done: int, _total: int) -> None:
+    """The `Progress` of a caller who does not look."""

@@ -1,0 +1,39 @@
+"""doctor: a table of what is there and what is wrong."""
+
+import argparse
+from pathlib import Path
+
+from training.commands.options import ARCHIVE, Commands, add_device
+
+
+def add(commands: Commands) -> None:
+    doctor = commands.add_parser(
+        "doctor", help="say what is there and what is wrong; exit code 1 if something asked for does not work"
+    )
+    doctor.add_argument(
+        "--store", action="append", default=[], metavar="URL", help="try s3://bucket/prefix or a folder"
+    )
+    doctor.add_argument("--mlflow", metavar="URI", help="try this MLflow; without it MLFLOW_TRACKING_URI, if set")
+    doctor.add_argument("--model", metavar="ARCHIVE", help=f"separate a second with {ARCHIVE}")
+    doctor.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="of runs and cache (default: this)")
+    add_device(doctor)
+    doctor.set_defaults(run=run_doctor)
+
+
+def run_doctor(given: argparse.Namespace) -> int:
+    import torch
+
+    from training.config import tracking_uri_given
+    from training.doctor import machine, services
+    from training.doctor.finding import table
+
+    device = torch.device(given.device) if given.device else None
+    findings = [machine.code(), machine.python(), machine.torch_and_cuda(device), machine.precision(device)]
+    findings += [machine.processors(), machine.memory(), machine.disk(given.folder), machine.java()]
+    findings += [services.store(url) for url in given.store]
+    if uri := given.mlflow or tracking_uri_given():
+        findings.append(services.mlflow(uri))
+    if given.model:
+        findings.append(services.archive(given.model, device))
+    print(table(findings))
+    return 1 if any(finding.verdict == "wrong" for finding in findings) else 0
