@@ -1,4 +1,4 @@
-"""Everything that serving refuses to do, as one tree.
+"""The errors of serving, as one tree.
 
     StemwrightError                 500
     ├── RequestError                400   the request asks for what the model does not have
@@ -21,7 +21,7 @@ from typing import ClassVar
 
 
 class StemwrightError(Exception):
-    """Base of every error that a caller is meant to read."""
+    """The base of every error that a caller reads."""
 
     status: ClassVar[int] = 500
 
