@@ -18,7 +18,7 @@ STEPS = 300
 
 
 def stems() -> np.ndarray:
-    """A quarter of a second of four stereo stems (s, c, n) that lie over each other: a voice's harmonics, clicks, low tone, chord."""
+    """A quarter of a second of four stereo stems (s, c, n) that lie over each other: harmonics, clicks, a low tone, a chord."""
     rng, time_s = np.random.default_rng(0), np.arange(RATE_HZ // 4) / RATE_HZ
     clicks = np.zeros(len(time_s))
     clicks[::6_000] = 1
