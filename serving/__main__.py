@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from serving.errors import RequestError, StemwrightError
-from serving.settings import Settings, api_key
+from serving.settings import STARTER, Settings, api_key, cache_folder
 
 if TYPE_CHECKING:
     from serving.audio.encoding import AudioFormat
@@ -39,22 +39,27 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m serving", description="Serve a trained separator, or use one.")
     commands = whole.add_subparsers(required=True, metavar="command")
-    archive = "a .mar file, s3://bucket/x.mar, runs:/<run>/archive/x.mar, models:/name@alias or models:/name/version"
+    archive = (
+        "starter, a .mar file, s3://bucket/x.mar, runs:/<run>/archive/x.mar, models:/name@alias or models:/name/version"
+    )
 
     serve = commands.add_parser(
         "serve", help="start the endpoint and stay until SIGTERM; settings come from STEMWRIGHT_*"
     )
     serve.add_argument("--model", help=f"{archive}; without it STEMWRIGHT_MODEL")
     serve.add_argument("--port", type=int, help="without it STEMWRIGHT_HTTP_PORT, or 8080; 0 is any free one")
+    serve.add_argument(
+        "--commercial", action="store_true", help="refuse a model whose licences do not allow commercial use"
+    )
     serve.set_defaults(run=run_serve)
 
     separate = commands.add_parser(
         "separate", help="write the stems of songs; those that are there already are left out"
     )
     separate.add_argument("songs", nargs="+", type=Path, metavar="SONG", help="a file, or a folder with songs below it")
-    where = separate.add_mutually_exclusive_group(required=True)
+    where = separate.add_mutually_exclusive_group()
     where.add_argument("--server", metavar="URL", help="let a server do it, such as http://127.0.0.1:8080")
-    where.add_argument("--model", help=f"do it here with {archive}")
+    where.add_argument("--model", default=STARTER, help=f"do it here with {archive} (default {STARTER})")
     separate.add_argument("--stems", help="such as vocals,accompaniment; all that the model gives without it")
     separate.add_argument("--format", choices=("wav", "flac", "mp3", "ogg"), default="wav")
     separate.add_argument(
@@ -90,7 +95,18 @@ def run_serve(options: argparse.Namespace) -> int:
     model = options.model or settings.model
     if not model:
         raise RequestError("there is no model to serve: give --model or set STEMWRIGHT_MODEL")
+    if options.commercial:
+        require_commercial(model)
     return serve(model, settings if options.port is None else replace(settings, http_port=options.port))
+
+
+def require_commercial(model: str) -> None:
+    """Raises LicenceError unless all licences of the model allow commercial use."""
+    from serving.model.archive import read_archive
+    from serving.model.source import resolve
+
+    with tempfile.TemporaryDirectory() as folder:
+        read_archive(resolve(model, Path(folder))).licences.require_commercial(model)
 
 
 def run_separate(options: argparse.Namespace) -> int:
@@ -112,10 +128,15 @@ def run_separate(options: argparse.Namespace) -> int:
     else:
         from serving.model.separator import Separator
         from serving.model.source import resolve
+        from serving.model.starter import LICENCES
         from serving.songs.request import Request, stems_named
 
         with tempfile.TemporaryDirectory() as folder:
-            separator = Separator.open(resolve(options.model, Path(folder)))
+            if options.model == STARTER:
+                print(f"the starter makes the stems: {LICENCES.source}", file=sys.stderr)
+            settings = Settings.from_env()
+            path = resolve(options.model, Path(folder))
+            separator = Separator.open(path, settings.device, settings.engine, cache_folder())
         names = stems_named(options.stems or "", separator.spec)
         stems = list(names)
         request = Request(names, options.format, zipped=True, bit_depth=options.bit_depth, quality=options.quality)
@@ -174,6 +195,7 @@ def run_inspect(options: argparse.Namespace) -> int:
         "model": archive.spec.to_json(),
         "parameters": sum(parameter.numel() for parameter in archive.network().parameters()),
         "weights_sha256": archive.weights_sha256,
+        "licences": archive.licences.to_json(),
         "origin": archive.origin,
     }
     print(json.dumps(facts, indent=2))

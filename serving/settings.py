@@ -10,11 +10,16 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from serving.errors import ServerError
 
 PREFIX = "STEMWRIGHT_"
+EngineName = Literal["auto", "torch", "openvino"]
+STARTER = "starter"
+"""The name that stands for the starter where an archive is asked for."""
+ENGINES: tuple[EngineName, ...] = ("auto", "torch", "openvino")
 CREDENTIALS = ("AWS_", "MLFLOW_")
 HIDDEN_FROM_WORKERS = (*CREDENTIALS, "TS_", "PYTHONPATH")
 SECRET = re.compile("SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
@@ -28,7 +33,7 @@ class Settings:
     """
 
     model: str | None = None
-    """What to serve: a path, s3://…, runs:/… or models:/…"""
+    """What to serve: a path, s3://…, runs:/…, models:/… or starter"""
     http_host: str = "127.0.0.1"
     """Where the endpoint listens; 0.0.0.0 is every network. Management and gRPC never leave this machine."""
     http_port: int = 8080
@@ -58,6 +63,8 @@ class Settings:
     """What is in work when the server is told to stop has so long to be finished. Docker's `stop_grace_period` and
     Kubernetes' `terminationGracePeriodSeconds` must be longer."""
     startup_timeout_s: int = 300
+    engine: EngineName = "auto"
+    """What runs the network: torch, openvino, or auto: OpenVINO on a CPU if it is installed and agrees with torch."""
     run_dir: str | None = None
     """Where server and workers tell each other about the stop. The server sets it for its workers; nobody else needs to."""
     device: str | None = None
@@ -72,6 +79,8 @@ class Settings:
             value = environ.get(name, "").strip()
             if value:
                 facts[field.name] = whole_number(name, value) if isinstance(field.default, int) else value
+        if facts.get("engine", "auto") not in ENGINES:
+            raise ServerError(f"{PREFIX}ENGINE is {facts['engine']!r}: set it to {', '.join(ENGINES)}")
         return cls(**facts)
 
 
@@ -82,6 +91,12 @@ def whole_number(name: str, value: str) -> int:
     if not value.isdecimal() or not smallest <= int(value) <= largest:
         raise ServerError(f"{name} is {value!r}: set it to a whole number from {smallest} to {largest:,}")
     return int(value)
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The user's folder for what can be made again: the starter, and conversions of networks. XDG_CACHE_HOME moves it."""
+    base = environ.get("XDG_CACHE_HOME", "").strip()
+    return (Path(base) if base else Path.home() / ".cache") / "stemwright"
 
 
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:

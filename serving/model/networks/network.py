@@ -1,6 +1,7 @@
 """A network: complex arithmetic around a real-valued core.
 
-The core has all of the weights and nearly all of the work. It knows no complex numbers, so that an engine other than torch can run it.
+The core has all of the weights and nearly all of the work. It knows no complex numbers, so that an engine other than torch
+can run it.
 """
 
 from abc import abstractmethod
@@ -20,6 +21,8 @@ class Network(nn.Module):
     """
 
     trained_channels = 1
+    bins_heard: int
+    """Bins of the spectrogram, f."""
 
     def forward(self, mixture: Tensor, core: Core | None = None) -> Tensor:
         """Stems that sum to the mixture. `core` runs in place of the network's own: it must give the same numbers."""

@@ -1,6 +1,7 @@
 """Spleeter's two U-Nets: magnitudes of a stereo song in, a vocal mask for each of its channels out.
 
-One U-Net estimates the vocals' magnitudes and one the accompaniment's; a mask is the square of one over the sum of both squares.
+One U-Net estimates the vocals' magnitudes and one the accompaniment's. A mask is the square of one over the sum of both
+squares.
 The shapes are those of Jansson et al., "Singing voice separation with deep U-Net convolutional networks", ISMIR 2017, and of
 Hennequin et al., "Spleeter: a fast and efficient music source separation tool with pre-trained models", JOSS 2020.
 
@@ -45,6 +46,7 @@ class Spleeter(Network):
             piece_frames > 0 and piece_frames % self.multiple == 0,
             f"pieces of {piece_frames} frames cannot be halved {len(channels)} times: choose a multiple of {self.multiple}",
         )
+        self.bins_heard = spec.stft.bins
         self.bins, self.piece_frames = bins, piece_frames
         self.vocals, self.accompaniment = MagnitudeUNet(channels), MagnitudeUNet(channels)
 
@@ -69,7 +71,8 @@ class Spleeter(Network):
         padded = functional.pad(magnitude, (0, -frames % length))
         pieces = padded.unflatten(-1, (-1, length)).permute(0, 3, 1, 2, 4).flatten(0, 1)
         masks = core(pieces).unflatten(0, (len(magnitude), -1))
-        return masks.permute(0, 2, 3, 1, 4).flatten(3)[..., :frames]
+        joined: Tensor = masks.permute(0, 2, 3, 1, 4).flatten(3)[..., :frames]
+        return joined
 
     def core(self, x: Tensor) -> Tensor:
         """Vocal mask (b, 2, f, t) of magnitudes (b, 2, f, t), where t is a multiple of 2 ** levels."""
