@@ -51,6 +51,9 @@ def demo(out: Path, minutes: float) -> None:
             for song in sorted((songs / "test").iterdir()):
                 run("serving separate", song / "mixture.wav", server=url, out=out / "stems" / song.name)
 
+    song = min((songs / "test").iterdir())
+    print(f"\nthe starter, on {song.name}", flush=True)
+    run("serving separate", song / "mixture.wav", model="starter", out=out / "starter" / song.name)
     print(report(out, run_dir))
 
 
@@ -106,7 +109,7 @@ def report(out: Path, run_dir: Path) -> str:
         [
             *lines,
             "",
-            f"listen:         {out / 'stems'}",
+            f"listen:         {out / 'stems'}, and the starter's in {out / 'starter'}",
             f"compare runs:   {programs}/mlflow ui --backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}",
             f"serve it again: {programs}/python -m serving serve --model {run_dir / 'classic.mar'}",
             f"and ask it:     curl -T '{example}' http://127.0.0.1:8080/predictions/stemwright -o stems.zip",

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from serving.errors import ArchiveError, SpecError
+from serving.errors import ArchiveError
 from serving.model.archive import FORMAT_VERSION, Archive, read_archive, write_archive
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
@@ -73,7 +73,7 @@ def test_it_is_complete_for_torchserve_and_holds_no_pickle(archive: Path) -> Non
     with zipfile.ZipFile(archive) as opened:
         names, manifest = opened.namelist(), json.loads(opened.read("MAR-INF/MANIFEST.json"))
     assert {"separator.json", "weights.safetensors", "handler.py", "model-config.yaml"} < set(names)
-    assert {"serving/separator.py", "serving/networks/classic.py"} < set(names)
+    assert {"serving/model/separator.py", "serving/model/networks/classic.py"} < set(names)
     assert not [name for name in names if Path(name).suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".pyc")]
     assert manifest["model"]["modelName"] == "tiny"
     assert manifest["model"]["handler"] == "handler.py"
@@ -232,7 +232,7 @@ def test_tensors_must_be_the_network_s(tiny_spec: ModelSpec, tiny_network: nn.Mo
 
 def test_an_unknown_architecture_is_named(archive: Path, tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
     write_archive(archive, replace(tiny_spec, architecture="later"), tiny_network, {})
-    with pytest.raises(SpecError, match="unknown architecture 'later'"):
+    with pytest.raises(ArchiveError, match="unknown architecture 'later'"):
         read_archive(archive).network()
 
 
