@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from serving.errors import ArchiveError, SpecError
+from serving.errors import ArchiveError
 from serving.model.archive import FORMAT_VERSION, Archive, read_archive, write_archive
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
@@ -233,7 +233,7 @@ def test_tensors_must_be_the_network_s(tiny_spec: ModelSpec, tiny_network: nn.Mo
 
 def test_an_unknown_architecture_is_named(archive: Path, tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
     write_archive(archive, replace(tiny_spec, architecture="later"), tiny_network, {})
-    with pytest.raises(SpecError, match="unknown architecture 'later'"):
+    with pytest.raises(ArchiveError, match="unknown architecture 'later'"):
         read_archive(archive).network()
 
 
