@@ -148,7 +148,7 @@ def wait_until_ready(process: TorchServe, settings: Settings, folder: Path) -> N
         time.sleep(0.1)
     separate_noise(endpoint(settings), folder, settings.startup_timeout_s)
     facts = describe(settings, customized=True)["customizedMetadata"]
-    stems, device, weights = ", ".join(facts["stems"]), facts.get("device", "?"), facts["weights_sha256"][:12]
+    stems, device, weights = ", ".join(facts["stems"]), facts.get("device", "a device"), facts["weights_sha256"][:12]
     print(
         f"ready: {endpoint(settings)} gives {stems} on {device} (weights sha256 {weights}…, "
         f"management port {settings.management_port}, metrics port {settings.metrics_port})",

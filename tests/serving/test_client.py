@@ -391,3 +391,20 @@ def test_no_song(tmp_path: Path) -> None:
     with serving(plain(200)) as server, pytest.raises(AudioError, match="is not a file"):
         Client(server.url).save(tmp_path / "song.wav", tmp_path)
     assert server.requests == []
+
+
+def test_stems_without_a_fact_sheet_are_measured(tmp_path: Path) -> None:
+    """An archive of before there were fact sheets sends none."""
+    loud = np.zeros((20_000, 2), np.float32)
+    loud[5:8, 0], loud[9, 1] = 2, -2
+    stem, sent = io.BytesIO(), io.BytesIO()
+    soundfile.write(stem, loud, 44_100, "PCM_16", format="WAV")
+    with zipfile.ZipFile(sent, "w") as archive:
+        archive.writestr("vocals.wav", stem.getvalue())
+    described = plain(200, json.dumps({"stems": NAMES, "weights_sha256": "e" * 64}).encode())
+    with serving(plain(200, sent.getvalue()), described) as server:
+        Client(server.url).save(SONG, tmp_path, stems=["vocals"])
+    sheet = FactSheet.from_json((tmp_path / FACT_SHEET).read_bytes())
+    assert sheet.files == {"vocals": Written("vocals.wav", len(stem.getvalue()), 1.0, 4)}
+    assert (sheet.model.weights_sha256, sheet.song.samples, sheet.bit_depth) == ("e" * 64, 20_000, "16")
+    assert sheet.song.sha256 == SongFile.of(SONG).sha256

@@ -49,7 +49,7 @@ def demo(out: Path, minutes: float) -> None:
 
         starter = out / "starter.mar"
         run("serving starter", to=starter)
-        archives = {run_dir.name: archive, "starter": starter}
+        archives = {run_dir.name: archive, "starter": str(starter)}
         for name, model in archives.items():
             say(5, f"TorchServe on {model}")
             with server(model, s3.environment, out / "server.log") as url:
