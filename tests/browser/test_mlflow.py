@@ -6,13 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Frame, Page, expect
 
 from tests.mlflow_server import MlflowServer
 from training.config import Budget, classic
+from training.evaluation.compare import Comparison, Row
+from training.evaluation.cost import Cost
+from training.evaluation.evaluate import Evaluation, Excerpt
+from training.experiments.report import Collector, report
 from training.tracking.experiment import COLUMNS, scores_link
 from training.tracking.tracking import Tracker
 
@@ -151,3 +157,79 @@ def test_an_excerpt_plays(shown: Shown, wide: Page, screenshots: Path) -> None:
     wait_until(wide, lambda: player.evaluate("player => player.currentTime") > 0.2)
     assert player.evaluate("player => player.readyState") == 4
     wide.screenshot(path=screenshots / "mlflow_listen.png")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two songs, with models that give each stem a share of the mixture: their attacks are those of the mixture."""
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    collected = Collector()
+    scores = []
+    for name in SONGS[:2]:
+        attacks = np.zeros(3 * RATE_HZ, np.float32)
+        for start in range(RATE_HZ // 4, 3 * RATE_HZ, RATE_HZ // 2):
+            attacks[start : start + 2000] = rng.uniform(-0.3, 0.3, 2000)
+        vocals, rest = np.stack([attacks, attacks]), np.stack([attacks, -attacks]) / 2
+        audio = {"mixture": vocals + rest, "vocals": vocals, "accompaniment": rest}
+        excerpt = Excerpt(name, audio, RATE_HZ)
+        found = {
+            name: {"vocals": share * audio["mixture"], "accompaniment": (1 - share) * audio["mixture"]}
+            for name, share in (("first", 0.5), ("second", 0.8))
+        }
+        collected(excerpt, found)
+        scores.append(
+            {one: excerpt.scores(list(stems), np.stack(list(stems.values()))) for one, stems in found.items()}
+        )
+    rows = [
+        Row(one, Evaluation(tuple(song[one] for song in scores)), Cost(1, 1.0, 0.1, 1)) for one in ("first", "second")
+    ]
+    comparison = Comparison(tuple(rows), (), torch.device("cpu"))
+    path = folder / "report.html"
+    path.write_text(report(comparison, collected, "first against second", {"first": [(1, 2.0), (2, 3.0)]}, {}))
+    assert path.stat().st_size < 4_000_000
+    return path
+
+
+IN_STEP = """async () => {
+    const song = songs[0];
+    const buffers = await Promise.all(song.tracks.map(decoded));
+    const first = buffers[0].getChannelData(0);
+    const start = first.findIndex(value => Math.abs(value) > 0.05);
+    return buffers.map(buffer => {
+        const samples = buffer.getChannelData(0), peak = samples.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+        return 1000 * (samples.findIndex(value => Math.abs(value) > 0.2 * peak) - start) / buffer.sampleRate;
+    });
+}"""
+
+
+def hears(frame: Page | Frame, tab: Page) -> None:
+    """Play, change over to another track meanwhile, and see that all of them are in step and the head moves."""
+    frame.get_by_role("button", name="Play").first.click()
+    wait_until(tab, lambda: frame.evaluate("() => playing !== null && position(playing) > 0.3"))
+    frame.get_by_role("button", name="vocals, second").first.click()
+    wait_until(
+        tab, lambda: frame.evaluate("() => playing.gains[3].gain.value > 0.9 && playing.gains[0].gain.value < 0.1")
+    )
+    assert all(abs(offset_ms) < 20 for offset_ms in frame.evaluate(IN_STEP))
+
+
+def test_the_report_opens_from_disk_and_its_players_are_in_step(page: Path, wide: Page, screenshots: Path) -> None:
+    said: list[str] = []
+    wide.on("console", lambda message: said.append(message.text))
+    wide.on("pageerror", lambda error: said.append(str(error)))
+    wide.goto(page.as_uri())
+    expect(wide.get_by_text(re.compile("is better on vocals by"))).to_be_visible()
+    hears(wide, wide)
+    wide.screenshot(path=screenshots / "report.png", full_page=True)
+    assert said == []
+
+
+def test_the_report_plays_inside_mlflow(shown: Shown, page: Path, wide: Page, screenshots: Path) -> None:
+    run = shown.runs["middle"]
+    mlflow.MlflowClient(shown.uri).log_artifact(run, str(page))
+    wide.goto(f"{shown.uri}/#/experiments/1/runs/{run}/artifacts/report.html")
+    wide.locator("iframe").wait_for()
+    wait_until(wide, lambda: len(wide.frames) > 1 and wide.frames[-1].get_by_role("button", name="Play").count() > 0)
+    hears(wide.frames[-1], wide)
+    wide.screenshot(path=screenshots / "mlflow_report.png")

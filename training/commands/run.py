@@ -44,6 +44,9 @@ def add(commands: Commands) -> None:
 
     sync = commands.add_parser("sync", help="send MLflow what it did not get while a run lasted")
     sync.add_argument("--run-dir", type=Path, required=True)
+    sync.add_argument(
+        "--to", metavar="URL", help="then copy the run to another MLflow, as from a SQLite file to a server"
+    )
     sync.set_defaults(run=run_sync)
 
 
@@ -104,8 +107,11 @@ def run_export(given: argparse.Namespace) -> int:
 
 def run_sync(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
+    from training.tracking.copying import copy_run, run_id_in
     from training.tracking.tracking import sync
 
     uri = tracking_uri(given.run_dir)
     print(f"{sync(uri, given.run_dir)} reports of {given.run_dir} sent to MLflow")
+    if given.to is not None:
+        print(f"run {copy_run(uri, run_id_in(given.run_dir), given.to)} in {given.to}")
     return 0

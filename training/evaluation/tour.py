@@ -1,4 +1,4 @@
-"""One song through the seven steps of the plan, and its profile in 18 slices: what each step holds, in real numbers.
+"""One song through the seven steps of the plan, in real numbers, and its profile in 18 slices.
 
 The tour stays at the plan's front end, the model's rate and mono; what is served goes on to the song's own rate and channels.
 
@@ -19,11 +19,11 @@ from serving.model.networks.classic import Classic
 from serving.model.separator import Separator
 from serving.model.spec import AudioSpec, StftSpec
 from serving.model.spectrogram import Stft
+from training.config import Budget, classic
 from training.errors import ConfigError, DataError
 from training.evaluation.plots import Image, profile_figure
 
-PLAN_AUDIO = AudioSpec(sample_rate_hz=22_050)
-PLAN_STFT = StftSpec(n_fft=2048, hop_samples=512)
+PLAN = classic(data="", budget=Budget(steps=1)).model
 
 SLICES = 18
 
@@ -40,7 +40,7 @@ class Profile:
     mean_magnitude: list[float]
     vocal_band_percent: list[float]
     voice_percent: list[float] | None
-    """What the mask gives to the voice; None without a model."""
+    """The share that the mask gives to the voice; None without a model."""
 
     def table(self) -> str:
         lines = ["slice   from s   mean magnitude   in 85-1,020 Hz   to the voice"]
@@ -52,12 +52,12 @@ class Profile:
 
 
 def tour(song: Path, separator: Separator | None, out: Path) -> str:
-    """Walk a song through the steps; write `tour.png` and, with a model, `vocals.wav` and `music.wav` into the folder `out`.
+    """Walk a song through the steps; write `tour.png` into the folder `out`, and with a model the two stems as WAV files.
 
     Returns the text to print. Raises AudioError for a song that cannot be read, DataError for one too short for 18 slices,
     ConfigError for a model that is not the plan's U-Net.
     """
-    audio_spec, stft_spec, device = PLAN_AUDIO, PLAN_STFT, torch.device("cpu")
+    audio_spec, stft_spec, device = PLAN.audio, PLAN.stft, torch.device("cpu")
     if separator is not None:
         audio_spec, stft_spec, device = separator.spec.audio, separator.spec.stft, separator.device
     rate_hz, stft = audio_spec.sample_rate_hz, Stft(stft_spec).to(device)
@@ -95,22 +95,22 @@ def tour(song: Path, separator: Separator | None, out: Path) -> str:
         mask = vocal_mask(separator, tensor, window_frames)[0, 0]
         steps.append(
             f"5 U-Net   vocal mask {bins:,} x {mask.shape[1]:,}, made in windows of {window_frames:,} frames:"
-            f" {mask.min():.3f} to {mask.max():.3f}, mean {mask.mean():.3f}; music mask = 1 - vocal mask"
+            f" {mask.min():.3f} to {mask.max():.3f}, mean {mask.mean():.3f}; accompaniment mask = 1 - vocal mask"
         )
 
         vocals = stft.inverse(torch.polar(mask * magnitude, phase), samples)
-        music = stft.inverse(torch.polar((1 - mask) * magnitude, phase), samples)
+        accompaniment = stft.inverse(torch.polar((1 - mask) * magnitude, phase), samples)
         steps.append(
             f"6 stems   masked magnitudes with the mixture's phase, back to {samples:,} samples each:"
-            f" peak of vocals {peak(vocals):.3f}, of music {peak(music):.3f}"
+            f" peak of vocals {peak(vocals):.3f}, of accompaniment {peak(accompaniment):.3f}"
         )
 
         out.mkdir(parents=True, exist_ok=True)
         write(out / "vocals.wav", vocals[None].cpu().numpy(), rate_hz, "FLOAT")
-        write(out / "music.wav", music[None].cpu().numpy(), rate_hz, "FLOAT")
+        write(out / "accompaniment.wav", accompaniment[None].cpu().numpy(), rate_hz, "FLOAT")
         steps.append(
-            f"7 files   {out / 'vocals.wav'} and {out / 'music.wav'};"
-            f" together they are the song within {peak(vocals + music - audio):.1e}"
+            f"7 files   {out / 'vocals.wav'} and {out / 'accompaniment.wav'};"
+            f" together they are the song within {peak(vocals + accompaniment - audio):.1e}"
         )
 
     magnitudes, masks = magnitude.cpu().numpy(), None if mask is None else mask.cpu().numpy()

@@ -91,6 +91,7 @@ def register(uri: str, run_id: str) -> str:
 
     Raises TrackingError where the run has logged none.
     """
+    use_store(uri)  # MLflow looks there for the source of a version, whatever the client
     client = mlflow.MlflowClient(uri)
     run = client.get_run(run_id)
     models = logged_models(client, run.info.experiment_id, run_id)

@@ -52,11 +52,11 @@ def test_with_a_model_it_writes_stems_that_sum_to_the_song(
     song = write_song(tmp_path / "song.wav", 16)
     text = tour(song, Separator(tiny_spec, tiny_network, "cpu"), tmp_path / "out")
     vocals, rate_hz = soundfile.read(tmp_path / "out" / "vocals.wav", dtype="float32")
-    music, _ = soundfile.read(tmp_path / "out" / "music.wav", dtype="float32")
+    accompaniment, _ = soundfile.read(tmp_path / "out" / "accompaniment.wav", dtype="float32")
     expected = load(song, 22_050)
     assert rate_hz == 22_050
-    assert vocals.shape == music.shape == expected.shape
-    assert np.abs(vocals + music - expected).max() < 1e-6
+    assert vocals.shape == accompaniment.shape == expected.shape
+    assert np.abs(vocals + accompaniment - expected).max() < 1e-6
     assert "1,025 x 690, made in windows of 646 frames" in step(text, "5 U-Net")
     assert float(step(text, "7 files").split()[-1]) < 1e-6
     shares = [float(line.split()[-2]) for line in text.splitlines() if line.startswith(" ") and line.endswith("%")]
