@@ -2,9 +2,10 @@
 
 import argparse
 from datetime import datetime
+from pathlib import Path
 
 from training.commands.options import DATA, Commands, add_cache, add_device, add_store, device_of
-from training.config import store_uri
+from training.config import store_uri, tracking_uri
 from training.errors import ConfigError
 
 
@@ -36,6 +37,18 @@ def add(commands: Commands) -> None:
     add_alias(rollback)
     add_store(rollback)
     rollback.set_defaults(run=run_rollback)
+
+    sweep = commands.add_parser("sweep", help="train several times with other flags, and compare the runs")
+    sweep.add_argument("--try", dest="tries", action="append", required=True, metavar="FLAG=VALUES")
+    sweep.add_argument(
+        "--draw", type=int, metavar="N", help="N tries drawn by chance, also from ranges such as 1e-4..1e-2"
+    )
+    sweep.add_argument("--draw-seed", type=int, default=0, help="seed of what is drawn (default 0)")
+    sweep.add_argument(
+        "--run-dir", type=Path, required=True, help="folder of the sweep; a run folder in it for each try"
+    )
+    sweep.add_argument("train", nargs=argparse.REMAINDER, metavar="-- FLAGS", help="the other flags of `train`")
+    sweep.set_defaults(run=run_sweep)
 
 
 def add_alias(command: argparse.ArgumentParser) -> None:
@@ -88,4 +101,14 @@ def run_rollback(given: argparse.Namespace) -> int:
 
     version = point_back(store_uri(given.runs), given.name, given.alias)
     print(f"{version.address} is the {given.alias} again")
+    return 0
+
+
+def run_sweep(given: argparse.Namespace) -> int:
+    from training.experiments.sweep import drawn, grid, sweep, train_in_process
+
+    tries = grid(given.tries) if given.draw is None else drawn(given.tries, given.draw, given.draw_seed)
+    given.run_dir.mkdir(parents=True, exist_ok=True)
+    train = train_in_process(given.train[1:] if given.train[:1] == ["--"] else given.train)
+    print(sweep(tracking_uri(given.run_dir / "try"), given.run_dir, tries, train))
     return 0
