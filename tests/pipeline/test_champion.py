@@ -17,7 +17,7 @@ import torch
 
 from serving.model.archive import read_archive, write_archive
 from serving.model.networks import build
-from tests.torchserve import SPEC, encoded, serving, wait_for, wait_until_ready
+from tests.torchserve import SPEC, encoded, serving, wait_for
 from tests.training.tracking.test_tracking import FACTS
 from training.tracking.registry import find_version, point, point_back, register
 from training.tracking.tracking import Tracker
@@ -55,7 +55,7 @@ def test_promotions_and_a_rollback_drop_no_request(tmp_path: Path, times: Callab
     point(uri, champions[0], "champion", "the first")
 
     with serving(f"models:/{NAME}@champion", tmp_path / "log", {"MLFLOW_TRACKING_URI": uri}) as server:  # type: ignore[arg-type]
-        wait_until_ready(server)
+        wait_for(lambda: "\nready: " in server.log.read_text(), timeout_s=240)  # a registry first, then a server
         song = encoded(np.random.default_rng(0).uniform(-0.1, 0.1, (4_000, 2)), 8_000)
         answers: Counter[tuple[int, str]] = Counter()
         ended = threading.Event()
