@@ -76,19 +76,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     where = separate.add_mutually_exclusive_group(required=True)
     where.add_argument("--server", metavar="URL", help="let a server do it, such as localhost:8080")
     where.add_argument("--model", help=f"do it here with {archive}")
-    separate.add_argument("--stems", help="such as vocals,accompaniment; all that the model gives without it")
-    separate.add_argument("--format", choices=("wav", "flac", "mp3", "ogg"), default="wav")
-    separate.add_argument(
-        "--bit-depth",
-        choices=("16", "24", "float"),
-        help="of wav and flac; the song's own without it; float never clips",
-    )
-    separate.add_argument(
-        "--quality",
-        choices=("fast", "best"),
-        default="fast",
-        help="best overlaps more, hears three keys and takes five to six times as long",
-    )
+    add_form(separate)
     separate.add_argument("--again", action="store_true", help="separate the songs that are done, too")
     separate.add_argument(
         "--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, where a proxy asks for one"
@@ -101,6 +89,26 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     page.add_argument("--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, or the page asks for one")
     page.set_defaults(run=run_page)
 
+    catalogue = commands.add_parser(
+        "catalogue",
+        help="separate the songs of a bucket or a folder into another, on Ray; goes on where it was stopped",
+    )
+    catalogue.add_argument("songs", metavar="URL", help="s3://bucket/prefix or a folder")
+    catalogue.add_argument("--to", required=True, metavar="URL", help="s3://bucket/prefix or a folder, for the stems")
+    catalogue.add_argument("--model", required=True, help=archive)
+    add_form(catalogue)
+    catalogue.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        default=0,
+        metavar="N",
+        help="such as 1 or 0.5; without it workers take a CPU each",
+    )
+    catalogue.add_argument(
+        "--price-per-hour", type=float, metavar="X", help="of all machines together, to tell the price of 1,000 songs"
+    )
+    catalogue.set_defaults(run=run_catalogue)
+
     inspect = commands.add_parser("inspect", help="say what a model archive holds, as JSON")
     inspect.add_argument("model", help=archive)
     inspect.set_defaults(run=run_inspect)
@@ -109,6 +117,23 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "ready", help="exit code 0 if the server of STEMWRIGHT_MANAGEMENT_PORT can separate, else 1"
     )
     ready.set_defaults(run=run_ready)
+
+
+def add_form(command: argparse.ArgumentParser) -> None:
+    """Add the options for which stems are wanted, in which form."""
+    command.add_argument("--stems", help="such as vocals,accompaniment; all that the model gives without it")
+    command.add_argument("--format", choices=("wav", "flac", "mp3", "ogg"), default="wav")
+    command.add_argument(
+        "--bit-depth",
+        choices=("16", "24", "float"),
+        help="of wav and flac; the song's own without it; float never clips",
+    )
+    command.add_argument(
+        "--quality",
+        choices=("fast", "best"),
+        default="fast",
+        help="best overlaps more, hears three keys and takes five to six times as long",
+    )
 
 
 def run_serve(options: argparse.Namespace) -> int:
@@ -211,6 +236,17 @@ def run_page(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve_page(Client(options.server, options.api_key).endpoint, options.api_key)
     return 0
+
+
+def run_catalogue(options: argparse.Namespace) -> int:
+    from serving.catalogue.catalogue import catalogue
+    from serving.catalogue.worker import Form
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    form = Form(options.stems or "", options.format, options.bit_depth, options.quality)
+    summary = catalogue(options.songs, options.to, options.model, form, options.gpus_per_worker, options.price_per_hour)
+    print(json.dumps(summary.to_json(options.price_per_hour), indent=2))
+    return 1 if summary.states["failed"] else 0
 
 
 def run_ready(_: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@
     │   └── AudioTooLong            413   longer than the server accepts
     ├── SpecError                   500   a model's facts contradict each other
     ├── ArchiveError                500   a model archive is damaged or of an unknown version
+    ├── LicenceError                500   a licence forbids the use that was asked for
     ├── StorageError                502   object storage refused or could not be reached
     │   └── StoreUnavailable        502   the same request may succeed later
     └── ServerError                 503   the endpoint did not start or does not answer
@@ -61,6 +62,10 @@ class SpecError(StemwrightError):
 
 class ArchiveError(StemwrightError):
     """A model archive that is damaged, incomplete or of another format version."""
+
+
+class LicenceError(StemwrightError):
+    """A model whose licence does not allow the use that was asked for."""
 
 
 class StorageError(StemwrightError):

@@ -14,7 +14,7 @@ BLOCK_BYTES = 1 << 14
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for: the key with its bucket, unquoted, and the Range header."""
+    """A request of a client: the key with its bucket, unquoted, and the Range header."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one answer."""
+    """A fault in one answer."""
 
     status: int = 0
     """Instead of the server's answer, with `code` in the body."""

@@ -1,12 +1,13 @@
 """Small data sets in every layout, whose stems are noises that can be told apart."""
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+
+from tests.encoders import encode
 
 STEMS = ("drums", "bass", "other", "vocals")
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -41,11 +42,8 @@ def write_data_set(root: Path, train: int = 4, test: int = 1) -> Path:
 def write_stem_file(path: Path, stems: tuple[str, ...] = STEMS, seconds: float = 1.0) -> Path:
     """A song as an NI stem file: an AAC stream of silence as the mixture, then tones of 200, 400 … Hz."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tones = [f"sine=frequency={200 * (index + 1)}:duration={seconds}" for index in range(len(stems))]
-    command = ["ffmpeg", "-y", "-v", "error"]
-    for source in (f"anullsrc=channel_layout=stereo:sample_rate=44100:duration={seconds}", *tones):
-        command += ["-f", "lavfi", "-i", source]
-    for index in range(len(stems) + 1):
-        command += ["-map", str(index)]
-    subprocess.run([*command, "-c:a", "aac", "-ar", "44100", "-ac", "2", str(path)], check=True)
+    time_s = np.arange(int(44_100 * seconds)) / 44_100
+    tones = [0.1 * np.sin(2 * np.pi * 200 * number * time_s) for number in range(len(stems) + 1)]
+    streams = [np.stack([tone, tone]).astype(np.float32) for tone in tones]
+    encode(streams, "mp4", "aac", options={"movflags": "faststart"}, path=path)
     return path

@@ -1,17 +1,17 @@
-"""The code blocks of README.md."""
+"""The code blocks of README.md, and of the README of a folder."""
 
 import re
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
-def blocks(info: str) -> list[str]:
-    """The blocks whose opening line says exactly `info`."""
-    return re.findall(rf"^```{info}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+def blocks(info: str, page: str = "README.md") -> list[str]:
+    """The blocks of a page whose opening line says exactly `info`."""
+    return re.findall(rf"^```{info}\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-def commands(info: str) -> list[str]:
+def commands(info: str, page: str = "README.md") -> list[str]:
     """Their commands, a line each, without comments."""
-    lines = "".join(blocks(info)).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks(info, page)).replace("\\\n", " ").splitlines()
     return [command for line in lines if (command := re.sub(r"\s+#.*", "", line).strip())]

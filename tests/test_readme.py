@@ -1,4 +1,7 @@
-"""README's commands, run in the order of the page. Only the budget of training is cut, and ports are free ones."""
+"""The commands of README.md and of the READMEs of folders, run in the order of the pages, in one folder.
+
+Only songs and the budget of training are cut, and ports are free ones.
+"""
 
 import os
 import re
@@ -14,24 +17,14 @@ import pytest
 import soundfile
 import urllib3
 
-from tests.readme import blocks, commands
+from tests.readme import ROOT, blocks, commands
 from training.demo.local_s3 import free_port, serve_s3
 
 pytestmark = pytest.mark.slow
 
-SHORT = "--steps 4 --batch-size 2 --crop-s 2 --validations 1"
-SERVERS = ("python -m serving serve", "mlflow ui", "MLFLOW_TRACKING_URI=")
-
-
-@pytest.fixture(scope="module")
-def environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a user: the virtual environment, a bucket, and nothing of a deployment."""
-    buckets = tmp_path_factory.mktemp("buckets")
-    (buckets / "stemwright").mkdir()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "STEMWRIGHT_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with serve_s3(buckets) as s3:
-        yield {**kept, **s3.environment, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+SHORT = "--steps 2 --batch-size 2 --crop-s 1 --validations 1 --valid-excerpt-s 2"
+SERVERS = ("stemwright serve", "mlflow ui")
+ENDPOINT = "127.0.0.1:8080"
 
 
 class Shell:
@@ -39,31 +32,55 @@ class Shell:
 
     def __init__(self, folder: Path, environ: dict[str, str]) -> None:
         self.folder, self.environ = folder, environ
-        self.servers: list[subprocess.Popen[bytes]] = []
+        self.ports = {server: free_port() for server in SERVERS}
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def page(self, name: str) -> None:
+        """Run all commands of a page; its Python once a server is there and has answered."""
+        python = blocks("python", name)
+        for line in commands("sh", name):
+            self.line(re.sub(r"--minutes \S+", SHORT, line).replace("--seconds 10", "--seconds 4"))
+            if python and "-o stems.zip" in line:
+                self.run(f"python - <<'END'\n{self.here(python.pop())}\nEND")
+
+    def line(self, line: str) -> None:
+        if "song.wav" in line and not (self.folder / "song.wav").exists():
+            shutil.copy(next((self.folder / "songs" / "test").rglob("mixture.wav")), self.folder / "song.wav")
+        for server, port in self.ports.items():
+            if line.startswith(server):
+                self.serve(
+                    f"{line} --port {port}", f"http://127.0.0.1:{port}/{'health' if 'mlflow' in server else 'ping'}"
+                )
+                return
+        self.run(line)
+
+    def here(self, text: str) -> str:
+        """The text with the port of this server."""
+        return text.replace(ENDPOINT, f"127.0.0.1:{self.ports[SERVERS[0]]}")
 
     def run(self, line: str) -> None:
-        done = subprocess.run(["bash", "-c", line], cwd=self.folder, env=self.environ, capture_output=True, text=True)
+        command = ["bash", "-c", self.here(line)]
+        done = subprocess.run(command, cwd=self.folder, env=self.environ, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
     def serve(self, line: str, url: str) -> None:
-        self.stop()
-        log = (self.folder / "server.log").open("wb")
-        command = ["bash", "-c", f"exec env {line}"]
-        process = subprocess.Popen(command, cwd=self.folder, env=self.environ, stdout=log, stderr=log)
-        self.servers.append(process)
+        log = self.folder / f"server-{len(self._processes)}.log"
+        command = ["bash", "-c", f"exec {line}"]
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, cwd=self.folder, env=self.environ, stdout=output, stderr=output)
+        self._processes.append(process)
         for _ in range(480):
-            assert process.poll() is None, f"{line}\n{(self.folder / 'server.log').read_text()[-3000:]}"
-            says_ready = "ready: " in (self.folder / "server.log").read_text()
-            if says_ready if "serving" in line else answers(url):
+            assert process.poll() is None, f"{line}\n{log.read_text()[-3000:]}"
+            if "ready: " in log.read_text() if "stemwright" in line else answers(url):
                 return
             time.sleep(0.25)
-        raise AssertionError(f"{line} did not come up\n{(self.folder / 'server.log').read_text()[-3000:]}")
+        raise AssertionError(f"{line} did not come up\n{log.read_text()[-3000:]}")
 
     def stop(self) -> None:
-        for process in self.servers:
+        for process in self._processes:
             process.terminate()
+        for process in self._processes:
             process.wait(timeout=30)
-        self.servers.clear()
 
 
 def answers(url: str) -> bool:
@@ -73,42 +90,55 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_every_command_works_as_written(environ: dict[str, str], tmp_path: Path) -> None:
-    endpoint, ui = free_port(), free_port()
-    shell = Shell(tmp_path, environ)
-    try:
-        for line in commands("sh"):
-            line = re.sub(r"--minutes \S+", SHORT, line).replace("127.0.0.1:8080", f"127.0.0.1:{endpoint}")
-            if "song.wav" in line:
-                shutil.copy(next((tmp_path / "songs" / "test").rglob("mixture.wav")), tmp_path / "song.wav")
-            if line.startswith(SERVERS):
-                option = f"--port {ui}" if line.startswith("mlflow") else f"--port {endpoint}"
-                shell.serve(f"{line} {option}", f"http://127.0.0.1:{ui}/health")
-            else:
-                shell.run(line)
-            if "-o stems.zip" in line:
-                (python,) = blocks("python")
-                shell.run(f"python - <<'END'\n{python.replace('127.0.0.1:8080', f'127.0.0.1:{endpoint}')}\nEND")
-    finally:
-        shell.stop()
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """The shell of a user who has run README.md: the virtual environment, a bucket, and nothing of a deployment."""
+    buckets = tmp_path_factory.mktemp("buckets")
+    (buckets / "stemwright").mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "STEMWRIGHT_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with serve_s3(buckets) as s3:
+        environ = {**kept, **s3.environment, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        shell = Shell(tmp_path_factory.mktemp("user"), environ)
+        try:
+            shell.page("README.md")
+            yield shell
+        finally:
+            shell.stop()
 
-    samples = soundfile.info(tmp_path / "song.wav").frames
-    with zipfile.ZipFile(tmp_path / "stems.zip") as stems:
-        assert sorted(stems.namelist()) == ["accompaniment.wav", "vocals.wav"]
-    assert soundfile.info(tmp_path / "vocals.flac").frames == samples
-    assert soundfile.info(tmp_path / "stems" / "song" / "vocals.flac").frames == samples
-    assert (tmp_path / "winner.mar").exists()
-    assert list((tmp_path / "tour").glob("*.png"))
+
+def test_every_command_works_as_written(shell: Shell) -> None:
+    samples = soundfile.info(shell.folder / "song.wav").frames
+    with zipfile.ZipFile(shell.folder / "stems.zip") as stems:
+        assert {"accompaniment.wav", "vocals.wav"} <= set(stems.namelist())
+    assert soundfile.info(shell.folder / "vocals.flac").frames == samples
+    assert soundfile.info(shell.folder / "stems" / "song" / "vocals.wav").frames == samples
+    assert soundfile.info(shell.folder / "stems-of-server" / "song" / "vocals.flac").frames == samples
+    assert (shell.folder / "winner.mar").exists() and (shell.folder / "compare.png").exists()
+    assert list((shell.folder / "tour").glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in ("training/README.md", "serving/README.md") if (ROOT / page).exists()]
+)
+def test_every_command_of_a_folder_works_as_written(shell: Shell, page: str) -> None:
+    assert commands("sh", page)
+    shell.page(page)
 
 
 def test_the_make_targets_it_names_are_there() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    for target in re.findall(r"`make (\w+)`", readme):
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make (\w+)`", (ROOT / "README.md").read_text()):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
-def test_the_files_it_names_are_there() -> None:
-    root = Path(__file__).parent.parent
-    named = re.findall(r"`((?:serving|training|infra|tests)/[\w./]*)`", (root / "README.md").read_text())
-    assert named and all((root / name).exists() for name in named)
+@pytest.mark.parametrize("page", ["README.md", "training/README.md"])
+def test_the_files_it_names_are_there(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = [ROOT / name for name in re.findall(r"`((?:serving|training|infra|tests)/[\w./]*)`", text)]
+    linked = [(ROOT / page).parent / name for name in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
+    assert named + linked and not [path for path in named + linked if not path.exists()]
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200

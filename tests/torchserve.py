@@ -113,6 +113,7 @@ def stems_in(answer: bytes) -> dict[str, np.ndarray]:
         return {
             Path(name).stem: soundfile.read(io.BytesIO(members.read(name)), dtype="float32")[0]
             for name in members.namelist()
+            if name != "stems.json"
         }
 
 

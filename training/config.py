@@ -6,6 +6,7 @@ The only reader of the environment in the training package.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import typing
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -15,62 +16,97 @@ from typing import Any, Self
 
 from serving.errors import SpecError
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
+from serving.model.starter import SPEC as STARTER_SPEC
 from serving.version import commit
 from training.errors import ConfigError
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-def flag(default: Any, help: str) -> Any:
-    """A field that `python -m training train` offers as a flag of the field's name."""
-    return dataclasses.field(default=default, metadata={"help": help})
+@dataclass(frozen=True)
+class Bounds:
+    """The values that a number may have. Infinity and NaN are never among them."""
+
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+
+    def allow(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.above is None or value > self.above)
+            and (self.least is None or value >= self.least)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        low = f"above {self.above:g}" if self.above is not None else f"{self.least or 0:g} or more"
+        return low if self.below is None else f"{low} and below {self.below:g}"
+
+
+POSITIVE, COUNTED, SHARE = Bounds(above=0), Bounds(least=0), Bounds(least=0, below=1)
+
+
+def flag(default: Any, help: str, bounds: Bounds | None = None) -> Any:
+    """A field that `stemwright train` offers as a flag of its name; every number of it has to be within bounds."""
+    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long training lasts: a number of steps, or of minutes that are spent on steps. The schedule is planned over it."""
+    """The length of training: a number of steps, or of minutes on the wall. The schedule is planned over it."""
 
-    steps: int | None = flag(None, "train for so many steps")
-    minutes: float | None = flag(None, "train for so many minutes")
+    steps: int | None = flag(None, "train for so many steps", POSITIVE)
+    minutes: float | None = flag(
+        None, "train for so many minutes from the first step on, with validation and saving", POSITIVE
+    )
 
-    def progress(self, step: int, trained_s: float) -> float:
-        """The share of the budget that is spent, 0..1."""
-        spent = step / self.steps if self.steps is not None else trained_s / (60 * (self.minutes or 0))
-        return min(1.0, spent)
+    def progress(self, step: int, trained_s: float, closing_s: float = 0.0) -> float:
+        """The share of the budget that is spent, 0..1. Of minutes, the last `closing_s` seconds are kept for the end."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        left_s = 60 * (self.minutes or 0) - closing_s
+        return min(1.0, trained_s / left_s) if left_s > 0 else 1.0
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What one step sees."""
+    """The excerpts of one step."""
 
-    batch_size: int = flag(4, "excerpts in a step")
-    crop_s: float = flag(3.0, "length of an excerpt in seconds")
+    batch_size: int = flag(4, "excerpts in a step", POSITIVE)
+    crop_s: float = flag(3.0, "length of an excerpt in seconds", POSITIVE)
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with a linear warm-up and a cosine to zero at the end of the budget; averages of the weights are what counts."""
+    """AdamW with a linear warm-up and a cosine to zero at the end of the budget. Averages of the weights are scored."""
 
-    learning_rate: float = flag(2e-3, "peak learning rate")
-    weight_decay: float = flag(1e-2, "decoupled weight decay")
-    warmup: float = flag(0.05, "share of the budget over which the learning rate rises")
-    clip_norm: float = flag(1.0, "gradients are scaled down to this norm")
-    ema_decays: tuple[float, ...] = flag((0.99, 0.999), "decays of the averages of the weights; validation picks one")
+    learning_rate: float = flag(2e-3, "peak learning rate", POSITIVE)
+    weight_decay: float = flag(1e-2, "decoupled weight decay", COUNTED)
+    warmup: float = flag(0.05, "share of the budget over which the learning rate rises", SHARE)
+    clip_norm: float = flag(1.0, "gradients are scaled down to this norm", POSITIVE)
+    ema_decays: tuple[float, ...] = flag(
+        (0.99, 0.999), "decays of the averages of the weights; validation picks one", SHARE
+    )
 
 
 @dataclass(frozen=True)
 class Validation:
-    """How often and on what the averages of the weights are scored, and how many times in vain."""
+    """When and on which songs the EMA weights are scored, and when to stop early."""
 
-    validations: int = flag(12, "how many times in a run")
-    valid_share: float = flag(0.15, "share of own songs kept for validation (MUSDB18 has its own 14)")
-    valid_excerpt_s: float = flag(30.0, "seconds scored from the middle of each validation song")
-    patience: int | None = flag(None, "end after so many validations without a better score")
+    validations: int = flag(
+        12, "validations in a run; fewer where they would take more than a quarter of --minutes", POSITIVE
+    )
+    valid_share: float = flag(
+        0.15, "share of own songs kept for validation (MUSDB18 has its own 14)", Bounds(above=0, below=1)
+    )
+    valid_excerpt_s: float = flag(30.0, "seconds scored from the middle of each validation song", Bounds(least=1))
+    patience: int | None = flag(None, "end after so many validations without a better score", POSITIVE)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what a run computes."""
+    """The facts that decide the numbers of a run."""
 
     preset: str
     data: str
@@ -79,10 +115,13 @@ class TrainConfig:
     batches: Batches
     optimization: Optimization
     validation: Validation
-    seed: int = flag(0, "seed of the weights, the excerpts and the augmentation")
+    seed: int = flag(0, "seed of the weights, the excerpts and the augmentation", Bounds(least=0, below=2**63))
     init: str | None = flag(None, "start from the weights of an archive: a .mar file, s3://…, runs:/… or models:/…")
     precision: str | None = flag(
         None, "float32, bfloat16 or float16 (default: the fastest that the device has natively)"
+    )
+    data_licence: str | None = flag(
+        None, "licence of own songs as an SPDX name, or own for songs that belong to you (MUSDB18's is known)"
     )
     compile: bool = flag(False, "compile the network with torch.compile")
     deterministic: bool = flag(False, "the same numbers on every run of the same device, at some cost in speed")
@@ -92,21 +131,15 @@ class TrainConfig:
             (self.budget.steps is None) != (self.budget.minutes is None),
             "give either --steps or --minutes: one of them plans the run",
         )
-        check(
-            len(self.optimization.ema_decays) > 0 and all(0 <= decay < 1 for decay in self.optimization.ema_decays),
-            "--ema-decays must be numbers from 0 to below 1, with commas between",
-        )
+        check(len(self.optimization.ema_decays) > 0, "--ema-decays needs a number: the decay of an average")
         check(self.precision in (None, *PRECISIONS), f"--precision {self.precision}: take {' or '.join(PRECISIONS)}")
-        for name, value in leaves(self):
-            if isinstance(value, int | float) and name != "seed":
-                check(
-                    value > 0 or name in ("weight_decay", "warmup") or isinstance(value, bool),
-                    f"--{name.replace('_', '-')} must be above 0",
-                )
+        for section in (self, self.budget, self.batches, self.optimization, self.validation):
+            for field in dataclasses.fields(section):
+                check_bounds(field.name, getattr(section, field.name), field.metadata.get("bounds"))
 
     @property
     def crop_samples(self) -> int:
-        """The length of what the network trains on."""
+        """The length of an excerpt at the model's rate, after augmentation."""
         return round(self.batches.crop_s * self.model.audio.sample_rate_hz)
 
     def to_json(self) -> dict[str, Any]:
@@ -114,7 +147,7 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Self:
-        """The configuration that `to_json` wrote. Raises ConfigError where it does not fit this version."""
+        """The configuration that `to_json` wrote. Raises ConfigError if it does not fit this version."""
         try:
             config: Self = read_dataclass(cls, facts)
         except SpecError as error:
@@ -175,11 +208,25 @@ def banded(preset: str, data: str, budget: Budget, **size: int | tuple[int, ...]
     )
 
 
-PRESETS = {"classic": classic, "studio": studio, "studio-small": studio_small}
+def spleeter(data: str, budget: Budget) -> TrainConfig:
+    """Spleeter's two U-Nets, to fine-tune the starter: `--init` with its archive. Few small steps, long excerpts, and few
+    validations, because the start is good already."""
+    return TrainConfig(
+        preset="spleeter",
+        data=data,
+        model=STARTER_SPEC,
+        budget=budget,
+        batches=Batches(batch_size=2, crop_s=4.4),
+        optimization=Optimization(learning_rate=1e-4),
+        validation=Validation(validations=4),
+    )
+
+
+PRESETS = {"classic": classic, "studio": studio, "studio-small": studio_small, "spleeter": spleeter}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every field made with `flag`; what is not given is not in the namespace."""
+    """Add a flag for every field made with `flag`. A flag that is not given is not in the namespace."""
     for section in (Budget, Batches, Optimization, Validation, TrainConfig):
         hints = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
@@ -215,6 +262,32 @@ def with_flags(config: Any, given: Mapping[str, Any]) -> Any:
         elif dataclasses.is_dataclass(value) and not isinstance(value, ModelSpec):
             changes[field.name] = with_flags(value, given)
     return dataclasses.replace(config, **changes)
+
+
+def started(preset: str | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a new run: a preset, `classic` if none is named, with the given flags. Raises ConfigError."""
+    data = flags.get("data")
+    if data is None:
+        raise ConfigError("--data is missing: name a folder, a zip or an s3:// prefix of songs")
+    budget = Budget(steps=flags.get("steps"), minutes=flags.get("minutes"))
+    config: TrainConfig = with_flags(PRESETS[preset or "classic"](data, budget), flags)
+    return config
+
+
+def resumed(stored: TrainConfig, preset: str | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """The stored configuration of a run with the given flags. Raises ConfigError for those that would make it another run."""
+    if preset is not None and preset != stored.preset:
+        raise ConfigError(
+            f"--preset {preset} is not that of the run, {stored.preset}: leave it out, or start a new run"
+        )
+    planned, other = ("steps", "minutes") if stored.budget.steps is not None else ("minutes", "steps")
+    if flags.get(other) is not None:
+        raise ConfigError(
+            f"--{other} does not fit a run that is planned in {planned}: give its new length with --{planned}, which is "
+            f"{getattr(stored.budget, planned):g} now"
+        )
+    config: TrainConfig = with_flags(stored, flags)
+    return config if flags.get("data") is None else dataclasses.replace(config, data=flags["data"])
 
 
 def leaves(config: Any) -> Iterator[tuple[str, Any]]:
@@ -279,7 +352,7 @@ def provenance(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
 
 
 def read_config(run_dir: Path) -> TrainConfig:
-    """The configuration of the run in a folder. Raises ConfigError where there is none."""
+    """The configuration of the run in a folder. Raises ConfigError if there is none."""
     path = run_dir / "config.json"
     try:
         return TrainConfig.from_json(json.loads(path.read_text()))
@@ -287,6 +360,15 @@ def read_config(run_dir: Path) -> TrainConfig:
         raise ConfigError(f"{run_dir} holds no run: it has no config.json") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is damaged: {error}") from error
+
+
+def check_bounds(name: str, value: Any, bounds: Bounds | None) -> None:
+    """Raises ConfigError, with the name of the flag, for a number out of bounds."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if bounds is not None and number is not None:
+            check(
+                bounds.allow(number), f"--{name.replace('_', '-')} {number:g} is out of bounds: it has to be {bounds}"
+            )
 
 
 def check(condition: bool, message: str) -> None:

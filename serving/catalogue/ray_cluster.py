@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from serving.catalogue.task import Outcome, Task
 from serving.catalogue.worker import Form, Worker
@@ -28,22 +29,21 @@ class Cluster:
 
     gpus_per_worker: float = 0
 
-    def put(self, tasks: Iterable[Task]) -> tuple[list["ray.ObjectRef[pyarrow.Table]"], int]:
+    def put(self, tasks: Iterable[Task]) -> tuple[list[Any], int]:
         """Keep tasks in Ray's object store; gives the references and the number of tasks."""
-        references, count = [], 0
+        references: list[Any] = []
+        count = 0
         iterator = iter(tasks)
         while some := list(itertools.islice(iterator, TASKS_AN_OBJECT)):
             references.append(ray.put(pyarrow.Table.from_pylist([asdict(task) for task in some])))
             count += len(some)
         return references, count
 
-    def outcomes(
-        self, references: list["ray.ObjectRef[pyarrow.Table]"], archive: bytes, form: Form
-    ) -> Iterator[Outcome]:
+    def outcomes(self, references: list[Any], archive: bytes, form: Form) -> Iterator[Outcome]:
         """Separate songs, in any order. A song whose workers are lost again and again has no outcome."""
         songs = ray.data.from_arrow_refs(references).repartition(target_num_rows_per_block=1)
         done = songs.map(
-            _Actor,
+            Actor,  # type: ignore[arg-type]  # a class is called with its instance
             fn_constructor_args=(ray.put(archive), form, "cuda" if self.gpus_per_worker else None),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=None),
             num_cpus=1,
@@ -51,24 +51,25 @@ class Cluster:
             max_restarts=-1,
             max_task_retries=LOST_WORKERS_A_SONG,
         )
+        batch: Any
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
             yield from (Outcome(**row) for row in batch.to_pylist())
 
-    def without_outcome(self, references: list["ray.ObjectRef[pyarrow.Table]"], songs: Iterable[str]) -> Iterator[Task]:
+    def without_outcome(self, references: list[Any], songs: Iterable[str]) -> Iterator[Task]:
         """Find the tasks whose song is not among these."""
         ended = set(songs)
         for reference in references:
             yield from (Task(**row) for row in ray.get(reference).to_pylist() if row["song"] not in ended)
 
 
-class _Actor:
+class Actor:
     """A `Worker` as Ray Data calls it: a row in, a row out."""
 
     def __init__(self, archive: bytes, form: Form, device: str | None) -> None:
         # Ray Data hands on a reference as it is where it stands inside the arguments.
         self.worker = Worker(ray.get(archive) if isinstance(archive, ray.ObjectRef) else archive, form, device)
 
-    def __call__(self, row: dict[str, str]) -> dict[str, object]:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return self.worker(Task(**row)).to_json()
 
 
@@ -76,7 +77,12 @@ class _Actor:
 def connected(gpus_per_worker: float) -> Iterator[Cluster]:
     """Connect to the cluster, or start Ray on this machine for as long as the block lasts."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs a traceback for every lost worker
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except ConnectionError as error:
+        raise RequestError(
+            f"no Ray cluster answers where RAY_ADDRESS says ({error}): start one, or unset it"
+        ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # the songs of a lost block are named at the end

@@ -10,10 +10,11 @@ waiting, and asks for a description again and again.
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
 
+from serving.audio.encoding import AUDIO_TYPES
 from serving.endpoint import metrics
 from serving.endpoint.answer import CALLER_GONE, Answer, window_count
 from serving.endpoint.disconnects import Caller
@@ -30,10 +32,14 @@ from serving.errors import ServerError
 from serving.model.archive import read_archive
 from serving.model.processor import available_cpus
 from serving.model.separator import Separator
+from serving.model.spec import ModelSpec, Quality
 from serving.settings import Settings
-from serving.songs.offers import offers
+from serving.version import version
 
 logger = logging.getLogger(__name__)
+
+EXPOSED_HEADERS = "Content-Disposition, Retry-After, X-Correlation-Id, X-Error"
+"""The headers of an answer that a page of another origin may read."""
 
 
 class Handler:
@@ -48,7 +54,7 @@ class Handler:
         folder = Path(context.system_properties["model_dir"])
         archive = read_archive(folder)
         gpu = context.system_properties["gpu_id"]
-        device = self.settings.device or (None if gpu is None else f"cuda:{gpu}")
+        device = device_of(self.settings.device, gpu)
         torch.set_num_threads(min(torch.get_num_threads(), max(1, available_cpus() // self.settings.workers)))
         self.separator = Separator(archive.spec, archive.network(), device, archive.weights_sha256)
         precision = "bfloat16" if self.separator.bfloat16 else "float32"
@@ -56,21 +62,29 @@ class Handler:
         rate_hz = archive.spec.audio.sample_rate_hz
         self.separator.separate(np.random.default_rng(0).standard_normal((2, rate_hz)).astype(np.float32), rate_hz)
         Bounds.of(self.settings)
-        self.facts = {"weights_sha256": archive.weights_sha256, "origin": archive.origin, **archive.spec.to_json()}
-        self.facts["offers"] = offers(archive.spec)
+        self.facts = facts_of(archive.spec, archive.weights_sha256)
+        self.own_facts = {
+            **self.facts,
+            "origin": archive.origin,
+            "device": str(self.separator.device),
+            **archive.spec.to_json(),
+        }
         self.drain = Drain(Path(self.settings.run_dir)) if self.settings.run_dir else None
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[Any]:
-        """Answer the one request of a batch. All but the last, empty piece of a good answer has been sent on return."""
+        """Answer the one request of a batch. Streams every piece itself; returns only the empty last one."""
         headers = request_headers(context)
-        if "describe" in headers:  # set by the management port, or by a caller
-            return [self.facts]
+        if "describe" in headers:
+            context.set_response_content_type(0, "application/json")
+            return [self.own_facts if by_management(data[0], headers) else self.facts]
         with self.drain.working() if self.drain else nullcontext():
             answer = Answer(context.get_request_id(), headers, self.settings.request_timeout_s)
             if self.drain and self.drain.begun:
                 answer.refuse(ServerError("the server is stopping: try again, there may be another"))
             else:
                 answer.separate(self.separator, data[0], Bounds.of(self.settings))
+            if self.settings.cors_origins:
+                answer.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
             answer.headers["X-Model-Weights"] = self.separator.weights_sha256[:12]
             status: int = HTTPStatus.INTERNAL_SERVER_ERROR
             try:
@@ -106,6 +120,45 @@ class Handler:
             count(context, metrics.AUDIO_S, audio_s)
             count(context, metrics.WINDOWS, window_count(audio_s, self.separator.spec.chunk))
             count(context, metrics.REAL_TIME_FACTOR, sum(seconds.values()) / audio_s)
+
+
+def device_of(asked: str | None, gpu: object) -> torch.device:
+    """Choose the device: the one asked for, else the GPU that TorchServe gives this worker, else the CPU.
+
+    Raises ServerError where the one asked for is not there.
+    """
+    name = "cpu" if gpu is None else f"cuda:{gpu}"
+    if asked and asked != "auto":
+        name = asked
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ServerError(f"there is no device {name}: set STEMWRIGHT_DEVICE to auto, cpu or cuda:0") from error
+    gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        remedy = "set STEMWRIGHT_DEVICE to auto or cpu, or give the container its GPUs"
+        raise ServerError(f"there is no {name} here, torch sees {gpus} GPUs: {remedy}")
+    return device
+
+
+def facts_of(spec: ModelSpec, weights_sha256: str) -> dict[str, Any]:
+    """The facts of a model that anybody may know."""
+    return {
+        "name": spec.architecture,
+        "version": version(),
+        "weights_sha256": weights_sha256,
+        "stems": spec.stems,
+        "offered": spec.offered,
+        "sample_rate_hz": spec.audio.sample_rate_hz,
+        "formats": list(AUDIO_TYPES),
+        "qualities": get_args(Quality),
+    }
+
+
+def by_management(fields: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+    """True for a question on the management port. On the public port, whatever the route, TorchServe adds a body, be it empty,
+    unless the Content-Type says that it is a form."""
+    return not fields and "content-type" not in headers
 
 
 def request_headers(context: Any) -> dict[str, str]:

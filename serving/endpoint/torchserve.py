@@ -22,6 +22,7 @@ from pathlib import Path
 from serving.endpoint import disconnects
 from serving.endpoint.metrics import torchserve_config
 from serving.errors import ArchiveError, ServerError
+from serving.model.archive import torchserve_yaml
 from serving.settings import Settings, worker_environment
 
 MODEL_NAME = "stemwright"
@@ -31,16 +32,23 @@ JAVA_VERSION = 17
 # One piece of an answer may be as large; the handler's pieces are far smaller.
 MAX_RESPONSE_BYTES = 64 * 2**20
 
-# What happens to requests and to workers goes to the console; left out are our own questions and a line for every piece of an
-# answer. A worker's record of a request is a line of JSON and stays one. Answers go to a file, too, read by
-# `disconnects.py`.
+# The console gets the fate of requests and of workers, but neither the server's own questions nor a line for every piece of an
+# answer. A worker's record of a request is a line of JSON and stays one. Answers go to a file, too, for `disconnects.py`.
+# Nothing that a caller wrote is logged: no path but the known ones (`curl -T song.wav http://host/` adds the file's name), and
+# of a form that cannot be read no message, which holds parts of it.
+KNOWN_PATHS = f"predictions/{MODEL_NAME}|ping|models/{MODEL_NAME}"
+MESSAGE = f"%replace{{%m}}{{&quot;([A-Z]+) (?!/({KNOWN_PATHS}) )\\S* HTTP}}{{&quot;$1 (another path) HTTP}}"
 LOG_CONFIG = f"""\
 <?xml version="1.0" encoding="UTF-8"?>
 <Configuration>
   <Appenders>
     <Console name="console" target="SYSTEM_OUT">
       <RegexFilter regex="\\{{&quot;request_id&quot;.*" onMatch="DENY" onMismatch="NEUTRAL"/>
-      <PatternLayout pattern="%d{{ISO8601}} %-5p %m%n"/>
+      <PatternLayout pattern="%d{{ISO8601}} %-5p {MESSAGE}%n%xEx"/>
+    </Console>
+    <Console name="frontend" target="SYSTEM_OUT">
+      <PatternLayout alwaysWriteExceptions="false"
+        pattern="%d{{ISO8601}} %-5p a request could not be read (%throwable{{short.className}})%n"/>
     </Console>
     <Console name="requests" target="SYSTEM_OUT">
       <RegexFilter regex="\\{{&quot;request_id&quot;.*" onMatch="NEUTRAL" onMismatch="DENY"/>
@@ -57,6 +65,7 @@ LOG_CONFIG = f"""\
       <RegexFilter regex=".*GET /models/.*" onMatch="DENY" onMismatch="NEUTRAL"/>
       <AppenderRef ref="callers"/>
     </Logger>
+    <Logger name="org.pytorch.serve.http" level="error" additivity="false"><AppenderRef ref="frontend"/></Logger>
     <Logger name="MODEL_LOG" level="info">
       <RegexFilter regex="Backend received inference.*" onMatch="DENY" onMismatch="NEUTRAL"/>
     </Logger>
@@ -69,6 +78,11 @@ LOG_CONFIG = f"""\
   </Loggers>
 </Configuration>
 """
+REQUEST_HEADERS = (
+    *("Accept", "Content-Type", "Content-Encoding", "Content-Disposition", "X-Stems", "X-Bit-Depth", "X-Quality"),
+    *("X-Request-Id", "X-Api-Key", "Describe"),
+)
+"""The headers that mean something here."""
 WORKER_LOST = "Retry worker: "
 
 # oneDNN keeps what it has compiled for every length of audio it has met, by default 1024 of them at up to 3 MB; the whole
@@ -86,16 +100,9 @@ def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[
         raise ArchiveError(f"{archive.name} is no model archive ({error}): export it again") from error
     if not (unpacked / "separator.json").is_file():
         raise ArchiveError(f"{archive.name} is no model archive of Stemwright: it has no separator.json")
-    # An archive's own configuration beats TorchServe's, so the deployment's takes its place.
-    (unpacked / "model-config.yaml").write_text(
-        f"minWorkers: {settings.workers}\n"
-        f"maxWorkers: {settings.workers}\n"
-        "batchSize: 1\n"
-        "maxBatchDelay: 0\n"
-        f"jobQueueSize: {settings.queue_size}\n"
-        f"responseTimeout: {settings.response_timeout_s}\n"
-        f"startupTimeout: {settings.startup_timeout_s}\n"
-    )
+    # The deployment's configuration takes the place of the archive's, which would beat TorchServe's own.
+    limits = (settings.workers, settings.response_timeout_s, settings.startup_timeout_s, settings.queue_size)
+    (unpacked / "model-config.yaml").write_text(torchserve_yaml(*limits))
     shutil.copy(unpacked / "model-config.yaml", folder / "store")  # for the versions that `champion.py` loads
     (folder / "log4j2.xml").write_text(LOG_CONFIG)
     (folder / "config.properties").write_text(
@@ -117,10 +124,21 @@ def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[
         f"max_response_size={MAX_RESPONSE_BYTES}\n"
         "metrics_mode=prometheus\n"
         f"metrics_config={folder / 'metrics.yaml'}\n"
-        "disable_system_metrics=true\n"
+        "disable_system_metrics=true\n" + cors(settings.cors_origins)
     )
     (folder / "metrics.yaml").write_text(json.dumps(torchserve_config()))  # JSON is YAML
     (folder / "temporary").mkdir()
+
+
+def cors(origin: str) -> str:
+    """The properties that let a page of another origin ask, none without one."""
+    if not origin:
+        return ""
+    return (
+        f"cors_allowed_origin={origin}\n"
+        "cors_allowed_methods=GET, POST, OPTIONS\n"
+        f"cors_allowed_headers={', '.join(REQUEST_HEADERS)}\n"
+    )
 
 
 class TorchServe:

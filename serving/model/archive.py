@@ -26,23 +26,14 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from serving.errors import ArchiveError, SpecError
-from serving.model.networks import build
+from serving.model.licences import CODE_LICENCE, Licences
+from serving.model.networks import Network, build
 from serving.model.spec import ModelSpec
 
 FORMAT_VERSION = 2
 
 # What zipfile raises where a file is damaged or lacks a member.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, OSError)
-
-# The keys that TorchServe reads only from here, not from its own properties, once an archive carries this file.
-MODEL_CONFIG = """\
-minWorkers: 1
-maxWorkers: 1
-batchSize: 1
-maxBatchDelay: 0
-responseTimeout: 600
-startupTimeout: 300
-"""
 
 
 @dataclass(frozen=True)
@@ -51,12 +42,16 @@ class Archive:
 
     spec: ModelSpec
     origin: Mapping[str, Any]
+    licences: Licences
     weights_sha256: str
     tensors: Mapping[str, Tensor]
 
-    def network(self) -> nn.Module:
+    def network(self) -> Network:
         """The network with the archive's weights. Raises ArchiveError unless they match it tensor by tensor."""
-        network = build(self.spec)
+        try:
+            network = build(self.spec)
+        except SpecError as error:
+            raise ArchiveError(f"the archive describes no network ({error}): export it again") from error
         wanted = network.state_dict()
         missing, surplus = sorted(wanted.keys() - self.tensors.keys()), sorted(self.tensors.keys() - wanted.keys())
         misfits = [n for n in wanted.keys() & self.tensors.keys() if wanted[n].shape != self.tensors[n].shape]
@@ -67,10 +62,28 @@ class Archive:
         return network
 
 
-def write_archive(path: Path, spec: ModelSpec, network: nn.Module, origin: Mapping[str, Any]) -> None:
+def torchserve_yaml(
+    workers: int = 1, response_timeout_s: int = 600, startup_timeout_s: int = 300, queue_size: int = 100
+) -> str:
+    """Write model-config.yaml. Once it is there, TorchServe reads these keys from it alone, not from its own properties."""
+    return (
+        f"minWorkers: {workers}\n"
+        f"maxWorkers: {workers}\n"
+        "batchSize: 1\n"
+        "maxBatchDelay: 0\n"
+        f"jobQueueSize: {queue_size}\n"
+        f"responseTimeout: {response_timeout_s}\n"
+        f"startupTimeout: {startup_timeout_s}\n"
+    )
+
+
+def write_archive(
+    path: Path, spec: ModelSpec, network: nn.Module, origin: Mapping[str, Any], licences: Licences | None = None
+) -> None:
     """Write a .mar under its final name only when it is complete.
 
-    `origin` says where the weights come from (run, commit, data set, scores); anything that JSON holds.
+    `origin` says where the weights come from (run, commit, data set, scores); anything that JSON holds. `licences` default to
+    unknown ones.
     """
     # Needed where archives are made, not where they are served.
     from model_archiver.model_archiver_config import ModelArchiverConfig
@@ -82,6 +95,7 @@ def write_archive(path: Path, spec: ModelSpec, network: nn.Module, origin: Mappi
         "format_version": FORMAT_VERSION,
         "model": spec.to_json(),
         "origin": dict(origin),
+        "licences": (licences or Licences(CODE_LICENCE)).to_json(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     package = Path(__file__).parent.parent
@@ -92,7 +106,7 @@ def write_archive(path: Path, spec: ModelSpec, network: nn.Module, origin: Mappi
         shutil.copy(package / "endpoint" / "handler.py", contents)
         (contents / "separator.json").write_text(json.dumps(facts, indent=2) + "\n")
         (contents / "weights.safetensors").write_bytes(weights)
-        (contents / "model-config.yaml").write_text(MODEL_CONFIG)
+        (contents / "model-config.yaml").write_text(torchserve_yaml())
         # ModelArchiver itself would gather the files in a folder of the model's name in the host's temporary folder:
         # two exports of one name at a time, or by two users, would spoil each other's.
         manifest = ModelExportUtils.generate_manifest_json(
@@ -118,6 +132,7 @@ def read_archive(path: Path) -> Archive:
                 f"{path} has format version {version}, this package reads {FORMAT_VERSION}: export it again"
             )
         spec, origin = ModelSpec.from_json(facts["model"]), facts["origin"]
+        licences = Licences.from_json(facts["licences"]) if "licences" in facts else Licences()  # of an older archive
     except (ValueError, KeyError, TypeError, SpecError) as error:
         raise ArchiveError(f"separator.json in {path} is damaged ({error}): export the archive again") from error
     found = hashlib.sha256(weights).hexdigest()
@@ -129,7 +144,7 @@ def read_archive(path: Path) -> Archive:
         tensors = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
         raise ArchiveError(f"the weights in {path} are no safetensors ({error}): export the archive again") from error
-    return Archive(spec, origin, found, tensors)
+    return Archive(spec, origin, licences, found, tensors)
 
 
 def read_member(path: Path, name: str) -> bytes:

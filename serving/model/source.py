@@ -2,15 +2,19 @@
 
 song.mar, /models/x.mar        a file
 s3://bucket/x.mar              object storage
-runs:/<run id>/archive/x.mar   an artifact of an MLflow run, or the folder with it
+runs:/<run id>/archive/x.mar   an artifact of an MLflow run, or the folder with it; runs:/<run id> is its folder archive
 models:/name@alias             a registered model whose version was made from such an artifact or folder;
-models:/name/version           the store is the one that MLFLOW_TRACKING_URI names
+models:/name/version           latest is the newest one; the store is the one that MLFLOW_TRACKING_URI names
 """
 
 from pathlib import Path
 
 from serving.errors import ArchiveError, StorageError
 from serving.storage.storage import fetch_file, is_remote
+
+ARCHIVE_FOLDER = "archive"
+ATTEMPTS = 2
+TIMEOUT_S = 6
 
 
 def resolve(model: str, folder: Path) -> Path:
@@ -35,18 +39,29 @@ def from_mlflow(uri: str, folder: Path) -> Path:
     try:
         import mlflow
         from mlflow.artifacts import download_artifacts
+        from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
     except ImportError as error:
         raise StorageError(
             f"{uri} needs MLflow: pip install mlflow-skinny, or give the archive as a path or s3://"
         ) from error
     if not mlflow.is_tracking_uri_set():
         raise StorageError(f"{uri} is in no known store: set MLFLOW_TRACKING_URI to the address of your MLflow")
+    # Its own patience with a server that is away is four minutes.
+    for patience, usual in ((MLFLOW_HTTP_REQUEST_MAX_RETRIES, ATTEMPTS - 1), (MLFLOW_HTTP_REQUEST_TIMEOUT, TIMEOUT_S)):
+        if not patience.is_set():
+            patience.set(usual)
     try:
-        artifact = version_source(uri) if uri.startswith("models:/") else uri
+        artifact = version_source(uri) if uri.startswith("models:/") else run_artifact(uri)
         return Path(download_artifacts(artifact_uri=artifact, dst_path=str(folder)))
     except Exception as error:  # MLflow lets the exceptions of every store behind it through
         reason = str(error).rstrip(". ")
         raise StorageError(f"MLflow does not give {uri}: {reason}; check name and MLFLOW_TRACKING_URI") from error
+
+
+def run_artifact(uri: str) -> str:
+    """Name the folder of a run's archive where the address names the run alone."""
+    run = uri.removeprefix("runs:/").strip("/")
+    return uri if "/" in run else f"runs:/{run}/{ARCHIVE_FOLDER}"
 
 
 def version_behind(model: str) -> str | None:
@@ -69,13 +84,18 @@ def version_behind(model: str) -> str | None:
 
 
 def version_source(uri: str) -> str:
-    """The artifact that a version in the registry was made from. MLflow itself downloads a version only if that is a folder."""
+    """Find the artifact that a version in the registry was made from. MLflow itself downloads folders alone."""
     from mlflow import MlflowClient
 
     name, _, alias = uri.removeprefix("models:/").partition("@")
     if alias:
         return str(MlflowClient().get_model_version_by_alias(name, alias).source)
     name, _, version = name.partition("/")
+    if version in ("", "latest"):
+        versions = MlflowClient().search_model_versions(f"name='{name}'")
+        if not versions:
+            raise StorageError(f"the registry has no model {name}: check the name and MLFLOW_TRACKING_URI")
+        version = str(max(int(found.version) for found in versions))
     return str(MlflowClient().get_model_version(name, version).source)
 
 

@@ -48,7 +48,7 @@ function choices(name, type, values, chosen, labels = {}) {
 
 function wishes() {
   const checked = (name) => [...document.querySelectorAll(`[name=${name}]:checked`)].map((input) => input.value);
-  return { stems: checked("stems"), quality: checked("quality")[0] ?? "fast", format: byId("format").value || "wav" };
+  return { stems: checked("stems"), own: offer?.own ?? [], quality: checked("quality")[0] ?? "fast", format: byId("format").value || "wav" };
 }
 
 function addSongs(files) {

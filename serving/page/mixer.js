@@ -15,6 +15,10 @@ export class Mixer {
     this.player = null;
     this.mixture = false;
     this.region = null; // the marked loop, which may be off
+    const { stems, own } = song.wishes;
+    const mixtures = [own, ["vocals", "accompaniment"]].filter((sum) => sum.every((stem) => stems.includes(stem)));
+    this.sum = mixtures[0] ?? stems; // stems that sum to the song, where there are some
+    this.hasMixture = mixtures.length > 0;
     this.ruler = new Ruler();
     this.transport = new Transport(this);
     this.list = element("ol", { class: "lanes" });
@@ -48,6 +52,7 @@ export class Mixer {
     if (!lane) {
       lane = new Lane(track, this.lanes.length + 1, { change: () => this.mix(), download: () => this.saveStem(lane) });
       this.lanes.push(lane);
+      if (!this.sum.includes(track.name)) lane.toggleMute(); // it would be heard twice
       this.list.append(lane.root);
       this.listenOn(lane.stage);
     }
@@ -66,7 +71,7 @@ export class Mixer {
   join(track) {
     this.player ??= new Player(track.buffer.sampleRate);
     this.player.add(track, 0);
-    this.transport.enable();
+    this.transport.enable(this.hasMixture);
     this.mix();
   }
 
@@ -74,7 +79,7 @@ export class Mixer {
   gains() {
     const solo = this.lanes.some((lane) => lane.soloed);
     return this.lanes.map((lane) => {
-      if (this.mixture) return 1;
+      if (this.mixture) return this.sum.includes(lane.name) ? 1 : 0;
       return lane.muted || (solo && !lane.soloed) ? 0 : lane.level;
     });
   }

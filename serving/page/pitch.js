@@ -104,8 +104,9 @@ export class PitchShifter {
     const turn = new Float64Array(BINS);
     let lastPeak = -1;
     for (let k = 0; k < BINS; k++) {
-      const isPeak = size[k] > 0 && [k - 2, k - 1, k + 1, k + 2].every((near) => !(size[near] > size[k]));
-      if (!isPeak) continue;
+      const here = size[k];
+      const higher = size[k - 2] > here || size[k - 1] > here || size[k + 1] > here || size[k + 2] > here;
+      if (higher || here === 0) continue;
       const expected = (2 * Math.PI * k * step) / N_FFT;
       const excess = phase[k] - this.lastPhase[k] - expected;
       const frequency = (2 * Math.PI * k) / N_FFT + (excess - 2 * Math.PI * Math.round(excess / (2 * Math.PI))) / (step || 1);
@@ -141,7 +142,10 @@ export class PitchShifter {
   sampleAt(ring) {
     const whole = Math.floor(this.read);
     const x = this.read - whole;
-    const [a, b, c, d] = [whole - 1, whole, whole + 1, whole + 2].map((at) => ring[(at + RING) % RING]);
+    const a = ring[(whole - 1 + RING) % RING];
+    const b = ring[whole % RING];
+    const c = ring[(whole + 1) % RING];
+    const d = ring[(whole + 2) % RING];
     return b + 0.5 * x * (c - a + x * (2 * a - 5 * b + 4 * c - d + x * (3 * (b - c) + d - a)));
   }
 }

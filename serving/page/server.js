@@ -22,15 +22,9 @@ export function keepKey(key) {
 /** What the model gives: `{ stems, own, qualities, formats }`; `own` are the stems of a song that asks for none by name. */
 export async function describe() {
   const response = await ask(null, { describe: "true", "Content-Type": "application/octet-stream" });
-  const facts = await response.json();
-  const offers = facts.offers ?? {};
-  const formats = offers.formats ?? ["wav", "flac", "mp3", "ogg"];
-  return {
-    stems: offers.stems ?? facts.stems,
-    own: facts.stems,
-    qualities: offers.qualities ?? ["fast", "best"],
-    formats: formats.flatMap((format) => (format === "wav" ? ["wav", "float"] : [format])),
-  };
+  const { stems, offered = stems, qualities = ["fast"], formats = ["audio/wav"] } = await response.json();
+  const names = Object.keys(TYPES).filter((name) => formats.includes(TYPES[name]));
+  return { stems: offered, own: stems, qualities, formats: names };
 }
 
 /** The answer to a song, a zip of stems that still comes. `onSent` is called with the bytes that are through. */

@@ -33,8 +33,9 @@ export class Transport {
   }
 
   /** As soon as one lane can be played. */
-  enable() {
+  enable(hasMixture) {
     for (const control of this.controls) control.disabled = false;
+    this.mixture.disabled = !hasMixture;
   }
 
   /** When the whole answer is there. */

@@ -1,4 +1,4 @@
-"""What an object store's refusal means and what to do about it, in one sentence. S3's codes are known here and nowhere else."""
+"""Refusals of an object store, each as one sentence with its remedy. S3's codes are known here and nowhere else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ WRONG_REGION = ("301", "PermanentRedirect", "AuthorizationHeaderMalformed", "Ill
 REFUSED = ("403", "AccessDenied", "Forbidden", "AllAccessDisabled")
 PASSING = ("429", "SlowDown", "TooManyRequests", "Throttling", "RequestTimeout", "RequestLimitExceeded")
 
-# Signatures of another time are refused. Without a body, as after HEAD, only the Date of the answer tells that from a 403.
+# Stores refuse signatures of another time. Without a body, as after HEAD, only the Date of the answer tells that from a 403.
 CLOCK_TOLERANCE_S = 900
 
 
@@ -34,7 +34,7 @@ class Refusal:
 
     @classmethod
     def of(cls, url: str, operation: str, response: Mapping[str, Any], signed: bool) -> Self:
-        """From a response as boto3 parses it."""
+        """The refusal in a response as boto3 parses it."""
         error, meta = response.get("Error", {}), response.get("ResponseMetadata", {})
         headers = meta.get("HTTPHeaders", {})
         region = error.get("Region") or headers.get("x-amz-bucket-region", "")
@@ -46,7 +46,7 @@ class Refusal:
         return self.code in NO_FILE
 
     def error(self, now: datetime | None = None) -> StorageError:
-        """The error to raise; StoreUnavailable where the same request may succeed later."""
+        """The error to raise: StoreUnavailable if the same request may succeed later."""
         bucket = self.url.removeprefix("s3://").partition("/")[0]
         if self.code == "NoSuchBucket" or (self.no_file and self.operation == "HeadBucket"):
             return StorageError(f"there is no bucket {bucket}: check the name in {self.url} and AWS_ENDPOINT_URL")
@@ -77,7 +77,7 @@ class Refusal:
         return StorageError(f"{self.url} is refused ({self.code}: {self.message}): check it and the AWS_ settings")
 
     def clock_error_s(self, now: datetime | None) -> float:
-        """How far this machine's clock is from the store's, 0 where the answer has no date."""
+        """Seconds between the clocks of this machine and the store, 0 if the answer has no date."""
         if "date" not in self.headers:
             return 0.0
         try:

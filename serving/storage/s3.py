@@ -46,7 +46,7 @@ TRANSFER = TransferConfig(
     max_concurrency=CONNECTIONS,
     preferred_transfer_client="classic",
 )
-# botocore lets through what urllib3 raises where a TLS connection is cut inside an object.
+# urllib3's own errors come through botocore when a TLS connection is cut inside an object.
 UNREACHABLE = (NoConnectionError, HTTPClientError, IncompleteReadError, ConnectionBroke, S3TransferRetriesExceededError)
 
 _making = threading.Lock()
@@ -88,7 +88,7 @@ def _client(checksums: str) -> Any:
 
 @contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turns what boto3 raises while it works on a URL into a StorageError, StoreUnavailable where waiting may help."""
+    """Turns errors of boto3 about a URL into a StorageError: StoreUnavailable if waiting may help."""
     try:
         yield
     except ClientError as error:

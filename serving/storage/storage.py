@@ -38,12 +38,12 @@ def is_remote(url: str) -> bool:
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file of this URL. Raises StorageError where that cannot be known, as without its bucket."""
+    """True if there is a file of this URL. Raises StorageError if that cannot be known, as without its bucket."""
     return find_file(url) is not None
 
 
 def find_file(url: str) -> StoredFile | None:
-    """The file of a URL, None where there is none. Raises StorageError where that cannot be known."""
+    """The file of a URL, None if there is none. Raises StorageError if that cannot be known."""
     name = url.rsplit("/", 1)[-1]
     if not is_remote(url):
         path = _plain(url)
@@ -81,9 +81,9 @@ def walk_files(url: str) -> Iterator[StoredFile]:
 def read_file(file: StoredFile, start: int, stop: int, stopping: Event | None = None) -> Iterator[bytes]:
     """The bytes [start, stop) of a file in a bucket, in blocks.
 
-    What passes is waited for: after a connection that is cut, a time-out, a 500, a 503 SlowDown, a server that restarts, the
-    rest is asked for again, with pauses that grow up to `retries.PATIENCE_S` without a byte. Raises StorageError if the
-    object is no longer the one listed, or `stopping` is set.
+    After a cut connection, a time-out, a 500, a 503 SlowDown or a restart of the server the rest is asked for again, with
+    growing pauses, until `retries.PATIENCE_S` have passed without a byte. Raises StorageError then, if the object is no longer
+    the one listed, or if `stopping` is set.
     """
     stopping = stopping or Event()
     patience = Patience(stopping)
@@ -137,7 +137,7 @@ def store_bytes(content: bytes, url: str) -> None:
 
 
 def delete(url: str) -> None:
-    """Remove the file of a URL. What is not there is gone already."""
+    """Remove the file of a URL, if there is one."""
     if not is_remote(url):
         _plain(url).unlink(missing_ok=True)
         return

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from serving.model.spec import AudioSpec
-from tests.data_sets import needs_ffmpeg, write_stem_file
+from tests.data_sets import write_stem_file
 from training.data.crops import Crops
 from training.data.decoded import decode
 from training.data.musdb18 import StemFile
@@ -86,7 +86,6 @@ def test_crops_beside_soundfile_reading_parts_of_wav(tmp_path: Path, places: Pla
     assert floats_s > 3 * ours_s
 
 
-@needs_ffmpeg
 def test_crops_beside_musdb_reading_stem_files(tmp_path: Path, places: Places) -> None:
     import musdb
 

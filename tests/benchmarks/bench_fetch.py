@@ -1,8 +1,8 @@
-"""Fetching beside `rclone copy` of the same files from the same server: python -m pytest -s tests/benchmarks/bench_fetch.py
+"""Fetching beside `rclone copy`, and beside boto3's transfer manager: python -m pytest -s tests/benchmarks/bench_fetch.py
 
-Both are whole processes, told of as many transfers, and begin with an empty folder and a disk that has nothing left to write:
-what lies in memory or is on its way to the disk from one of them would slow the next. Whose turn comes first changes by the
-round. What is told is the median of the rounds' ratios: both go up and down with the machine, within a round the least.
+All fetch the same files from the same server. They are whole processes with 16 transfers each, and begin with an empty folder
+and an idle disk: writes that are still on their way would slow the next one. The order changes by the round. The figure is
+the median of the rounds' ratios, because within a round the machine changes least.
 
 It takes 40 GB of disk below --basetemp and gives them back. `-k small`, `-k large`, `-k mixed`, `-k whole` and `-k memory`
 run one part.
@@ -87,6 +87,49 @@ def fetch(name: str, folder: Path) -> int:
     return int(done.stdout.split()[-1]) * 1024
 
 
+MANAGER = """
+import hashlib, os, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from s3transfer.subscribers import BaseSubscriber
+from serving.storage.s3 import connect
+from serving.storage.storage import list_files
+
+class Known(BaseSubscriber):
+    def __init__(self, file):
+        self.file = file
+    def on_queued(self, future, **_):
+        future.meta.provide_transfer_size(self.file.size_bytes)
+        future.meta.provide_object_etag(self.file.etag)
+
+def verify(path):
+    with path.open("rb") as file:
+        hashlib.file_digest(file, "sha256")
+        os.fsync(file.fileno())
+
+url, to = sys.argv[1], Path(sys.argv[2])
+manager = create_transfer_manager(connect(), TransferConfig(max_concurrency=16, preferred_transfer_client="classic"))
+coming = []
+for file in list_files(url):
+    if file.name.endswith(".wav"):
+        path = to / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        key = file.url.removeprefix("s3://b/")
+        coming.append((path, manager.download("b", key, str(path), subscribers=[Known(file)])))
+with ThreadPoolExecutor(4) as pool:
+    for path, download in coming:
+        download.result()
+        pool.submit(verify, path)
+manager.shutdown()
+"""
+
+
+def manager_copy(name: str, folder: Path) -> None:
+    """boto3's transfer manager, with a hash of each object after it."""
+    subprocess.run([sys.executable, "-c", MANAGER, f"s3://b/{name}", str(folder)], check=True)
+
+
 def rclone_copy(store: S3Server, name: str, folder: Path) -> None:
     remote = f":s3,provider=Rclone,env_auth=true,endpoint='{store.endpoint}':b/{name}/train"
     command = [str(Path(sys.executable).with_name("rclone")), "copy", "--config", "", "--transfers", str(CONNECTIONS)]
@@ -101,8 +144,9 @@ def test_fetching_beside_rclone(name: str, store: S3Server, tmp_path: Path) -> N
     turns: list[tuple[str, Callable[[], object]]] = [
         ("rclone", lambda: rclone_copy(store, name, folder)),
         ("fetch", lambda: fetch(name, folder)),
+        ("manager", lambda: manager_copy(name, folder)),
     ]
-    took_s: dict[str, list[float]] = {"rclone": [], "fetch": [], "again": []}
+    took_s: dict[str, list[float]] = {"rclone": [], "fetch": [], "manager": [], "again": []}
     for _ in range(ROUNDS[name]):
         for rival, work in turns:
             shutil.rmtree(folder, ignore_errors=True)
@@ -111,7 +155,7 @@ def test_fetching_beside_rclone(name: str, store: S3Server, tmp_path: Path) -> N
             assert sum(file.stat().st_size for file in folder.rglob("*.wav")) == sum(sizes)
             if rival == "fetch":
                 took_s["again"] += [seconds(lambda: fetch(name, folder)) for _ in range(REPEATS)]
-        turns.reverse()
+        turns = [*turns[1:], turns[0]]
     median = {what: statistics.median(times) for what, times in took_s.items()}
     ratio = statistics.median(theirs / ours for theirs, ours in zip(took_s["rclone"], took_s["fetch"], strict=True))
     print(

@@ -11,9 +11,9 @@ from serving.model.networks import build
 from serving.model.separator import Separator
 from training.config import PRESETS, Batches, Budget, TrainConfig
 from training.data.augment import samples_to_cut
+from training.run.machine import Machine
 from training.run.precision import prepare
 from training.run.profile import Stopwatch
-from training.run.ranks import Ranks
 from training.run.state import RunState
 from training.run.step import Stepper
 
@@ -39,7 +39,7 @@ def test_steps_and_memory(
     excerpts = torch.randint(-(2**13), 2**13, shape, dtype=torch.int16).pin_memory()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    stepper = Stepper(config, RunState(config, GPU), GPU, Ranks())
+    stepper = Stepper(config, RunState(config, GPU), Machine(GPU))
     stepper.fit(excerpts)
     seconds = {}
     for steps in (WARMUP_STEPS, STEPS):

@@ -35,7 +35,7 @@ def test_separation_of_a_stereo_song_beside_the_network_alone() -> None:
     magnitudes = torch.rand(1, 1, spec.stft.bins, spec.stft.frames(spec.chunk.length_s * spec.audio.sample_rate_hz))
 
     with torch.inference_mode():
-        network_s = best_of(3, lambda: separator.network.vocal_mask(magnitudes)) * SONG_S / hop_s
+        network_s = best_of(3, lambda: separator.network.core(magnitudes)) * SONG_S / hop_s
     separation_s = best_of(3, lambda: separator.separate(song, RATE_HZ))
     print(
         f"\n{torch.get_num_threads()} threads, {separator.device}: real-time factor {separation_s / SONG_S:.3f}, "

@@ -31,9 +31,9 @@ from training.data.song import SOURCES, Song
 from training.data.stem_folder import StemFolder
 from training.run.loop import LOG_INTERVAL_STEPS, SAVE_INTERVAL_S
 from training.run.losses import relative_error_db
+from training.run.machine import Machine
 from training.run.precision import prepare
 from training.run.profile import measure
-from training.run.ranks import Ranks
 from training.run.state import RunState
 from training.run.step import Stepper
 from training.tracking.tracking import Tracker
@@ -88,7 +88,7 @@ def crops(config: TrainConfig, songs: list[Song], tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def stepper(config: TrainConfig) -> Stepper:
-    return Stepper(config, RunState(config, DEVICE), DEVICE, Ranks())
+    return Stepper(config, RunState(config, DEVICE), Machine(DEVICE))
 
 
 def steps_of(stepper: Stepper, crops: Crops) -> Steps:
@@ -219,7 +219,7 @@ def test_a_step_beside_one_of_open_unmix(stepper: Stepper, crops: Crops, monkeyp
 
 def test_a_compiled_step_beside_one_that_is_not(config: TrainConfig, stepper: Stepper, crops: Crops) -> None:
     compiled = dataclasses.replace(config, compile=True)
-    other = Stepper(compiled, RunState(compiled, DEVICE), DEVICE, Ranks())
+    other = Stepper(compiled, RunState(compiled, DEVICE), Machine(DEVICE))
     started = time.perf_counter()
     compiled_steps = steps_of(other, crops)
     if other.forward is other.state.network:

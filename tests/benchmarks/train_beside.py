@@ -34,8 +34,8 @@ from training.data.decoded import decode
 from training.data.song import SOURCES
 from training.evaluation.evaluate import Evaluation, evaluate_song
 from training.progress import ProgressBar
+from training.run.machine import Machine
 from training.run.precision import Precision, prepare
-from training.run.ranks import Ranks
 from training.run.step import FULL_SCALE
 from training.run.train import Places, train
 
@@ -73,7 +73,7 @@ def main() -> None:
         return
     model = config.model if GPU else narrow(config.model, NARROW[preset])
     places = Places(given.out / given.model, given.out / "cache")
-    train(replace(config, model=model), places, DEVICE, Ranks(0, 1, 0), resume=False, wait=True)
+    train(replace(config, model=model), places, Machine(DEVICE), resume=False, wait=True)
 
 
 def narrow(model: ModelSpec, size: Mapping[str, int | tuple[int, ...]]) -> ModelSpec:

@@ -1,5 +1,6 @@
 """The page in a real browser, before a real server."""
 
+import base64
 import io
 import re
 import zipfile
@@ -13,7 +14,8 @@ from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.listening import RATE_HZ, TAP, gains_heard, heard, listen_for
+from tests.browser.listening import RATE_HZ, TAP, TAP_SAMPLES, gains_heard, heard, listen_for
+from tests.browser.progress import note_statuses, statuses_noted, throttle
 from tests.torchserve import Server, wait_for
 
 pytestmark = pytest.mark.slow
@@ -27,11 +29,19 @@ ALL = np.ones(4)
 def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half a minute of stereo: tones that come and go, beats, and noise that never repeats."""
     chance, time_s = np.random.default_rng(0), np.arange(SONG_S * RATE_HZ) / RATE_HZ
-    voice = np.clip(np.sin(2 * np.pi * time_s / 7), 0, 1) * np.sin(2 * np.pi * 220 * time_s)
+    voice = (0.6 + 0.4 * np.sin(2 * np.pi * time_s / 7)) * np.sin(2 * np.pi * 220 * time_s)
     beats = np.exp(-((2 * time_s) % 1) * 6) * chance.standard_normal(time_s.size)
     audio = 0.3 * voice + 0.1 * beats + 0.05 * chance.standard_normal(time_s.size)
     path = tmp_path_factory.mktemp("songs") / "Night Drive.wav"
     soundfile.write(path, np.stack([audio, audio], 1).clip(-1, 1), RATE_HZ, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def short(song: Path) -> Path:
+    """Its first five seconds."""
+    path = song.with_name("Short.wav")
+    soundfile.write(path, soundfile.read(song)[0][: 5 * RATE_HZ], RATE_HZ)
     return path
 
 
@@ -60,23 +70,13 @@ def tab(context: BrowserContext, address: str) -> Iterator[Page]:
 
 
 def drop(tab: Page, *songs: Path) -> None:
-    """Drop files on the page, as from a file manager."""
+    """Give files to the page; its file input takes them as it takes dropped ones."""
     tab.set_input_files("#files", list(songs))
 
 
 def separated(tab: Page, *songs: Path) -> None:
     drop(tab, *songs)
     expect(tab.locator("[data-state=done]")).to_have_count(len(songs))
-
-
-def throttle(tab: Page, down_bytes_per_s: int = -1, up_bytes_per_s: int = -1) -> None:
-    network = {
-        "offline": False,
-        "latency": 0,
-        "downloadThroughput": down_bytes_per_s,
-        "uploadThroughput": up_bytes_per_s,
-    }
-    tab.context.new_cdp_session(tab).send("Network.emulateNetworkConditions", network)
 
 
 def serious(tab: Page) -> list[str]:
@@ -86,20 +86,17 @@ def serious(tab: Page) -> list[str]:
 
 def test_a_dropped_song_shows_its_way(tab: Page, song: Path, screenshots: Path) -> None:
     tab.screenshot(path=screenshots / "empty.png")
-    tab.evaluate("""() => {
-      window.seen = [];
-      const look = () => seen.push(document.querySelector(".status")?.textContent ?? "");
-      new MutationObserver(look).observe(document.body, { subtree: true, childList: true, characterData: true });
-    }""")
+    note_statuses(tab)
     throttle(tab, up_bytes_per_s=1_500_000)
-    script = """async (bytes) => {
-      const files = new DataTransfer();
-      files.items.add(new File([new Uint8Array(bytes)], "Night Drive.wav"));
-      document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: files.items ? files : null, bubbles: true }));
+    script = """(base64) => {
+      const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+      const dataTransfer = new DataTransfer();
+      dataTransfer.items.add(new File([bytes], "Night Drive.wav"));
+      document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
     }"""
-    tab.evaluate(script, list(song.read_bytes()))
+    tab.evaluate(script, base64.b64encode(song.read_bytes()).decode())
     expect(tab.get_by_text("0:30 · 4 stems")).to_be_visible()
-    seen = list(dict.fromkeys(tab.evaluate("seen")))
+    seen = statuses_noted(tab)
     sent = [float(match[1]) for text in seen if (match := re.fullmatch(r"Sending ([\d.]+) MB of 1.9 MB", text))]
     made = [int(match[1]) for text in seen if (match := re.fullmatch(r"0:(\d\d) of 0:30 separated", text))]
     assert sent == sorted(sent), seen
@@ -113,14 +110,14 @@ def test_mute_and_solo_change_what_is_heard(
 ) -> None:
     separated(tab, song)
     tab.get_by_role("button", name="Play").click()
-    listen_for(tab, 0.9)
+    listen_for(tab, 0.65)
     gains, _, error = gains_heard(tab, stems)
     np.testing.assert_allclose(gains, ALL, atol=0.02)
     assert error < 1e-3
     changes = {"Mute Drums": [1, 0, 1, 1], "Solo Bass": [0, 0, 1, 0], "Mixture": [1, 1, 1, 1]}
     for button, expected in changes.items():
         tab.get_by_role("button", name=button, exact=True).click()
-        listen_for(tab, 0.8)
+        listen_for(tab, 0.65)
         gains, _, error = gains_heard(tab, stems)
         np.testing.assert_allclose(gains, expected, atol=0.02, err_msg=button)
         assert error < 1e-3
@@ -131,14 +128,38 @@ def test_level_and_key_change_what_is_heard(tab: Page, song: Path, stems: NDArra
     separated(tab, song)
     tab.get_by_role("slider", name="Level of Vocals").fill("0.5")
     tab.get_by_role("button", name="Play").click()
-    listen_for(tab, 0.9)
+    listen_for(tab, 0.65)
     np.testing.assert_allclose(gains_heard(tab, stems)[0], [0.5, 1, 1, 1], atol=0.02)
     for _ in range(3):
         tab.get_by_role("button", name="A semitone up").click()
     expect(tab.get_by_text("+3 st")).to_be_visible()
-    listen_for(tab, 1.6)
-    loudest_hz = np.abs(np.fft.rfft(heard(tab) * np.hanning(32_768)))[200:].argmax() + 200
-    assert loudest_hz * RATE_HZ / 32_768 == pytest.approx(220 * 2 ** (3 / 12), rel=0.005)
+    listen_for(tab, 2.2)
+    loudest = np.abs(np.fft.rfft(heard(tab) * np.hanning(TAP_SAMPLES))).argmax()
+    assert loudest * RATE_HZ / TAP_SAMPLES == pytest.approx(220 * 2 ** (3 / 12), rel=0.005)
+
+
+@pytest.mark.parametrize("semitones", [-6, -1, 3, 6])
+def test_the_key_shifts_tones_and_keeps_the_time(tab: Page, semitones: int) -> None:
+    script = """async ([semitones, hertz]) => {
+      const { PitchShifter } = await import("./pitch.js");
+      const shifter = new PitchShifter();
+      shifter.ratio = 2 ** (semitones / 12);
+      const wave = (n) => Math.sin((2 * Math.PI * hertz * n) / 22050);
+      const tone = Float32Array.from({ length: 66150 }, (_, n) => (n < 44100 ? wave(n) : 0));
+      const [left, right] = [new Float32Array(tone.length), new Float32Array(tone.length)];
+      shifter.process(tone, tone, left, right);
+      return [Array.from(left), PitchShifter.delay];
+    }"""
+    shifted, delay = tab.evaluate(script, [semitones, 440])
+    turn = 2 * np.pi * 440 * 2 ** (semitones / 12) / 22_050 * np.arange(len(shifted))
+    middle = slice(15_000, 37_000)
+    waves = np.stack([np.sin(turn), np.cos(turn)])[:, middle]
+    gains, *_ = np.linalg.lstsq(waves.T, np.array(shifted)[middle], rcond=None)
+    noise = np.array(shifted)[middle] - gains @ waves
+    assert np.hypot(*gains) == pytest.approx(1, rel=0.01)
+    assert np.std(noise) < 0.01, "40 dB below the tone"
+    end = np.flatnonzero(np.abs(shifted) > 0.5).max()
+    assert end - delay == pytest.approx(44_100, abs=1_500)
 
 
 def test_seek_and_loop(tab: Page, song: Path, stems: NDArray[np.float64]) -> None:
@@ -147,7 +168,7 @@ def test_seek_and_loop(tab: Page, song: Path, stems: NDArray[np.float64]) -> Non
     lane = tab.locator(".lane .stage").first.bounding_box()
     assert lane is not None
     tab.mouse.click(lane["x"] + lane["width"] * 20 / SONG_S, lane["y"] + 20)
-    listen_for(tab, 0.8)
+    listen_for(tab, 0.65)
     gains, at_s, error = gains_heard(tab, stems)
     assert 20.5 < at_s < 21.5
     np.testing.assert_allclose(gains, ALL, atol=0.02)
@@ -184,7 +205,7 @@ def test_the_first_lane_plays_before_the_last_has_come(tab: Page, song: Path, st
     assert gains_heard(tab, stems)[2] < 1e-3
     throttle(tab)
     expect(tab.locator("[data-state=done]")).to_be_visible()
-    listen_for(tab, 0.8)
+    listen_for(tab, 0.65)
     gains, _, error = gains_heard(tab, stems)
     np.testing.assert_allclose(gains, ALL, atol=0.02, err_msg="the others have joined in")
     assert error < 1e-3
@@ -193,30 +214,26 @@ def test_the_first_lane_plays_before_the_last_has_come(tab: Page, song: Path, st
 def test_a_cancelled_song_leaves_no_work_on_the_server(tab: Page, server: Server, song: Path, tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(-3_000, 3_000, 600 * RATE_HZ, dtype=np.int16)
     soundfile.write(tmp_path / "Endless.flac", noise, RATE_HZ)
-    tab.get_by_text("Best").click()
+    tab.locator("[value=best]").check()
     drop(tab, tmp_path / "Endless.flac")
     expect(tab.locator("[data-state=receiving]")).to_be_visible()
     before = server.log.read_text().count('"status": 499')
     tab.get_by_role("button", name="Cancel").click()
     expect(tab.locator("[data-state=cancelled]")).to_be_visible()
     wait_for(lambda: server.log.read_text().count('"status": 499') == before + 1, timeout_s=5)
-    tab.get_by_text("Fast").click()
+    tab.locator("[value=fast]").check()
     separated(tab, song)
 
 
-def test_what_is_no_song_is_told_in_the_servers_words(tab: Page, song: Path, tmp_path: Path) -> None:
+def test_what_is_no_song_is_told_in_the_servers_words(tab: Page, server: Server, short: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("buy milk")
-    drop(tab, tmp_path / "notes.txt", song)
+    drop(tab, tmp_path / "notes.txt", short)
     expect(tab.locator("[data-state=done]")).to_be_visible()
-    refused = tab.locator("[data-state=failed] .status")
-    expect(refused).to_contain_text(re.compile("audio"))
-    expect(refused).to_contain_text(re.compile(": send|: ask|: check"))
+    expect(tab.locator("[data-state=failed] .status")).to_have_text(server.post(b"buy milk").json()["message"])
     assert tab.get_by_role("button", name="Try again").is_visible()
 
 
-def test_several_songs_wait_for_each_other(tab: Page, song: Path, tmp_path: Path) -> None:
-    short = tmp_path / "Short.wav"
-    soundfile.write(short, soundfile.read(song)[0][: 5 * RATE_HZ], RATE_HZ)
+def test_several_songs_wait_for_each_other(tab: Page, song: Path, short: Path) -> None:
     drop(tab, song, short)
     assert tab.locator("[data-state=waiting]").count() >= 1
     expect(tab.locator("[data-state=done]")).to_have_count(2)
@@ -229,12 +246,12 @@ def test_several_songs_wait_for_each_other(tab: Page, song: Path, tmp_path: Path
     expect(tab.locator(".lane")).to_have_count(0)
 
 
-@pytest.mark.parametrize("audio_format", ["flac", "mp3", "ogg"])
-def test_every_format_plays(tab: Page, song: Path, audio_format: str) -> None:
+@pytest.mark.parametrize("audio_format", ["flac", "mp3"])
+def test_compressed_stems_play(tab: Page, short: Path, audio_format: str) -> None:
     tab.get_by_label("Format").select_option(audio_format)
     for stem in ("drums", "bass"):
         tab.locator(f"#stems [data-stem={stem}]").click()
-    separated(tab, song)
+    separated(tab, short)
     expect(tab.locator(".lane.whole")).to_have_count(2)
     tab.get_by_role("button", name="Play").click()
     listen_for(tab, 0.6)
@@ -278,7 +295,7 @@ def test_the_keyboard_alone_is_enough(tab: Page, song: Path, stems: NDArray[np.f
         tab.keyboard.press("ArrowRight")
     for key in ("m", "2", "s", "1", "s", "3"):
         tab.keyboard.press(key)
-    listen_for(tab, 0.9)
+    listen_for(tab, 0.65)
     gains, at_s, _ = gains_heard(tab, stems)
     np.testing.assert_allclose(gains, [1, 0, 1, 0], atol=0.02)
     assert 15 < at_s < 18
@@ -298,13 +315,13 @@ def test_the_keyboard_alone_is_enough(tab: Page, song: Path, stems: NDArray[np.f
     assert {"Play", "Mute Other", "Level of Bass", "Download Drums", "Position", "Download zip"} <= reached
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 390), ("dark", 390)])
-def test_it_is_for_everyone(tab: Page, song: Path, screenshots: Path, scheme: str, width: int) -> None:
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
+def test_it_is_for_everyone(tab: Page, short: Path, screenshots: Path, scheme: str, width: int) -> None:
     tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
     tab.set_viewport_size({"width": width, "height": 844})
     assert serious(tab) == []
     tab.screenshot(path=screenshots / f"empty-{scheme}-{width}.png")
-    separated(tab, song)
+    separated(tab, short)
     tab.get_by_text("Keyboard").click()
     tab.get_by_role("button", name="Mute Drums").click()
     tab.get_by_role("button", name="Spectrogram of Bass").click()

@@ -14,7 +14,7 @@ from serving.model.separator import GPU_BATCH_WINDOWS, Separator
 from serving.model.spec import ChunkSpec
 from training.config import PRESETS, Batches, Budget, TrainConfig
 from training.data.augment import augment, chances, samples_to_cut
-from training.run.ranks import Ranks
+from training.run.machine import Machine
 from training.run.state import RunState
 from training.run.step import Stepper
 
@@ -64,7 +64,7 @@ def distance_db(one: Audio, other: Audio) -> float:
 
 def losses(config: TrainConfig, device: torch.device, excerpts: Tensor, pieces: int = 1) -> list[float]:
     torch.manual_seed(0)
-    stepper = Stepper(config, RunState(config, device), device, Ranks())
+    stepper = Stepper(config, RunState(config, device), Machine(device))
     stepper.pieces = pieces
     found = []
     for _ in range(STEPS):
@@ -109,7 +109,7 @@ def test_recorded_passes_are_those_of_the_network(
         torch.manual_seed(0)
         state = RunState(config, GPU)
         before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
-        stepper = Stepper(config, state, GPU, Ranks())
+        stepper = Stepper(config, state, Machine(GPU))
         stepper.fit(other)
         assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
         found = []
@@ -148,8 +148,8 @@ def test_a_training_batch_that_does_not_fit_is_cut(
     together = dataclasses.replace(config, batches=Batches(batch_size=8, crop_s=6.0), precision=None)
     excerpts = torch.randint(-(2**13), 2**13, (8, 4, 2, samples_to_cut(together.crop_samples)), dtype=torch.int16)
     state = RunState(together, GPU)
-    limit_memory(lambda: Stepper(alone, state, GPU, Ranks()).fit(excerpts[:1]))
-    stepper = Stepper(together, state, GPU, Ranks())
+    limit_memory(lambda: Stepper(alone, state, Machine(GPU)).fit(excerpts[:1]))
+    stepper = Stepper(together, state, Machine(GPU))
     stepper.fit(excerpts)
     assert stepper.pieces > 1
     stepper(excerpts, 1e-3)

@@ -26,6 +26,7 @@ def server(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     environment = {
         "STEMWRIGHT_MAX_DURATION_S": str(MAX_DURATION_S),
         "STEMWRIGHT_MAX_REQUEST_MB": "10",
+        "STEMWRIGHT_CORS_ORIGINS": "https://songs.example.com",
         "AWS_SECRET_ACCESS_KEY": "hush-hush",
     }
     with serving(archive, log, environment) as server:

@@ -21,12 +21,16 @@ def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
     for run in ("classic-1", "classic-2"):  # the second time over what the first left
         demo(tmp_path, minutes=0.02)
         report = capfd.readouterr().out
-        assert "vocals" in report and f"{run}/classic.mar" in report.replace("\\", "/")
+        assert (
+            f"{run}        the mixture" in report
+            and "vocals" in report
+            and f"{run}/classic.mar" in report.replace("\\", "/")
+        )
 
         (song,) = (tmp_path / "songs" / "test").iterdir()
         mixture, rate_hz = read(song / "mixture.wav")
         vocals, accompaniment = (
-            read(tmp_path / "stems" / song.name / "mixture" / f"{s}.wav")[0] for s in training.demo.demo.STEMS
+            read(tmp_path / "stems" / run / song.name / "mixture" / f"{s}.wav")[0] for s in training.demo.demo.STEMS
         )
         assert vocals.shape == mixture.shape and rate_hz == 44_100
         assert abs(vocals + accompaniment - mixture).max() < 1e-4

@@ -18,7 +18,7 @@ from tests.processes import forked
 from training.checkpoints.tensor_file import read_tensors
 from training.config import Batches, Budget, TrainConfig, Validation, classic
 from training.demo.songs import write_songs
-from training.run.ranks import Ranks
+from training.run.machine import Machine
 from training.run.train import Places, train
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ STEPS = 40
 def run(config: TrainConfig, run_dir: Path) -> None:
     """In a process of its own: save and log after every step."""
     training.run.loop.SAVE_INTERVAL_S, training.run.loop.LOG_INTERVAL_STEPS = 0, 1
-    train(config, Places(run_dir, run_dir.parent / "cache"), torch.device("cpu"), Ranks(), resume=True, wait=True)
+    train(config, Places(run_dir, run_dir.parent / "cache"), Machine(torch.device("cpu")), resume=True, wait=True)
 
 
 def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_an_undisturbed_run(

@@ -18,6 +18,7 @@ from training.config import Batches, Budget, Optimization, TrainConfig, Validati
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
 from training.errors import RankLost
+from training.run.machine import Machine
 from training.run.ranks import Ranks
 from training.run.state import RunState
 from training.run.train import Places, train
@@ -61,7 +62,7 @@ def run(config: TrainConfig, run_dir: Path, rank: int, world_size: int, port: in
     RunState.write = slow_write  # type: ignore[method-assign]  # the rank that does not write is done long before
     places = Places(run_dir, run_dir.parent.parent / "cache")
     try:
-        train(config, places, torch.device("cpu"), Ranks(rank, world_size, rank), resume=True, wait=True)
+        train(config, places, Machine(torch.device("cpu"), Ranks(rank, world_size, rank)), resume=True, wait=True)
     except RankLost as error:
         (run_dir / "lost").write_text(str(error))
         raise SystemExit(1) from error

@@ -1,5 +1,7 @@
 """The server as it runs: a real TorchServe on an archive with random weights, asked over HTTP."""
 
+import gzip
+import hashlib
 import io
 import json
 import re
@@ -20,6 +22,7 @@ import soundfile
 
 from serving.client import Client
 from serving.model.separator import Separator
+from serving.songs.fact_sheet import FactSheet
 from serving.songs.request import Request
 from tests.torchserve import (
     MAX_DURATION_S,
@@ -58,7 +61,8 @@ def test_one_stem_is_a_file_of_its_own(server: Server, song: bytes, mixture: np.
 def test_a_form_is_as_good_as_a_body(server: Server, song: bytes) -> None:
     form = request("POST", server.endpoint, fields={"song": ("song.wav", song)}, timeout=60)
     assert form.status == 200
-    assert form.data == server.post(song).data
+    by_form, by_body = stems_in(form.data), stems_in(server.post(song).data)
+    assert all(np.array_equal(by_form[stem], by_body[stem]) for stem in by_body)
 
 
 @pytest.mark.parametrize("audio_format", ["FLAC", "OGG", "MP3"])
@@ -70,14 +74,23 @@ def test_other_formats_go_in(server: Server, mixture: np.ndarray, audio_format: 
 def test_the_answer_is_the_one_that_the_archive_gives_in_process(server: Server, archive: Path, song: bytes) -> None:
     wanted = Request.from_headers({"accept": "application/zip, audio/flac"}, SPEC)
     here = b"".join(wanted.answer(Separator.open(archive, "cpu"), song))
-    assert server.post(song, accept="application/zip, audio/flac").data == here
+    there = server.post(song, accept="application/zip, audio/flac").data
+    with zipfile.ZipFile(io.BytesIO(here)) as mine, zipfile.ZipFile(io.BytesIO(there)) as theirs:
+        *stems, sheet = mine.namelist()
+        assert [*stems, sheet] == theirs.namelist() == ["vocals.flac", "accompaniment.flac", "stems.json"]
+        assert all(mine.read(name) == theirs.read(name) for name in stems)
+        mine_told, theirs_told = (FactSheet.from_json(archive.read(sheet)) for archive in (mine, theirs))
+    assert mine_told.files == theirs_told.files
+    assert mine_told.model == theirs_told.model and len(theirs_told.model.weights_sha256) == 64
+    assert theirs_told.song.sha256 == hashlib.sha256(song).hexdigest()
+    assert set(theirs_told.work_s) == {"decode", "separate", "encode"}
 
 
 def test_requests_wait_for_each_other(server: Server, song: bytes) -> None:
     with ThreadPoolExecutor(4) as clients:
         answers = list(clients.map(server.post, [song] * 4))
     assert [answer.status for answer in answers] == [200] * 4
-    assert len({answer.data for answer in answers}) == 1
+    assert len({stems_in(answer.data)["vocals"].tobytes() for answer in answers}) == 1
 
 
 NOISE = np.random.default_rng(1).uniform(-0.5, 0.5, (8_000, 1))
@@ -119,12 +132,88 @@ def facts(server: Server) -> dict[str, Any]:
     return told
 
 
-def test_the_server_says_what_it_serves_on_both_ports(server: Server, archive: Path) -> None:
+def test_the_origin_is_told_on_the_management_port_alone(server: Server, archive: Path) -> None:
     inspected = subprocess.run(command("inspect", str(archive)), capture_output=True, check=True)
-    assert facts(server)["weights_sha256"] == json.loads(inspected.stdout)["weights_sha256"]
-    assert facts(server)["origin"] == {"run": "r1"}
-    asked = request("GET", server.endpoint, headers={"Describe": "True"}, timeout=10)
-    assert asked.json() == facts(server)
+    told = facts(server)
+    assert told["weights_sha256"] == json.loads(inspected.stdout)["weights_sha256"]
+    assert (told["origin"], told["device"]) == ({"run": "r1"}, "cpu")
+    public = {"name", "version", "weights_sha256", "stems", "offered", "sample_rate_hz", "formats", "qualities"}
+    asked = request("GET", server.endpoint, headers={"Describe": "True"}, timeout=10).json()
+    assert asked == {name: told[name] for name in public}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "invocations",
+        "models/stemwright/invoke",
+        "stemwright/predict",
+        "predictions/stemwright/2",
+        "predictions/stemwright",
+    ],
+)
+def test_no_way_into_the_public_port_gives_the_origin(path: str, method: str, server: Server) -> None:
+    head = f"{method} /{path} HTTP/1.0\r\nDescribe: True\r\n"
+    form = "Content-Type: multipart/form-data; boundary=x\r\n"
+    for more, body in (("", ""), (f"{form}Content-Length: 7\r\n", "--x--\r\n"), ("Content-Length: 0\r\n", "")):
+        with socket.create_connection(("127.0.0.1", int(server.port)), timeout=10) as caller:
+            caller.sendall(f"{head}{more}\r\n{body}".encode())
+            told = caller.recv(100_000)
+        assert b"HTTP/1.1" in told
+        assert b'"origin"' not in told and b'"r1"' not in told
+
+
+SECRETS = (b"Secret Song", b"SECRETBODY", b"secretbody")
+UNREADABLE = {
+    "a form with an unknown encoding": (
+        b'--x\r\nContent-Disposition: form-data; name="a"; filename="Secret Song.wav"\r\n'
+        b"Content-Transfer-Encoding: SECRETBODY\r\n\r\nSECRETBODY\r\n--x--\r\n",
+        "multipart/form-data; boundary=x",
+    ),
+    "a file that curl calls a form": (b"SECRETBODY=%zzSECRETBODY", "application/x-www-form-urlencoded"),
+    "half a form": (
+        b'--x\r\nContent-Disposition: form-data; name="a"; filename="Secret Song.wav"\r\n\r\nSECRETBODY',
+        "multipart/form-data; boundary=x",
+    ),
+}
+
+
+def test_nothing_of_a_song_or_its_name_is_logged(server: Server) -> None:
+    for body, content_type in UNREADABLE.values():
+        assert server.post(body, content_type=content_type).status >= 400
+    for path in (
+        "Secret%20Song.wav",
+        "predictions/stemwright/Secret%20Song.wav",
+        "predictions/stemwright?Secret%20Song",
+    ):
+        request("PUT", f"http://127.0.0.1:{server.port}/{path}", body=b"SECRETBODY", timeout=10)
+    server.post(encoded(NOISE), x_request_id="after", content_disposition='attachment; filename="Secret Song.wav"')
+    record(server, "after")
+    log = server.log.read_bytes().replace(b"%20", b" ")
+    assert log.count(b"a request could not be read") >= 2
+    for secret in SECRETS:
+        assert secret not in log
+
+
+def test_a_page_of_the_origin_that_is_set_may_ask_and_no_other_is_named(server: Server) -> None:
+    preflight = {"Origin": "https://songs.example.com", "Access-Control-Request-Method": "POST"}
+    answer = request("OPTIONS", server.endpoint, headers=preflight, timeout=10)
+    assert answer.status == 200
+    allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
+    assert {"x-stems", "accept", "x-bit-depth", "x-quality", "content-disposition", "content-type"} <= set(allowed)
+    for got in (answer, server.post(encoded(NOISE), origin="https://evil.example.com"), server.post(b"no song")):
+        assert got.headers["access-control-allow-origin"] == "https://songs.example.com"
+    assert "X-Correlation-Id" in server.post(encoded(NOISE)).headers["access-control-expose-headers"]
+
+
+def test_a_packed_body_is_unpacked(server: Server, song: bytes) -> None:
+    plain = stems_in(server.post(song).data)
+    packed = stems_in(server.post(gzip.compress(song), content_encoding="gzip").data)
+    assert all(np.array_equal(packed[stem], plain[stem]) for stem in plain)
+    assert server.post(gzip.compress(bytes(11_000_000)), content_encoding="gzip").status == 413
+    refused = server.post(song, content_encoding="br")
+    assert (refused.status, refused.json()["error"]) == (415, "UnsupportedAudio")
 
 
 def test_metrics_tell_what_was_done(server: Server, song: bytes, mixture: np.ndarray) -> None:
@@ -226,7 +315,7 @@ def test_the_command_line_gives_the_same_files_over_http_and_here(
     options = ["--stems", "accompaniment", "--format", "flac", "--out"]
     for where in (["--server", server.endpoint, *options, "http"], ["--model", str(archive), *options, "here"]):
         subprocess.run(command("separate", "song.wav", *where), cwd=tmp_path, check=True)
-    assert [path.name for path in (tmp_path / "http" / "song").iterdir()] == ["accompaniment.flac"]
+    assert [path.name for path in (tmp_path / "http" / "song").glob("*.flac")] == ["accompaniment.flac"]
     here, there = (tmp_path / where / "song" / "accompaniment.flac" for where in ("here", "http"))
     assert here.read_bytes() == there.read_bytes()
 

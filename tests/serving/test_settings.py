@@ -19,8 +19,10 @@ def test_every_setting_has_a_variable() -> None:
         "STEMWRIGHT_METRICS_PORT": "8082",
         "STEMWRIGHT_MAX_REQUEST_MB": "50",
         "STEMWRIGHT_MAX_DURATION_S": "7200",
+        "STEMWRIGHT_MAX_MILLION_SAMPLES": "900",
         "STEMWRIGHT_ALLOWED_URIS": "s3://bucket/songs",
         "STEMWRIGHT_MAX_REFERENCE_MB": "500",
+        "STEMWRIGHT_CORS_ORIGINS": "https://songs.example.com",
         "STEMWRIGHT_WORKERS": "2",
         "STEMWRIGHT_QUEUE_SIZE": "3",
         "STEMWRIGHT_RESPONSE_TIMEOUT_S": "30",
@@ -57,6 +59,49 @@ def test_the_port_that_kubernetes_announces_is_not_taken_for_ours() -> None:
         Settings.from_env({"STEMWRIGHT_PORT": "tcp://10.0.0.7:8080", "STEMWRIGHT_SERVICE_HOST": "10.0.0.7"})
         == Settings()
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("STEMWRIGHT_WORKER", "STEMWRIGHT_WORKERS"),
+        ("STEMWRIGHT_HTTP_PROT", "STEMWRIGHT_HTTP_PORT"),
+        ("STEMWRIGHT_MAX_REQUEST", "STEMWRIGHT_MAX_REQUEST_MB"),
+        ("STEMWRIGHT_ALLOWED_URI", "STEMWRIGHT_ALLOWED_URIS"),
+    ],
+)
+def test_a_misspelt_setting_is_refused(name: str, meant: str) -> None:
+    with pytest.raises(ServerError, match=f"there is no setting {name}: did you mean {meant}\\?"):
+        Settings.from_env({name: "2"})
+
+
+def test_other_variables_of_the_name_are_let_be() -> None:
+    others = {
+        "STEMWRIGHT_API_KEY": "a",
+        "STEMWRIGHT_MLFLOW_PUBLIC_URL": "b",
+        "STEMWRIGHT_HTTP_PORT_8080_TCP": "tcp://10.0.0.7:1",
+    }
+    assert (
+        Settings.from_env({**others, "STEMWRIGHT_METRICS_SERVICE_HOST": "c", "STEMWRIGHT_HTTP_PORTS": "tcp://d"})
+        == Settings()
+    )
+
+
+def test_large_references_may_be_allowed() -> None:
+    assert Settings.from_env({"STEMWRIGHT_MAX_REFERENCE_MB": "50000"}).max_reference_mb == 50_000
+
+
+@pytest.mark.parametrize(
+    "origins", ["songs.example.com", "https://a.example.com, https://b.example.com", "https://a.b/page"]
+)
+def test_origins_that_torchserve_cannot_allow_are_refused(origins: str) -> None:
+    with pytest.raises(ServerError, match=r"STEMWRIGHT_CORS_ORIGINS .* set it to one origin"):
+        Settings.from_env({"STEMWRIGHT_CORS_ORIGINS": origins})
+
+
+def test_the_report_holds_what_differs_from_the_default() -> None:
+    assert report(Settings(workers=3, queue_size=8), {}) == "STEMWRIGHT_WORKERS=3"
+    assert report(Settings(), {}) == "the default settings"
 
 
 def test_the_report_names_credentials_and_hides_what_they_are() -> None:

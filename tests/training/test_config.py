@@ -12,6 +12,8 @@ from training.config import (
     classic,
     launched,
     read_config,
+    resumed,
+    started,
     tracking_uri,
     with_flags,
 )
@@ -67,11 +69,50 @@ def test_a_run_is_planned_by_steps_or_by_minutes() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--steps", "--batch-size", "--crop-s", "--learning-rate", "--validations", "--patience"]
+    ("flag", "bounds"),
+    [
+        *(
+            (f"{flag}=0", "above 0")
+            for flag in ("--steps", "--batch-size", "--crop-s", "--learning-rate", "--patience")
+        ),
+        ("--validations=0", "above 0"),
+        ("--clip-norm=-1", "above 0"),
+        ("--learning-rate=inf", "above 0"),
+        ("--learning-rate=nan", "above 0"),
+        ("--seed=-1", "0 or more"),
+        ("--seed=9223372036854775808", "0 or more and below 9"),
+        ("--weight-decay=-1", "0 or more"),
+        ("--warmup=-0.5", "0 or more and below 1"),
+        ("--warmup=1", "0 or more and below 1"),
+        ("--valid-share=5", "above 0 and below 1"),
+        ("--valid-excerpt-s=0.5", "1 or more"),
+        ("--ema-decays=1", "0 or more and below 1"),
+        ("--ema-decays=0.9,-0.1", "0 or more and below 1"),
+    ],
 )
-def test_a_value_of_zero_names_its_flag(flag: str) -> None:
-    with pytest.raises(ConfigError, match=flag):
-        with_flags(classic("songs", Budget(steps=1)), parse(flag, "0"))
+def test_a_number_out_of_bounds_names_its_flag(flag: str, bounds: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag.partition('=')[0]} .*it has to be {bounds}"):
+        with_flags(classic("songs", Budget(steps=1)), parse(flag))
+
+
+def test_a_run_that_goes_on_keeps_its_preset_and_the_unit_of_its_length() -> None:
+    stored = classic("songs", Budget(minutes=3))
+    assert resumed(stored, None, {}) == resumed(stored, "classic", {"data": None}) == stored
+    assert resumed(stored, None, {"minutes": 5.0, "data": "elsewhere"}) == dataclasses.replace(
+        stored, budget=Budget(minutes=5), data="elsewhere"
+    )
+    with pytest.raises(ConfigError, match="--preset studio is not that of the run, classic"):
+        resumed(stored, "studio", {})
+    with pytest.raises(
+        ConfigError, match=r"--steps does not fit .* in minutes: give its new length with --minutes, .* 3 now"
+    ):
+        resumed(stored, None, {"steps": 100})
+
+
+def test_a_new_run_has_the_flags_that_were_given() -> None:
+    assert started(None, {"data": "songs", "steps": 7}) == classic("songs", Budget(steps=7))
+    with pytest.raises(ConfigError, match="--data is missing"):
+        started("studio", {"steps": 7})
 
 
 def test_flags_of_every_kind() -> None:
@@ -79,12 +120,6 @@ def test_flags_of_every_kind() -> None:
     config = with_flags(classic("songs", Budget(steps=1)), flags)
     assert config.optimization.ema_decays == (0.5, 0.75) and config.validation.patience == 2
     assert config.deterministic and not config.compile and config.init == "x.mar"
-
-
-@pytest.mark.parametrize("decays", ["1", "0.9,-0.1"])
-def test_averages_need_decays_below_one(decays: str) -> None:
-    with pytest.raises(ConfigError, match="--ema-decays"):
-        with_flags(classic("songs", Budget(steps=1)), parse(f"--ema-decays={decays}"))
 
 
 def test_a_process_knows_its_rank_from_torchrun() -> None:
@@ -95,6 +130,8 @@ def test_a_process_knows_its_rank_from_torchrun() -> None:
 def test_progress() -> None:
     assert Budget(steps=8).progress(2, 1e9) == 0.25
     assert Budget(minutes=2).progress(10**9, 30.0) == 0.25
+    assert Budget(minutes=2).progress(10**9, 30.0, closing_s=60) == 0.5
+    assert Budget(minutes=2).progress(10**9, 30.0, closing_s=120) == 1.0
     assert Budget(steps=8).progress(9, 0.0) == 1.0
 
 

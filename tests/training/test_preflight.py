@@ -20,7 +20,7 @@ from training.demo.songs import write_songs
 from training.errors import ConfigError, TrackingError
 from training.preflight import preflight
 from training.run.export import publish
-from training.run.ranks import Ranks
+from training.run.machine import Machine
 from training.run.train import Places, Result, train
 
 
@@ -113,7 +113,7 @@ def config(songs: str, tiny_spec: ModelSpec) -> TrainConfig:
 
 def start(config: TrainConfig, run_dir: Path, resume: bool = False, **places: object) -> Result:
     where = Places(run_dir, run_dir.parent / "cache", **places)  # type: ignore[arg-type]
-    return train(config, where, torch.device("cpu"), Ranks(), resume, wait=False)
+    return train(config, where, Machine(torch.device("cpu")), resume, wait=False)
 
 
 def test_a_run_publishes_under_its_own_name_and_overwrites_nothing_unasked(

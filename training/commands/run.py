@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from training.commands.options import DATA, Commands, add_cache, add_device, device_of
-from training.config import PRESETS, Budget, TrainConfig, add_flags, launched, with_flags
-from training.errors import ConfigError
+from training.config import PRESETS, TrainConfig, add_flags, launched, resumed, started
 
 PLACE = "name.mar, s3://bucket/name.mar, or a folder or prefix, which gets <preset>-<name of the run folder>.mar"
 
@@ -14,7 +13,7 @@ def add(commands: Commands) -> None:
     train = commands.add_parser("train", help="train a model and export its archive")
     train.add_argument("--data", help=DATA)
     train.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
-    train.add_argument("--preset", choices=PRESETS, default="classic")
+    train.add_argument("--preset", choices=PRESETS, help="(default classic)")
     train.add_argument("--resume", action="store_true", help="go on with the run where there is one, else start it")
     train.add_argument("--wait", action="store_true", help="start when all songs are here, not with the first sixteen")
     train.add_argument(
@@ -29,7 +28,7 @@ def add(commands: Commands) -> None:
 
     profile = commands.add_parser("profile", help="show where the time of a training step goes (of 20, or of --steps)")
     profile.add_argument("--data", required=True, help=DATA)
-    profile.add_argument("--preset", choices=PRESETS, default="classic")
+    profile.add_argument("--preset", choices=PRESETS, help="(default classic)")
     add_cache(profile)
     add_device(profile)
     add_flags(profile)
@@ -52,12 +51,14 @@ def add(commands: Commands) -> None:
 
 def run_train(given: argparse.Namespace) -> int:
     from training.progress import say
+    from training.run.machine import Machine
     from training.run.ranks import Ranks
     from training.run.train import Places, train
 
     ranks = Ranks(*launched())
     places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish, given.overwrite)
-    result = train(configuration(given), places, device_of(given, ranks.local_rank), ranks, given.resume, given.wait)
+    machine = Machine(device_of(given, ranks.local_rank), ranks)
+    result = train(configuration(given), places, machine, resume=given.resume, wait=given.wait)
     if result.stopped_by is not None:
         say(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}")
         return 128 + result.stopped_by
@@ -70,25 +71,19 @@ def configuration(given: argparse.Namespace) -> TrainConfig:
     """The stored configuration of a run that is resumed, else the preset; with the flags that were given."""
     from training.run.train import stored_config
 
-    flags = vars(given)
     stored = stored_config(given.run_dir, given.checkpoint_uri) if given.resume else None
-    if stored is not None:
-        flags = {**flags, "data": given.data or stored.data}
-        resumed: TrainConfig = with_flags(stored, flags)
-        return resumed
-    if given.data is None:
-        raise ConfigError("--data is missing: name a folder, a zip or an s3:// prefix of songs")
-    budget = Budget(steps=flags.get("steps"), minutes=flags.get("minutes"))
-    fresh: TrainConfig = with_flags(PRESETS[given.preset](given.data, budget), flags)
-    return fresh
+    flags = vars(given)
+    return started(given.preset, flags) if stored is None else resumed(stored, given.preset, flags)
 
 
 def run_profile(given: argparse.Namespace) -> int:
+    from training.run.machine import Machine
     from training.run.profile import profile
     from training.run.ranks import Ranks
 
     ranks = Ranks(*launched())
-    profiled = profile(configuration(given), given.steps, given.cache, device_of(given, ranks.local_rank), ranks)
+    machine = Machine(device_of(given, ranks.local_rank), ranks)
+    profiled = profile(configuration(given), given.steps, given.cache, machine)
     if ranks.first:
         print(f"{profiled.table()}\n\n{profiled.advice()}")
     return 0

@@ -1,50 +1,57 @@
-"""Augmentation on the device, on stems before they are mixed.
+"""Augmentation of stems on the device, before they are mixed.
 
-Axes: b batch, s stem, c channel, n sample. Chance comes in as numbers in 0..1, (b, s, DRAWS), drawn for the whole batch on the
-CPU: an example is augmented alike on every device and however many ranks share the batch.
+Axes: b batch, s stem, c channel, n sample. Chance comes as numbers in 0..1, (b, s, DRAWS), drawn for the whole batch on the
+CPU: every device, and any number of ranks that share a batch, augment an example in the same way.
 """
 
 import math
 
+import numpy as np
 import torch
 from scipy.fft import prev_fast_len
 from torch import Tensor
 
 GAIN_DB = 6.0
 SEMITONES = (-2, -1, 0, 1, 2)
-"""How much higher an example may be played: whole ones, as networks learn to the tuning that songs share."""
+"""Steps by which an example may be higher. They are whole: networks learn the tuning that songs share."""
 FASTEST = 2 ** (max(SEMITONES) / 12)
 DRAWS = 4
 
 
 def samples_to_cut(samples: int) -> int:
-    """The length of an excerpt that is `samples` long when it is augmented: what is played faster is over sooner."""
+    """The length of an excerpt that has `samples` after augmentation: faster playing needs more of the song."""
     return math.ceil(samples * FASTEST)
 
 
 def samples_left(samples: int) -> int:
-    """The length after augmentation of an excerpt of `samples`."""
+    """The length of an excerpt of `samples` after augmentation."""
     return int(samples / FASTEST)
 
 
 def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
     """The numbers (b, s, DRAWS) that decide the augmentation of a step."""
-    generator = torch.Generator().manual_seed(hash((seed, step)) % 2**63)
+    (word,) = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(word))
     return torch.rand(batch_size, stems, DRAWS, generator=generator)
 
 
-def augment(stems: Tensor, chances: Tensor) -> Tensor:
-    """Stereo stems as one channel of a song: at other levels, heard from another side, in another key.
+def augment(stems: Tensor, chances: Tensor, channels: int = 1) -> Tensor:
+    """Stereo stems at other levels, heard from another side, in another key, with as many channels as the network hears.
+
+    Two channels are left and right, half of the time exchanged.
 
     Args:
         stems: (b, s, 2, `samples_to_cut(n)`).
-        chances: on the CPU, where the keys are read from them without waiting for the device.
+        chances: on the CPU, so that reading the keys does not wait for the device.
 
     Returns:
-        (b, s, 1, n).
+        (b, s, `channels`, n).
     """
     level, place, kind, _ = chances.to(stems.device, non_blocking=True)[..., None, None].unbind(2)
-    return transpose(one_channel(gain(stems, level), place, kind[:, :1]), chances[:, 0, -1])
+    louder = gain(stems, level)
+    side = kind[:, :1]
+    heard = one_channel(louder, place, side) if channels == 1 else torch.where(side < 0.5, louder, louder.flip(2))
+    return transpose(heard, chances[:, 0, -1])
 
 
 def gain(stems: Tensor, level: Tensor) -> Tensor:
@@ -53,11 +60,10 @@ def gain(stems: Tensor, level: Tensor) -> Tensor:
 
 
 def one_channel(stems: Tensor, place: Tensor, kind: Tensor) -> Tensor:
-    """One channel (b, s, 1, n) of stereo stems, as networks hear songs.
+    """One channel (b, s, 1, n) of stereo stems; networks hear one channel at a time.
 
-    Half of the examples are the middle of all their stems and a quarter the sides, half the sum and half the difference of
-    left and right; the rest have each stem from a place of its own between left and right. `place` is (b, s, 1, 1), `kind`
-    one for each example, (b, 1, 1, 1).
+    Half of the examples hold the middle, (left + right) / 2, of all stems. A quarter holds the side, (left - right) / 2. In
+    the rest each stem has a place of its own between left and right. `place` is (b, s, 1, 1), `kind` (b, 1, 1, 1).
     """
     left_share = torch.where(kind < 0.75, 0.5, place)
     right_share = torch.where((kind >= 0.5) & (kind < 0.75), -0.5, 1 - left_share)
@@ -65,11 +71,11 @@ def one_channel(stems: Tensor, place: Tensor, kind: Tensor) -> Tensor:
 
 
 def transpose(stems: Tensor, key: Tensor) -> Tensor:
-    """Each example, all of its stems alike, played faster or slower by one of SEMITONES; `key` is (b,), on the CPU.
+    """Each example faster or slower by one of SEMITONES, all of its stems alike. `key` is (b,), on the CPU.
 
-    As many seconds of it as fill the length at that speed are brought there by a Fourier transform: a spectrum with more or
-    fewer bins at its end is that of the same sound at another rate. Lengths with large factors take five times as long to
-    transform; the next shorter one without is a few cents off.
+    The excerpt that fills the length at that speed is resampled by a Fourier transform: cutting or padding a spectrum at its
+    end changes the rate of the same sound. Lengths with large prime factors take five times as long to transform; the next
+    shorter length without them is a few cents off.
     """
     samples = samples_left(stems.shape[-1])
     transposed = stems.new_empty(*stems.shape[:-1], samples)

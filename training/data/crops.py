@@ -1,7 +1,7 @@
-"""Random excerpts of decoded songs, as integers: they become floats on the device.
+"""Random excerpts of decoded songs, as integers; they become floats on the device.
 
-A batch follows from the seed, the step and the songs that are known at that step, so that a resumed run sees what it would
-have seen, and so that any number of ranks share the same batches.
+The seed, the step and the songs that are known at that step decide a batch: a resumed run sees the same one, and any number
+of ranks share it.
 
 Axes: b batch, s stem, c channel, n sample.
 """
@@ -26,32 +26,32 @@ AHEAD = 4
 
 
 class Track:
-    """A song that is opened once, for all that is cut out of it."""
+    """A song, opened once for all of its excerpts."""
 
     def __init__(self, song: DecodedSong) -> None:
         self.name = song.name
         self.avoid = song.avoid
-        self.samples = np.asarray(song.samples)  # still the file's memory, without the cost of np.memmap's slicing
+        self.samples = np.asarray(song.samples)  # the same memory, without the cost of slicing np.memmap
 
     @property
     def n_samples(self) -> int:
         return int(self.samples.shape[-1])
 
     def starts(self, stems: Sequence[int], crop_samples: int) -> list[range]:
-        """Where an excerpt of these stems may start; of a song shorter than the excerpt, at 0."""
+        """Samples at which an excerpt of these stems may start; 0 in a song that is shorter than the excerpt."""
         spans = [(span.start, span.stop) for span in self.avoid if span.stem in stems]
         return free_starts(self.n_samples, crop_samples, spans)
 
 
 class Place(NamedTuple):
-    """Where an excerpt of one stem comes from."""
+    """The source of one stem of an excerpt: a song and a sample in it."""
 
     track: Track
     start: int
 
 
 class Pool:
-    """The songs that are known at a step, ready to be drawn from: each as often as it is long."""
+    """The songs that are known at a step. The chance of a song is its share of all samples."""
 
     def __init__(self, tracks: Sequence[Track], crop_samples: int) -> None:
         self.tracks = sorted(tracks, key=lambda track: track.name)
@@ -69,8 +69,11 @@ class Pool:
             raise DataError("the errata of these songs leave nothing to train one of the stems on: add other songs")
 
     def example(self, rng: np.random.Generator) -> list[Place]:
-        """A place for each stem, vocals first: a quarter of the examples are a song as it is, a quarter the vocals of one
-        song over the accompaniment of another, the rest stems of as many songs."""
+        """A place for each stem, vocals first.
+
+        A quarter of the examples is a song as it is, a quarter the vocals of one song over the accompaniment of another; the
+        other half takes every stem from a song of its own.
+        """
         places: dict[int, Place] = {}
         for group in self.recipes[rng.integers(4)]:
             places |= dict.fromkeys(group, self.place(rng, group))
@@ -89,9 +92,9 @@ class Pool:
 
 
 class Crops:
-    """The batch of every step: rank r of w has the examples r, r + w, r + 2w … of all `batch_size`.
+    """The batch of every step. Rank r of w has the examples r, r + w, r + 2w … of all `batch_size`.
 
-    `schedule` lists the songs by the step that they are known from; a run that is resumed has to add them alike.
+    `schedule` lists the songs by the step that they are known from; a resumed run has to add them in the same way.
     """
 
     def __init__(
@@ -108,15 +111,15 @@ class Crops:
         self.seed = seed
         self.arrivals: list[tuple[int, Track]] = []
         self.pools: list[tuple[int, Pool]] = []
-        self.next_step = 0  # no batch of it or a later step has been made
+        self.next_step = 0  # no batch of this or a later step has been made
         self.lock = threading.Lock()
         self.add(songs, from_step=0)
 
     def add(self, songs: Sequence[DecodedSong], from_step: int) -> None:
         """Let the batches of `from_step` and later ones draw from these songs, too.
 
-        Raises ValueError where one of these batches has been made. Who has taken the batch of step k from `batches` can add
-        songs from k + AHEAD on.
+        Raises ValueError if one of these batches has been made. Once the batch of step k is taken from `batches`, songs can
+        come from step k + AHEAD on.
         """
         arrivals = [(from_step, Track(song)) for song in songs]
         with self.lock:
@@ -137,7 +140,7 @@ class Crops:
         return [(step, [track.name for _, track in arrivals]) for step, arrivals in grouped]
 
     def batch(self, step: int, pin_memory: bool = False) -> Tensor:
-        """Stereo excerpts, int16 (b, s, 2, n), b being this rank's share."""
+        """Stereo excerpts, int16 (b, s, 2, n). b is the share of this rank."""
         with self.lock:
             self.next_step = max(self.next_step, step + 1)
         places = self.places(step)
@@ -148,14 +151,14 @@ class Crops:
             batch = torch.from_numpy(np.empty(shape, np.int16))
         for example, stems in zip(batch.numpy(), places, strict=True):
             for stem, (track, start) in enumerate(stems):
-                # What a song lacks in length is silence; a mono song fills both channels.
+                # Silence follows a short song; a mono song fills both channels.
                 excerpt = track.samples[stem, :, start : start + self.crop_samples]
                 example[stem, :, : excerpt.shape[-1]] = excerpt
                 example[stem, :, excerpt.shape[-1] :] = 0
         return batch
 
     def names(self, step: int) -> list[list[str]]:
-        """The song of each stem of each example of a batch, without reading any of them."""
+        """The name of the song of each stem of each example of a batch. Reads no audio."""
         return [[place.track.name for place in stems] for stems in self.places(step)]
 
     def places(self, step: int) -> list[list[Place]]:
@@ -168,7 +171,7 @@ class Crops:
 
 
 def free_starts(n_samples: int, crop_samples: int, spans: Sequence[tuple[int, int]]) -> list[range]:
-    """Where an excerpt may start that shares no sample with any of the spans [start, stop)."""
+    """Samples at which an excerpt may start without sharing one with any of the spans [start, stop)."""
     ranges, first, last = [], 0, max(0, n_samples - crop_samples)
     for start, stop in sorted(spans):
         ranges.append(range(first, min(start - crop_samples, last) + 1))
@@ -178,10 +181,10 @@ def free_starts(n_samples: int, crop_samples: int, spans: Sequence[tuple[int, in
 
 
 def batches(crops: Crops, first_step: int, pin_memory: bool) -> Generator[Tensor]:
-    """The batches of `first_step` and every later one, AHEAD of them prepared; closing it stops the work.
+    """The batches of `first_step` and every later one, AHEAD of them prepared. Closing it stops the work.
 
-    By threads: copying out of a memory map does not hold the interpreter up, and processes would need more shared memory
-    than a container has unless told.
+    Threads do it: copying out of a memory map leaves the interpreter free, and processes would need more shared memory than
+    a container has by default.
     """
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="crops")
     try:

@@ -48,7 +48,7 @@ class DataSet:
 
     @classmethod
     def of(cls, source: Source, folder: Path, valid_share: float) -> Self:
-        """The songs that the names of a source's files tell of, as they will lie in a folder."""
+        """The songs that the file names of a source tell of, as they will lie in a folder."""
         songs: dict[str, dict[Song, tuple[str, ...]]] = {
             split: dict(sorted(songs_in(split, source, folder), key=lambda found: found[0].name))
             for split in ("train", "test")
@@ -145,9 +145,9 @@ class DataSet:
 def list_dataset(data: str, work_dir: Path, valid_share: float = 0.15) -> DataSet:
     """The data set in a folder, a zip, or below an s3:// URL, with no song brought; those come to a folder in `work_dir`.
 
-    The 14 official songs are for validation where the songs carry their names, else `valid_share` of the songs to train
-    on, at least one, chosen by a hash of the name. Raises DataError or StorageError: a layout that is neither of the two,
-    a stem that is missing, a song to train on that is also a test song.
+    MUSDB18's 14 official songs are for validation if they are there by name, else `valid_share` of the songs to train on, at
+    least one, chosen by a hash of the name. Raises DataError if the layout is neither of the two, a stem is missing, or a song
+    to train on is also a test song; StorageError if storage refuses.
     """
     source = find_source(data)
     return DataSet.of(source, source.place(work_dir), valid_share)
@@ -167,9 +167,9 @@ def open_dataset(
 
 
 def copy_dataset(data: str, folder: Path, splits: Sequence[str], progress: Progress = no_progress) -> DataSet:
-    """Bring the files of some splits to a folder, which is a data set then; without a look into them.
+    """Bring the files of some splits to a folder, which is a data set then. Their headers are not checked.
 
-    Raises StorageError or DataError, also for a folder with songs that are not in the data set.
+    Raises StorageError or DataError, also if the folder holds songs that are not in the data set.
     """
     source = find_source(data)
     if source.place(folder) == Path(data):

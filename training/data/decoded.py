@@ -1,10 +1,10 @@
-"""Songs decoded once to the sample rate of a model, so that training reads random excerpts without decoding anything.
+"""Songs decoded once to the sample rate of a model: training reads excerpts without decoding.
 
-The cache is a folder that any number of processes may share:
+Any number of processes may share the cache, a folder:
 
     <key>-<clipped>.npy   a complete song; the key follows from the content of its files
     .<key>.part           a song in the making, locked by the process that makes it
-    hashes.sqlite         the SHA-256 of every source file, so that a known file is not read
+    hashes.sqlite         the SHA-256 of every source file: a known file is not read
 
 Axes: s stem, c channel, n sample.
 """
@@ -53,7 +53,7 @@ class Span:
 class DecodedSong:
     """A song in a `.npy` file.
 
-    `clipped` counts the samples that exceeded full scale and were set to it; `avoid` is what crops must not touch.
+    `clipped` counts the samples that exceeded full scale and were set to it. Excerpts to train on keep out of `avoid`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class DecodedSong:
 
     @property
     def samples(self) -> Samples:
-        """Memory map (s, c, n), int16, c as in the song. Opened on each call, so that a song can be sent to a process."""
+        """Memory map (s, c, n), int16, c as in the song. Each call opens it, so that a song can be sent to a process."""
         samples: Samples = np.load(self.path, mmap_mode="r")
         return samples
 
@@ -115,7 +115,7 @@ class DecodeCache:
         remove_abandoned(folder)
 
     def key(self, song: Song) -> str:
-        """Changes with the content of the files, the rate, the stems and the format of the cache, and with nothing else."""
+        """A key of the content of the files, the rate, the stems and the format of the cache, and of nothing else."""
         facts = [f"{FORMAT} {self.sample_rate_hz} {' '.join(self.stems)}", *map(self.hashes.sha256, song.files)]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
 
@@ -154,7 +154,7 @@ class DecodeCache:
         return len(self.stems), header.channels, resampled_samples(header, self.sample_rate_hz)
 
     def decode(self, song: Song, key: str) -> DecodedSong:
-        """The song from the cache, where it appears under its name only when it is complete."""
+        """The song from the cache. It gets its name when it is complete."""
         part = self.folder / f".{key}.part"
         with claimed(part, self.stopping) as file:
             try:
@@ -168,7 +168,7 @@ class DecodeCache:
                 part.unlink(missing_ok=True)
 
     def write(self, song: Song, file: BinaryIO) -> int:
-        """Write the song as a `.npy` file; the number of samples that were clipped."""
+        """Write the song as a `.npy` file; returns the number of clipped samples."""
         header, streams = song.stream(self.stems)
         stems, channels, n_samples = self.shape(header)
         form = {"descr": "<i2", "fortran_order": False, "shape": (stems, channels, n_samples)}
@@ -188,7 +188,7 @@ class DecodeCache:
                         write_at(file, first_byte + SAMPLE_BYTES * place, memoryview(row.tobytes()))
                     done += samples.shape[-1]
                     clipped += too_loud
-            os.fsync(file.fileno())  # else a power cut leaves a complete name and an incomplete song
+            os.fsync(file.fileno())  # else a power cut could leave a complete name on an incomplete song
         except OSError as error:
             raise DataError(
                 f"{song.name} cannot be written to {self.folder} ({error.strerror}): make room or name another folder "
@@ -205,18 +205,18 @@ def integers(block: Audio) -> tuple[Samples, int]:
 
 
 def write_at(file: BinaryIO, offset_bytes: int, content: memoryview) -> None:
-    while content:  # a write to a disk that is all but full takes a part; the next one says why
+    while content:  # on a nearly full disk a write takes a part; the next one says why
         written = os.pwrite(file.fileno(), content, offset_bytes)
         content, offset_bytes = content[written:], offset_bytes + written
 
 
 def resampled_samples(header: Header, rate_hz: int) -> int:
-    """Rounded half up; where the fraction is a half, the resampler may give one less."""
+    """The length at another rate, rounded half up; at exactly a half the resampler may give one less."""
     return (2 * header.samples * rate_hz + header.sample_rate_hz) // (2 * header.sample_rate_hz)
 
 
 def resampled(blocks: Iterator[Audio], header: Header, rate_hz: int) -> Iterator[Audio]:
-    """Blocks (c, n) at another rate: the very samples that resampling in one go gives."""
+    """Blocks (c, n) at another rate, equal to those of resampling in one go."""
     if header.sample_rate_hz == rate_hz:
         yield from blocks
         return

@@ -1,7 +1,7 @@
-"""The errors in MUSDB18 that its authors list, and what is done about each.
+"""The errors in MUSDB18 that its authors list, and the remedy for each.
 
-Source: the errata on the data set's page at sigsep.github.io. Songs to train on lose only the stretches that are wrong,
-and only in the stems that are; songs to test on stay as they are, as in every published score.
+Source: the errata on the page of the data set, sigsep.github.io. Training avoids the wrong stretches, in the wrong stems
+alone. Test songs stay as they are, as in every published score.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ WHOLE_S = 1e6  # longer than any song
 
 @dataclass(frozen=True)
 class Fault:
-    """A stretch of a stem that holds what belongs into another one."""
+    """A stretch of a stem that holds sounds of another one."""
 
     stem: str
     start_s: float = 0.0
@@ -21,7 +21,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Erratum:
-    """What is wrong with a song. Crops for training avoid its `faults`."""
+    """An error in a song. Excerpts to train on avoid its `faults`."""
 
     problem: str
     remedy: str
@@ -48,10 +48,10 @@ ERRATA = {
 
 
 def faults(song: str) -> tuple[Fault, ...]:
-    """What to avoid in a song of this name."""
+    """The stretches to avoid in a song of this name."""
     return ERRATA[song].faults if song in ERRATA else ()
 
 
 def reports(songs: Iterable[str]) -> list[str]:
-    """A sentence on each of the songs that has an erratum, sorted."""
+    """A sentence on each song with an erratum, sorted."""
     return [f"{name}: {ERRATA[name].problem}; {ERRATA[name].remedy}" for name in sorted(set(songs) & set(ERRATA))]

@@ -1,4 +1,4 @@
-"""SHA-256 of files that are too large to read at every start."""
+"""SHA-256 of large files, each read once."""
 
 import hashlib
 import os
@@ -11,9 +11,9 @@ BUSY_TIMEOUT_S = 60
 
 
 class FileHashes:
-    """Remembers in an SQLite file what each file's content came to, for as long as its size and time of change stay.
+    """Remembers the hash of each file in SQLite for as long as its size and time of change stay.
 
-    Any number of threads and processes may share the SQLite file; a kill leaves it as it was.
+    Any number of threads and processes may share the SQLite file. A kill leaves it as it was.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,7 +24,7 @@ class FileHashes:
             )
 
     def sha256(self, file: Path) -> str:
-        """Hexadecimal. A file that is remembered is not read."""
+        """The hash in hexadecimal. A remembered file is not read."""
         name, facts = os.fsencode(file.resolve()), file.stat()
         query = "SELECT sha256 FROM files WHERE path = ? AND size_bytes = ? AND mtime_ns = ?"
         with self.table() as table:
@@ -40,6 +40,6 @@ class FileHashes:
 
     @contextmanager
     def table(self) -> Iterator[sqlite3.Connection]:
-        """A connection of this thread's own, whose changes are kept unless an error ends its use."""
+        """A connection for this thread. Its changes are kept unless an error ends the block."""
         with closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection, connection:
             yield connection

@@ -1,4 +1,4 @@
-"""What a data set in a bucket consists of, as `manifest.json` beside it: written last, so a whole data set is behind it."""
+"""The list of objects of a data set in a bucket, `manifest.json`. It is written last: the data set behind it is complete."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """One object."""
+    """The facts of one object."""
 
     size_bytes: int
     sha256: str
@@ -22,7 +22,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The objects of a data set by their names below its prefix, and the names of the songs in each split."""
+    """The objects of a data set by their names below its prefix, and the songs in each split by name."""
 
     layout: str
     objects: Mapping[str, Entry]
@@ -32,7 +32,7 @@ class Manifest:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, sort_keys=True) + "\n"
 
     def check(self, data: str, sizes: Mapping[str, int]) -> None:
-        """Raises DataError unless these objects, names to bytes, are those of the manifest."""
+        """Raises DataError unless these objects, sizes in bytes by name, are those of the manifest."""
         for name in sorted({*sizes, *self.objects}):
             if name not in self.objects:
                 raise DataError(f"{data} holds {name}, which its {NAME} does not list: push the data set again")
@@ -46,7 +46,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, url: str) -> Self:
-        """Raises DataError where the text is no manifest of this format."""
+        """Raises DataError if the text is no manifest of this format."""
         try:
             facts = json.loads(text)
             if facts["format"] != FORMAT:

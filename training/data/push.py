@@ -1,4 +1,4 @@
-"""A data set into a bucket: what is there already is skipped, what was sent is checked, the manifest comes last."""
+"""A data set into a bucket: files that are there are skipped, those sent are checked, the manifest comes last."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ OFFICIAL_MD5 = {
 
 @dataclass(frozen=True)
 class Content:
-    """What is in a file. `etags` are those that S3 gives to such an object, sent in one piece and in parts."""
+    """Hashes of a file. `etags` are those that S3 gives to such an object, sent in one piece and in parts."""
 
     size_bytes: int
     sha256: str
@@ -52,7 +52,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push came to."""
+    """The number of files of a data set, and of those that were sent."""
 
     files: int
     sent: int
@@ -61,8 +61,8 @@ class Pushed:
 def push(data: str, url: str, progress: Progress) -> Pushed:
     """Put a folder or a zip of songs below an s3:// URL, with a manifest.
 
-    Raises DataError where there are no songs or an official zip is damaged, StorageError where storage refuses or an object
-    is not there as it was sent. What had arrived by then is not sent again.
+    Raises DataError if there are no songs or an official zip is damaged; StorageError if storage refuses or an object is not
+    there as it was sent. Pushing again sends the files that are missing, and of one zip the missing parts.
     """
     source = find_source(data)
     data_set = DataSet.of(source, Path(data), valid_share=0.15)
@@ -100,7 +100,7 @@ def push(data: str, url: str, progress: Progress) -> Pushed:
 
 
 def read_contents(paths: Mapping[str, Path], progress: Progress, stopping: Event) -> dict[str, Content]:
-    """The content of each file, by the same names."""
+    """The content of each file by its name."""
     count = counter("hash", sum(path.stat().st_size for path in paths.values()), progress)
     found = run_parallel(lambda path: content_of(path, count), paths.values(), CONNECTIONS, stopping)
     return dict(zip(paths, found, strict=True))

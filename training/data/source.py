@@ -1,4 +1,4 @@
-"""Where a data set is: a folder, a zip, or either in a bucket. Its files are known at once; those asked for are brought."""
+"""Sources of data sets: a folder, a zip, or either in a bucket. All files are known at once; those asked for are brought."""
 
 import hashlib
 import re
@@ -18,14 +18,14 @@ from training.transfer.remote_zip import opener, readable, unpack
 
 EXPECTED = "expected train|test/<Artist - Title>.stem.mp4 or train|test/<Artist - Title>/{vocals,drums,bass,other}.wav"
 
-# The files of songs, in both layouts, below any folder.
+# Files of songs in both layouts, below any folder.
 SONG_FILE = re.compile(
     r"(?P<root>(?:.*/)?)(?P<name>(?:train|test)/(?:[^/.][^/]*\.stem\.mp4|[^/.][^/]*/[^/.][^/]*))",
 )
 
 
 class Source(ABC):
-    """The files of songs, as `train|test/…`, with their sizes. `version` is another where any of them is another."""
+    """The files of songs, as `train|test/…`, with their sizes. If one of them changes, so does `version`."""
 
     def __init__(self, data: str, files: Mapping[str, int], version: str) -> None:
         self.data = data
@@ -33,14 +33,15 @@ class Source(ABC):
         self.version = version
 
     def place(self, work_dir: Path) -> Path:
-        """The folder that the files are in after `bring`; a data set that changed gets another one."""
+        """The folder that holds the files after `bring`. A data set that changed gets another one."""
         return work_dir / self.version
 
     @abstractmethod
     def bring(self, names: Sequence[str], folder: Path, progress: Progress, stopping: Event) -> None:
         """Copy some of the files to a folder, unless they are there, and verify them; any thread or process may.
 
-        Raises StorageError, or DataError where a zip is damaged or the disk is full; what arrived by then stays.
+        Raises StorageError; DataError if a zip is damaged or the disk is full; Stopped soon after `stopping` is set. The files
+        that have arrived by then stay.
         """
 
 
@@ -58,7 +59,7 @@ class Folder(Source):
         return self.folder
 
     def bring(self, names: Sequence[str], folder: Path, progress: Progress, stopping: Event) -> None:
-        """They are here."""
+        """Do nothing: the files are here."""
 
 
 class Objects(Source):
@@ -112,9 +113,9 @@ class Zip(Source):
 
 
 def find_source(data: str) -> Source:
-    """The source that a path or URL names: a folder, a zip, a prefix, or a folder or prefix with nothing but a zip.
+    """The source that a path or URL names: a folder, a zip, a prefix, or a folder or prefix that holds one zip alone.
 
-    Raises DataError where there is nothing of the expected layout, StorageError where storage refuses.
+    Raises DataError if there are no songs in an expected layout, StorageError if storage refuses.
     """
     if data.endswith(".zip"):
         stored = find_file(data)
@@ -137,7 +138,7 @@ def find_source(data: str) -> Source:
 
 
 def song_files(data: str, paths: Iterable[str]) -> dict[str, str]:
-    """Those of `paths` that are files of songs, and each one's name from train/ or test/ on."""
+    """The `paths` that are files of songs, each with its name from train/ or test/ on."""
     found = [match for match in map(SONG_FILE.fullmatch, sorted(paths)) if match]
     found = [match for match in found if not match["root"].startswith(("__MACOSX/", "/"))]
     roots = sorted({match["root"] for match in found})

@@ -25,7 +25,7 @@ from training.errors import DataError
 LOSSLESS = (".wav", ".flac", ".aif", ".aiff")
 LOSSY = (".mp3", ".m4a", ".ogg", ".opus")
 SUFFIXES = (*LOSSLESS, *LOSSY)
-"""Endings of files, the first that is there being read."""
+"""Endings of files. The first one that is there is read."""
 
 WITH_MIXTURE = ("vocals", "mixture")
 FILES = (SOURCES, PAIR, WITH_MIXTURE)
@@ -33,10 +33,10 @@ FILES = (SOURCES, PAIR, WITH_MIXTURE)
 
 LOSSY_TOLERANCE_SAMPLES = 2_400  # two frames of any of the codecs: encoders pad to whole ones
 LEAST_SHARE = 0.5
-"""Of the energy of vocals that must be found again in their mixture, by correlation: all of it in a mixture that is a sum, none
-in that of another song or another take, or a few milliseconds away."""
+"""Share of the energy of vocals that their mixture must hold, by correlation. A mixture that is a sum holds about all of it;
+another song, another take, or vocals a few milliseconds away hold about none."""
 SILENT = 1e-6
-"""Energy of an accompaniment relative to its mixture's, 60 dB below, that is none."""
+"""Energy of an accompaniment, relative to that of its mixture (-60 dB), up to which it counts as silent."""
 
 
 @dataclass(frozen=True)

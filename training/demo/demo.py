@@ -1,5 +1,5 @@
-"""The main job, end to end, with the commands that a user would type: songs → object storage → training with MLflow →
-archive in object storage → TorchServe → stems. Everything is real; everything that is started is stopped.
+"""The main job from end to end, with the commands that a user would type: songs → object storage → training with MLflow →
+archive in object storage → TorchServe → stems. Every part is real. Every server that it starts is stopped.
 """
 
 import re
@@ -7,8 +7,9 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ SONGS, TEST_SONGS, SONG_S = 24, 3, 20
 
 
 def demo(out: Path, minutes: float) -> None:
-    """Run the path below `out`, show every step, end with a report. Raises TrainingError where a step failed."""
+    """Run the whole path below `out`, show every step, end with a report. Raises TrainingError if a step fails."""
+    require_checkout()
     songs, buckets, run_dir = out / "songs", out / "buckets", next_run_dir(out / "runs")
     (buckets / BUCKET).mkdir(parents=True, exist_ok=True)
     data, archive = f"s3://{BUCKET}/songs", f"s3://{BUCKET}/models/{run_dir.name}.mar"
@@ -45,17 +47,30 @@ def demo(out: Path, minutes: float) -> None:
         flags = {"model": archive, "data": data, "cache": out / "cache", "split": "test", "json": run_dir / "test.json"}
         run("training evaluate", env=s3.environment, **flags)
 
-        say(5, f"TorchServe on {archive}")
-        with server(archive, s3.environment, out / "server.log") as url:
-            say(6, f"separating over HTTP, {url}")
-            for song in sorted((songs / "test").iterdir()):
-                run("serving separate", song / "mixture.wav", server=url, out=out / "stems" / song.name)
+        archives = {run_dir.name: archive}
+        for name, model in archives.items():
+            say(5, f"TorchServe on {model}")
+            with server(model, s3.environment, out / "server.log") as url:
+                say(6, f"separating over HTTP, {url}")
+                for song in unseen_songs(out):
+                    run("serving separate", song / "mixture.wav", server=url, out=out / "stems" / name / song.name)
 
-    print(report(out, run_dir))
+    print(report(out, run_dir, list(archives)))
+
+
+def require_checkout() -> None:
+    """Raises TrainingError if a part is not installed: an image holds either training or serving."""
+    rclone, torchserve = Path(sys.executable).with_name("rclone").exists(), find_spec("ts") is not None
+    missing = [name for name, there in (("rclone", rclone), ("TorchServe", torchserve)) if not there]
+    if missing:
+        raise TrainingError(
+            f"the demo is for a checkout, and {' and '.join(missing)} is not installed here: run `make demo` in a clone of "
+            "the repository"
+        )
 
 
 def run(command: str, *positional: object, env: Mapping[str, str] | None = None, **flags: object) -> None:
-    """Run one command of a package as a user would; its output is shown as it comes."""
+    """Run one command of a package as a user would, and show its output."""
     words = ["-m", *command.split(), *map(str, positional)]
     for name, value in flags.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
@@ -66,7 +81,7 @@ def run(command: str, *positional: object, env: Mapping[str, str] | None = None,
 
 @contextmanager
 def server(archive: str, env: Mapping[str, str], log: Path) -> Iterator[str]:
-    """The endpoint of a separation server on a free port, from the moment it is ready; what it prints goes to `log`."""
+    """The endpoint of a separation server on a free port, once it is ready. Its output goes to `log`."""
     command = [sys.executable, "-m", "serving", "serve", "--model", archive, "--port", "0"]
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment(env), stdout=output, stderr=subprocess.STDOUT)
@@ -82,25 +97,31 @@ def server(archive: str, env: Mapping[str, str], log: Path) -> Iterator[str]:
 
 
 def next_run_dir(runs: Path) -> Path:
-    """A folder for a new run beside the ones that are there."""
+    """A folder for a new run, beside the existing ones."""
     taken = [int(path.name.removeprefix("classic-")) for path in runs.glob("classic-*")]
     return runs / f"classic-{max(taken, default=0) + 1}"
 
 
-def report(out: Path, run_dir: Path) -> str:
-    """What came back over HTTP, scored against the true stems, and what to do next."""
-    songs = sorted((out / "songs" / "test").iterdir())
+def unseen_songs(out: Path) -> list[Path]:
+    """The folders of the songs that training never saw."""
+    return sorted((out / "songs" / "test").iterdir())
+
+
+def report(out: Path, run_dir: Path, models: Sequence[str]) -> str:
+    """The scores of the stems that each model gave over HTTP, and the next commands."""
+    songs = unseen_songs(out)
     width = max(len(song.name) for song in songs)
-    lines = ["", f"{'song':{width}} {'stem':14} {'SDR, dB':>8} {'recovered':>10} {'the mixture':>12}"]
+    lines = ["", f"SDR in dB{'':{width + 6}}" + "".join(f"{name:>19}" for name in (*models, "the mixture"))]
     for song in songs:
         vocals, rate_hz = read(song / "vocals.wav")
         mixture, _ = read(song / "mixture.wav")
         references = np.stack([vocals, mixture - vocals])
-        estimates = np.stack([read(out / "stems" / song.name / "mixture" / f"{stem}.wav")[0] for stem in STEMS])
-        scores = csdr(references, estimates, rate_hz)
-        floors = csdr(references, np.broadcast_to(mixture, references.shape), rate_hz)
-        for stem, score, floor in zip(STEMS, scores, floors, strict=True):
-            lines.append(f"{song.name:{width}} {stem:14} {score:8.2f} {recovered_percent(score):9.0f}% {floor:12.2f}")
+        folders = [out / "stems" / name / song.name / "mixture" for name in models]
+        estimates = [np.stack([read(folder / f"{stem}.wav")[0] for stem in STEMS]) for folder in folders]
+        floor = np.broadcast_to(mixture, references.shape)
+        columns = [csdr(references, estimate, rate_hz) for estimate in (*estimates, floor)]
+        for stem, *scores in zip(STEMS, *columns, strict=True):
+            lines.append(f"{song.name:{width}} {stem:14}" + "".join(map(cell, scores)))
     example, programs = songs[0] / "mixture.wav", Path(sys.executable).parent
     return "\n".join(
         [
@@ -112,6 +133,11 @@ def report(out: Path, run_dir: Path) -> str:
             f"and ask it:     curl -T '{example}' http://127.0.0.1:8080/predictions/stemwright -o stems.zip",
         ]
     )
+
+
+def cell(score: float) -> str:
+    """A score in dB, with the share of the energy that came back right."""
+    return f"{score:9.2f} ({recovered_percent(score):6.0f}%)"
 
 
 def say(number: int, what: str) -> None:

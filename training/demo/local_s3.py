@@ -15,7 +15,7 @@ from training.errors import TrainingError
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the server answers, its one pair of keys, and the folder that holds its buckets."""
+    """The address of the server, its pair of keys, and the folder that holds its buckets."""
 
     endpoint: str
     access_key: str
@@ -24,7 +24,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables with which boto3 finds it."""
+        """The variables that lead boto3 to it."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -35,9 +35,10 @@ class S3Server:
 
 @contextmanager
 def serve_s3(folder: Path) -> Iterator[S3Server]:
-    """rclone's S3 server over a folder, on a free port of this machine, stopped at the end.
+    """rclone's S3 server over a folder, on a free port of this machine, stopped at the end of the block.
 
-    It does not notice what others do to the folder meanwhile: told to look again, it locks up under uploads side by side.
+    It does not notice changes that others make to the folder: with a shorter `--dir-cache-time` it locks up under parallel
+    uploads.
     """
     port = free_port()
     server = S3Server(f"http://127.0.0.1:{port}", secrets.token_hex(10), secrets.token_hex(20), folder)

@@ -1,10 +1,10 @@
 """Demo songs with true stems in the layout of MUSDB18-HQ, made by numpy alone.
 
 A song is a chord progression that four parts follow: drums, bass, other (chords and a lead) and vocals. The singer is a
-pulse-like tone through four resonances that move from vowel to vowel, with vibrato, glides, breath, consonants and rests;
-the lead of `other` plays the same notes of the same range without them. That is what a network can learn to tell apart.
+pulse-like tone through four resonances that move from vowel to vowel, with vibrato, glides, breath, consonants and rests.
+The lead of `other` plays notes of the same range without them: that is the difference that a network can learn.
 
-Everything about a song follows from its seed and number. Axes: c channel, f bin, t frame, n sample.
+The seed and the number decide everything about a song. Axes: c channel, f bin, t frame, n sample.
 """
 
 import json
@@ -18,7 +18,31 @@ from numpy.typing import NDArray
 
 from serving.storage.storage import Progress, no_progress
 from training.errors import DataError
-from training.demo.sounds import FINGERED_BASS, FLUTE, HOP_SAMPLES, KEYS, ORGAN, PLUCK, RATE_HZ, REED, STRINGS, VOCAL_FOLDS, VOWELS, Audio, Random, add, band, filtered, hertz, hump, oscillate, pan_gains, play, resonances, room
+from training.demo.sounds import (
+    FINGERED_BASS,
+    FLUTE,
+    HOP_SAMPLES,
+    KEYS,
+    ORGAN,
+    PLUCK,
+    RATE_HZ,
+    REED,
+    STRINGS,
+    VOCAL_FOLDS,
+    VOWELS,
+    Audio,
+    Random,
+    add,
+    band,
+    filtered,
+    hertz,
+    hump,
+    oscillate,
+    pan_gains,
+    play,
+    resonances,
+    room,
+)
 
 PEAK = 0.9  # of full scale, in the mixture
 FIRST_TEST_NUMBER = 10_000  # test songs keep their numbers, whatever the number of songs to train on
@@ -38,7 +62,7 @@ NOUNS = ("Bridges", "Clouds", "Doors", "Engines", "Fields", "Gardens", "Harbours
 
 @dataclass(frozen=True)
 class Score:
-    """What all parts of a song share. MIDI numbers are pitches; a step is a sixteenth note, a bar has sixteen."""
+    """The facts that all parts of a song share. Pitches are MIDI numbers; a step is a sixteenth note, a bar has sixteen."""
 
     n_samples: int
     step_samples: int
@@ -60,8 +84,8 @@ def write_songs(
 ) -> None:
     """Write songs as FOLDER/{train,test}/<Artist - Title>/{mixture,drums,bass,other,vocals}.wav, PCM_16 stereo.
 
-    Each song appears when it is complete, and what is there from an earlier call with the same numbers is kept.
-    Raises DataError where the folder holds anything else.
+    A song gets its name when it is complete. Songs of an earlier call with the same numbers are kept.
+    Raises DataError if the folder holds anything else.
     """
     request = {"version": 1, "train": train, "test": test, "seconds": seconds, "seed": seed}
     description = folder / "songs.json"

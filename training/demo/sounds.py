@@ -1,4 +1,4 @@
-"""The sounds that demo songs are made of: tones, noises, a vocal tract, a place in the stereo field and a little room.
+"""The sounds of demo songs: tones, noises, a vocal tract, a place in the stereo field and a little room.
 
 Axes: c channel, f bin, t frame, n sample. Everything is vectorised: no loop runs over samples.
 """
@@ -130,7 +130,7 @@ def room(dry: Audio, rng: Random, wet: float) -> Audio:
 
 
 def add(out: Audio, sound: Audio, start: int) -> None:
-    """Add a sound (n, 2) or (n, 1) from a sample on, as far as the song goes."""
+    """Add a sound (n, 2) or (n, 1) from a sample on, up to the end of the song."""
     length = min(len(sound), len(out) - start)
     if length > 0:
         out[start : start + length] += sound[:length]

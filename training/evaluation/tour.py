@@ -137,7 +137,7 @@ def vocal_mask(separator: Separator, magnitude: Tensor, window_frames: int) -> T
     if not isinstance(separator.network, Classic):
         raise ConfigError(f"the tour follows the mask of a classic model: {separator.spec.architecture} has none")
     windows = torch.split(magnitude, window_frames, dim=-1)
-    return torch.cat([separator.network.vocal_mask(window) for window in windows], dim=-1)
+    return torch.cat([separator.network.core(window) for window in windows], dim=-1)
 
 
 def profile(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: StftSpec) -> Profile:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serving.errors import StemwrightError
 from serving.model.archive import read_archive, write_archive
+from serving.model.licences import Licences
 from serving.storage.storage import exists, fetch_file, is_remote, store_file
 from training.config import read_config
 from training.errors import CheckpointError, ConfigError
@@ -24,9 +25,10 @@ def published_as(to: str, run_dir: Path, preset: str) -> str:
 def export(run_dir: Path) -> Path:
     """Write the archive of a run into its folder. Raises CheckpointError where the run has no validated weights yet."""
     config = read_config(run_dir)
-    network, facts = load_network(run_dir / "best.safetensors", config)
+    network, facts = load_network(run_dir / "best.safetensors", config.model)
     archive = archive_of(run_dir, config.preset)
-    write_archive(archive, config.model, network, facts)
+    licences = Licences.from_json(facts.pop("licences")) if "licences" in facts else None
+    write_archive(archive, config.model, network, facts, licences)
     return archive
 
 
@@ -62,8 +64,8 @@ def weights_of(archive: str) -> str:
 
 
 def run_id_of(run_dir: Path) -> str:
-    """The MLflow run whose best weights a run folder holds. Raises CheckpointError where MLflow did not know it yet."""
-    _, facts = load_network(run_dir / "best.safetensors", read_config(run_dir))
+    """The MLflow run of the best weights in a run folder. Raises CheckpointError if MLflow did not know it yet."""
+    _, facts = load_network(run_dir / "best.safetensors", read_config(run_dir).model)
     if facts["run_id"] is None:
         raise CheckpointError(
             f"MLflow did not know the run in {run_dir} when its best weights were saved: go on with --resume while it answers"

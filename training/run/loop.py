@@ -1,5 +1,6 @@
 """A run in progress: validate, save, stop, step, log; until the budget is spent, validation stalls or a stop is asked for."""
 
+import json
 import math
 import time
 from contextlib import closing
@@ -7,52 +8,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from serving.errors import StemwrightError
+from serving.model.licences import Licences
 from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
 from training.config import TrainConfig
-from training.data.crops import AHEAD, Crops, batches
-from training.data.data_set import DataSet
-from training.data.supply import Supply
 from training.errors import CheckpointError, NotFinite, TrainingError
 from training.evaluation.cost import parameters
 from training.evaluation.evaluate import finite
 from training.progress import run_bar, say
-from training.run.ranks import Ranks
+from training.run.excerpts import Excerpts
+from training.run.machine import Machine
 from training.run.schedule import schedule
 from training.run.showcase import show, show_best
 from training.run.signals import StopRequest
 from training.run.state import RunState
 from training.run.step import Stepper
-from training.run.validate import Scored, validate
+from training.run.validate import Scored, Validator
 from training.tracking.tracking import Tracker
 
 SAVE_INTERVAL_S = 300
 LOG_INTERVAL_STEPS = 10
+LAST_WAIT_S = 0.5
+"""Seconds that each part of the end may take once the process is to end at once."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """The places that a run writes to: its folder, its checkpoints, and MLflow, which only the first rank has."""
+
+    run_dir: Path
+    checkpoints: Checkpoints
+    tracker: Tracker | None
 
 
 @dataclass
 class Run:
-    """Everything that the loop works with. All ranks run it in step; only the first has a tracker, and writes."""
+    """The loop of a run and all that it works with. All ranks run it in step; only the first one writes."""
 
     config: TrainConfig
-    run_dir: Path
-    device: torch.device
-    ranks: Ranks
-    data: DataSet
-    supply: Supply
-    crops: Crops
+    machine: Machine
+    excerpts: Excerpts
+    validator: Validator
     state: RunState
-    checkpoints: Checkpoints
-    tracker: Tracker | None
+    output: Output
     stop: StopRequest
+    data_digest: str
+    data_licence: str
     saved_at: float = field(default_factory=time.monotonic)
+    saved_step: int = -1
+    ticked_at: float = field(default_factory=time.monotonic)
 
     def go(self) -> None:
-        """Run to the end. What ends it early, memory or a rank that is gone, leaves a checkpoint to go on from."""
+        """Run to the end. If memory runs out or a rank is gone, save a checkpoint before raising that error."""
+        self.saved_step = self.state.step
+        self.stop.save = self.save_and_close
         self.log_songs()
         try:
             self.steps()
@@ -64,14 +75,14 @@ class Run:
             raise type(error)(message) from error
 
     def steps(self) -> None:
-        config, state = self.config, self.state
-        stepper = Stepper(config, state, self.device, self.ranks)
-        stepper.fit(self.crops.batch(state.step))
-        upcoming = batches(self.crops, state.step, pin_memory=self.device.type == "cuda")
+        config, state, machine = self.config, self.state, self.machine
+        stepper = Stepper(config, state, machine)
+        stepper.fit(self.excerpts.batch(state.step))
+        upcoming = self.excerpts.batches(state.step, pin_memory=machine.on_gpu)
         audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
-        with closing(upcoming), closing(run_bar(config.preset, self.ranks.first, self.progress)) as bar:
+        with closing(upcoming), closing(run_bar(config.preset, machine.ranks.first, self.progress)) as bar:
+            self.ticked_at = time.monotonic()
             while not self.finished():
-                started = time.monotonic()
                 self.take_songs()
                 rate = config.optimization.learning_rate * schedule(self.progress, config.optimization.warmup)
                 stepper(next(upcoming), rate)
@@ -82,7 +93,6 @@ class Run:
                     self.log(numbers, report.skipped)
                     heard = f", {rate_s:.3g} s of audio a second" if (rate_s := numbers["audio_s_per_s"]) else ""
                     bar.at(self.progress, f"step {state.step}, loss {report.loss:.2f}{heard}{self.best}")
-                state.trained_s += time.monotonic() - started
             bar.at(self.progress, f"step {state.step}{self.best}")
 
     @property
@@ -93,82 +103,116 @@ class Run:
     @property
     def progress(self) -> float:
         """The share of the budget that is spent, 0..1."""
-        return self.config.budget.progress(self.state.step, self.state.trained_s)
+        return self.config.budget.progress(self.state.step, self.state.trained_s, self.state.validation_s)
 
     def finished(self) -> bool:
-        """Whether the run ends here, on all ranks alike. Validates and saves when it is time to, and at the end."""
+        """True on all ranks alike if the run ends here. Validates and saves when it is time to, and at the end."""
         state, validation = self.state, self.config.validation
-        state.trained_s, signal = self.ranks.largest(state.trained_s, self.stop.signal or 0)
+        self.tick()
+        state.trained_s, signal = self.machine.ranks.largest(state.trained_s, self.stop.signal or 0)
+        self.stop.note(signal)
         stopped = signal > 0  # as all ranks know it: a signal that comes from here on waits for the next time
-        if stopped:
-            self.stop.signal = int(signal)
-        due = self.progress * validation.validations >= state.validations + 1
+        due = self.progress * validation.validations >= state.validations + 1 and self.has_time_to_validate()
         if due and not stopped:
             stopped = not self.validate()
         stalled = state.stale_validations >= (validation.patience or math.inf)
         finished = self.progress >= 1 or stalled or stopped
-        if stalled and self.tracker is not None:
-            self.tracker.end = "stalled"
+        if stalled and self.output.tracker is not None:
+            self.output.tracker.end = "stalled"
         if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
             self.save()
         return finished
 
+    def tick(self) -> None:
+        """Add the time since the last call to that of the run: time on the wall, from the first step on."""
+        now = time.monotonic()
+        self.state.trained_s, self.ticked_at = self.state.trained_s + now - self.ticked_at, now
+
+    def has_time_to_validate(self) -> bool:
+        """False while one more validation of a run in minutes would leave less than three quarters of the time, or none, to
+        the steps around it. The last one always has time."""
+        state, budget = self.state, self.config.budget
+        if budget.minutes is None or self.progress >= 1:
+            return True
+        over = budget.progress(state.step, state.trained_s + state.validation_s, state.validation_s) >= 1
+        return not over and state.trained_s - state.validated_at_s >= 3 * state.validation_s
+
     def take_songs(self) -> None:
         """Let the batches that are not prepared yet draw from the songs that have arrived."""
-        songs = self.supply.arrived()
-        if songs:
-            self.crops.add(songs, from_step=self.state.step + AHEAD + 1)
-            self.state.songs = self.crops.schedule
+        if self.excerpts.take_arrived(self.state.step):
+            self.state.songs = self.excerpts.schedule
             self.log_songs()
 
     def validate(self) -> bool:
-        """Score the averages, keep the best weights of the run, show what they do; or leave it, False, where a stop comes."""
-        config, state, songs = self.config, self.state, self.data.valid
-        scored = validate(config, state.averages, songs, self.device, self.ranks, self.stop)
+        """Score the averages, keep the best weights of the run and show what they do. False if a stop came meanwhile."""
+        state, output = self.state, self.output
+        scored = self.validator.best(state.averages, self.stop)
         if scored is None:
             return False
-        state.validations = math.floor(self.progress * config.validation.validations)
-        if not math.isfinite(scored.evaluation.usdr):
+        usdr = scored.evaluation.usdr
+        if not math.isfinite(usdr):
             raise NotFinite(f"the scores at step {state.step} are not finite: take a lower --learning-rate")
-        better = scored.evaluation.usdr > state.best_usdr
-        state.stale_validations = 0 if better else state.stale_validations + 1
-        state.best_usdr = max(state.best_usdr, scored.evaluation.usdr)
-        if self.tracker is not None:
+        better = usdr > state.best_usdr
+        if (
+            output.tracker is not None and better
+        ):  # before the state knows of them: a checkpoint never lacks its best weights
+            best, origin = output.run_dir / "best.safetensors", self.origin(scored, output.tracker.run_id)
+            write_tensors(best, scored.average.network.state_dict(), origin)
+            output.checkpoints.mirror(best)
+        with state.lock:
+            state.validations = math.floor(self.progress * self.config.validation.validations)
+            state.stale_validations = 0 if better else state.stale_validations + 1
+            state.best_usdr = max(state.best_usdr, usdr)
+        if output.tracker is not None:
             if better:
-                best = self.run_dir / "best.safetensors"
-                origin = self.origin(scored, self.tracker.run_id)
-                write_tensors(best, scored.average.network.state_dict(), origin)
-                self.checkpoints.mirror(best)
-                show_best(self.tracker, config, origin)
-            number = state.validations
-            show(self.tracker, scored, songs[0], config.model, self.device, state.step, number, better)
+                show_best(output.tracker, self.config, origin)
+            separator, song = self.validator.separator(scored.average), self.validator.songs[0]
+            show(output.tracker, scored, separator, song, state.step, state.validations, better=better)
+        began_s = state.trained_s
+        self.tick()
+        state.validated_at_s, took_s = self.machine.ranks.largest(state.trained_s, state.trained_s - began_s)
+        state.validation_s = max(state.validation_s, took_s)
         return True
 
     def save(self) -> None:
-        self.saved_at = time.monotonic()
-        if self.tracker is not None:
-            self.state.run_id = self.tracker.run_id
-            self.checkpoints.save(self.state.step, self.state.write)
+        with self.state.lock:
+            self.saved_at, self.saved_step = time.monotonic(), self.state.step
+            if self.output.tracker is not None:
+                self.state.run_id = self.output.tracker.run_id
+                self.output.checkpoints.save(self.state.step, self.state.write)
+
+    def save_and_close(self) -> None:
+        """Save the last step unless it is saved; leave the mirror and MLflow as well as a moment allows. For any thread."""
+        if self.state.lock.acquire(timeout=LAST_WAIT_S):
+            if self.state.step > self.saved_step:
+                self.save()
+            self.output.checkpoints.close(LAST_WAIT_S)
+        if self.output.tracker is not None:
+            self.output.tracker.close("interrupted", LAST_WAIT_S)
 
     def log(self, numbers: dict[str, float], skipped: tuple[int, ...]) -> None:
-        """Log numbers of the step; say which songs were in the batches of skipped steps."""
-        if self.tracker is not None:
-            self.tracker.numbers({f"train/{name}": value for name, value in numbers.items()}, self.state.step)
+        """Log numbers of the step. Say which songs were in the batches of skipped steps."""
+        if self.output.tracker is not None:
+            self.output.tracker.numbers({f"train/{name}": value for name, value in numbers.items()}, self.state.step)
             for step in skipped:
-                songs = sorted({song for example in self.crops.names(step) for song in example})
-                say(f"step {step} is skipped, its gradients are not finite; it heard {', '.join(songs)}")
+                say(
+                    f"step {step} is skipped, its gradients are not finite; it heard {', '.join(self.excerpts.names(step))}"
+                )
 
     def log_songs(self) -> None:
-        """Log how many songs there are, and which ones from which step on."""
-        if self.tracker is not None:
-            count = sum(len(names) for _, names in self.state.songs)
-            self.tracker.numbers({"train/songs": count}, self.state.step)
-            self.tracker.facts(
-                "training_songs.json", [{"from_step": step, "songs": names} for step, names in self.state.songs]
-            )
+        """Record the names of the songs by the step that they are known from, and log them and their number.
+
+        The record comes before the first batch with a new song: a run that is killed then and resumed draws the same batches.
+        """
+        tracker, checkpoints = self.output.tracker, self.output.checkpoints
+        if tracker is not None:
+            by_step = [{"from_step": step, "songs": names} for step, names in self.state.songs]
+            checkpoints.mirror(write_json(self.output.run_dir / "training_songs.json", by_step))
+            tracker.numbers({"train/songs": sum(len(names) for _, names in self.state.songs)}, self.state.step)
+            tracker.facts("training_songs.json", by_step)
 
     def origin(self, scored: Scored, run_id: str | None) -> dict[str, Any]:
-        """Where weights come from, as their archive will say."""
+        """The origin of weights, as their archive tells it."""
         return {
             "preset": self.config.preset,
             "run_id": run_id,
@@ -176,7 +220,8 @@ class Run:
             "ema_decay": scored.average.decay,
             "commit": commit(),
             "data": self.config.data,
-            "data_digest": self.data.digest,
+            "data_digest": self.data_digest,
+            "licences": self.licences(run_id).to_json(),
             "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},
             "cost": {
                 "parameters": parameters(self.state.network),
@@ -185,6 +230,19 @@ class Run:
                 "trained_audio_s": self.state.step * self.config.batches.batch_size * self.config.batches.crop_s,
             },
         }
+
+    def licences(self, run_id: str | None) -> Licences:
+        """The licences of the run's weights, by its songs and by what it started from."""
+        started_from = Licences.from_json(self.state.started_from) if self.state.started_from else None
+        return Licences.of_training(self.data_licence, f"run {run_id}, preset {self.config.preset}", started_from)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write a file that appears only when it is complete. Returns its path."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    return partial.replace(path)
 
 
 class Rate:

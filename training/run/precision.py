@@ -1,4 +1,4 @@
-"""What devices compute in, and how exactly."""
+"""The number formats that devices compute in, and how exactly they do."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from training.config import allow_deterministic_cublas
 
 @dataclass(frozen=True)
 class Precision:
-    """The type that convolutions compute in during training; weights, transforms and losses stay float32."""
+    """The type of convolutions during training. Weights, transforms and losses stay float32."""
 
     dtype: torch.dtype
 
     @classmethod
     def of(cls, device: torch.device, wanted: str | None) -> "Precision":
-        """The wanted one of PRECISIONS, else bfloat16 where the device has it natively, float16 on older GPUs, float32."""
+        """The wanted one of PRECISIONS, else bfloat16 if the device has it natively, float16 on older GPUs, float32."""
         if wanted is not None:
             return cls(getattr(torch, wanted))
         if device.type == "cuda":
@@ -28,12 +28,21 @@ class Precision:
         return str(self.dtype).removeprefix("torch.")
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Without a cache of cast weights: each is used once in a pass, and a recorded pass may not share them."""
+        """The context of a forward pass. It caches no cast weights: each is used once, and recorded passes share none."""
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Keeps float16 gradients from underflow; does nothing in the other types."""
-        return torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        """The scaler that skips steps with gradients that are not finite and, in float16, keeps gradients from underflow."""
+        return torch.amp.GradScaler(device.type) if self.scales else torch.amp.GradScaler(device.type, init_scale=1.0)
+
+    @property
+    def scales(self) -> bool:
+        """True if gradients need a scale, which the scaler finds."""
+        return self.dtype == torch.float16
+
+    def update(self, scaler: torch.amp.GradScaler) -> None:
+        """Prepare a scaler for the next step: another scale in float16, 1 in the other types."""
+        scaler.update(None if self.scales else 1.0)
 
 
 def prepare(deterministic: bool) -> None:

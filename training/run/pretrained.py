@@ -6,13 +6,16 @@ from pathlib import Path
 from torch import nn
 
 from serving.model.archive import read_archive
+from serving.model.licences import Licences
 from serving.model.source import resolve
 from serving.model.spec import ModelSpec
 from training.errors import ConfigError
 
 
-def take_weights(network: nn.Module, spec: ModelSpec, archive: str) -> list[str]:
-    """Copy every tensor that the archive and the network share by name and shape; the names of those that start fresh.
+def take_weights(network: nn.Module, spec: ModelSpec, archive: str) -> tuple[list[str], Licences]:
+    """Copy every tensor that the archive and the network share by name and shape.
+
+    Returns the names of those that start fresh, and the archive's licences.
 
     `archive` is a .mar file, s3://…, runs:/… or models:/…. Raises ConfigError for another architecture or one of which
     nothing fits, ArchiveError or StorageError where there is no archive.
@@ -31,4 +34,4 @@ def take_weights(network: nn.Module, spec: ModelSpec, archive: str) -> list[str]
             f"--init {archive} has no weights of this network's shapes: train with the preset it was made with"
         )
     network.load_state_dict(shared, strict=False)
-    return sorted(wanted.keys() - shared.keys())
+    return sorted(wanted.keys() - shared.keys()), opened.licences

@@ -13,6 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
+from serving.model.networks import build
 from serving.model.spec import ModelSpec
 from serving.storage.storage import no_progress
 from training.config import TrainConfig
@@ -23,8 +24,9 @@ from training.data.decoded import decode
 from training.evaluation.cost import flop
 from training.progress import ProgressBar
 from training.run.losses import relative_error_db
+from training.run.machine import Machine
 from training.run.precision import prepare
-from training.run.ranks import Ranks, alone, synced
+from training.run.ranks import synced
 from training.run.state import RunState
 from training.run.step import Stepper
 
@@ -41,7 +43,8 @@ class Profile:
     """What a step of a run comes to on one device.
 
     `parts_s` has the parts of a step by name, each begun when the one before was over. In training they overlap: there a
-    step takes `step_s`, `data_wait_s` of them until its batch is there. Memory is the device's, its peak that of all steps.
+    step takes `step_s`, `data_wait_s` of them until its batch is there. `exchange_s` is an exchange of gradients between the
+    ranks by itself, 0 for one rank. Memory is the device's, its peak that of all steps.
     """
 
     config: TrainConfig
@@ -51,6 +54,7 @@ class Profile:
     pieces: int
     parts_s: dict[str, float]
     step_s: float
+    exchange_s: float
     data_wait_s: float
     flop: int
     matrix_flop_per_s: float
@@ -78,6 +82,7 @@ class Profile:
             *(f"{name:15} {1e3 * part_s:10.2f} {part_s / whole_s:8.1%}" for name, part_s in self.parts_s.items()),
             f"{'one by one':15} {1e3 * whole_s:10.2f}",
             f"{'in training':15} {1e3 * self.step_s:10.2f}, {self.data_wait:.1%} of it waiting for data",
+            *([f"{'one exchange':15} {1e3 * self.exchange_s:10.2f}"] if self.world_size > 1 else []),
             "",
             f"speed       {batches.batch_size / self.step_s:.1f} crops a second, "
             f"{batches.batch_size * batches.crop_s / self.step_s:.1f} seconds of audio a second",
@@ -89,7 +94,7 @@ class Profile:
 
     def advice(self) -> str:
         """What limits the run, and what to change."""
-        size, exchange = self.config.batches.batch_size, self.parts_s.get("exchange", 0) / sum(self.parts_s.values())
+        size, exchange = self.config.batches.batch_size, self.exchange_s / self.step_s
         if self.data_wait > LONGEST_DATA_WAIT:
             return (
                 f"The device waits for its batches {self.data_wait:.0%} of the time: put --cache on a faster disk, or give "
@@ -101,9 +106,7 @@ class Profile:
                 f"--batch-size of {max(1, size // self.pieces)}."
             )
         if exchange > LONGEST_EXCHANGE:
-            return (
-                f"The exchange of gradients takes {exchange:.0%} of a step: a larger --batch-size needs fewer of them."
-            )
+            return f"An exchange of gradients alone takes {exchange:.0%} of a step: a larger --batch-size needs fewer of them."
         if self.device.type == "cpu":
             return "The processor is the limit: train on a GPU, or for longer."
         if self.utilization >= WELL_USED:
@@ -132,12 +135,13 @@ class Stopwatch:
         self.seconds[part] += perf_counter() - started
 
 
-def profile(config: TrainConfig, steps: int, cache: Path, device: torch.device, ranks: Ranks) -> Profile:
+def profile(config: TrainConfig, steps: int, cache: Path, machine: Machine) -> Profile:
     """Take so many steps as training does, and as many part by part; nothing is kept of them but what is in `cache`.
 
     Raises TrainingError or StemwrightError with one sentence on what is wrong.
     """
-    with ranks.connected(device):
+    ranks = machine.ranks
+    with ranks.connected(machine.device):
         prepare(config.deterministic)
         ranks.require_share_of(config.batches.batch_size)
         progress = ProgressBar() if ranks.first else no_progress
@@ -147,10 +151,10 @@ def profile(config: TrainConfig, steps: int, cache: Path, device: torch.device, 
         )
         cut = samples_to_cut(config.crop_samples)
         crops = Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
-        state = RunState(config, device)
+        state = RunState(config, machine.device)
         if ranks.world_size > 1:
-            synced(state.network)
-        return measure(Stepper(config, state, device, ranks), crops, steps)
+            synced(state.network, machine.device)
+        return measure(Stepper(config, state, machine), crops, steps)
 
 
 def measure(stepper: Stepper, crops: Crops, steps: int) -> Profile:
@@ -175,12 +179,24 @@ def measure(stepper: Stepper, crops: Crops, steps: int) -> Profile:
         pieces=stepper.pieces,
         parts_s={**parts_s, "rest": watched_s - sum(parts_s.values())},
         step_s=step_s,
+        exchange_s=exchange(stepper),
         data_wait_s=data_watch.seconds["data wait"] / steps,
-        flop=step_flop(stepper.state.network, config.model, len(crops.examples), config.crop_samples),
+        flop=step_flop(build(config.model), config.model, len(crops.examples), config.crop_samples),
         matrix_flop_per_s=matrix_rate(device, stepper.precision.dtype),
         peak_bytes=peak_bytes,
         memory_bytes=memory_bytes,
     )
+
+
+def exchange(stepper: Stepper) -> float:
+    """Seconds that the gradients of a step take from rank to rank, alone; in a step they travel while others are computed."""
+    if stepper.ranks.world_size == 1:
+        return 0.0
+    gradients = torch.zeros(sum(weights.numel() for weights in stepper.parameters), device=stepper.device)
+    float(stepper.ranks.mean(gradients)[0])  # makes the connection
+    started = perf_counter()
+    float(stepper.ranks.mean(gradients)[0])  # waits for the device
+    return perf_counter() - started
 
 
 def seconds_a_step(stepper: Stepper, upcoming: Iterator[Tensor], steps: int, watch: Stopwatch) -> float:
@@ -204,8 +220,7 @@ def step_flop(network: nn.Module, model: ModelSpec, batch_size: int, crop_sample
     references = torch.empty(shape, dtype=torch.complex64, device="meta")
 
     def step(on_meta: nn.Module) -> None:
-        with alone(on_meta):
-            relative_error_db(on_meta.train()(references.sum(dim=1)), references).backward()
+        relative_error_db(on_meta.train()(references.sum(dim=1)), references).backward()
 
     return flop(network, step)
 

@@ -1,12 +1,11 @@
 """The processes of one run: one alone, or as many as torchrun starts, on one host or several.
 
-Every rank computes the gradients of its rows of each batch; their mean is what all of them step with, so the weights are the
-same everywhere and the size of a batch is that of the whole. Tensors on a GPU travel through NCCL, everything else through
-gloo.
+Every rank computes the gradients of its rows of each batch. All ranks step with the mean of their gradients, so their weights
+stay the same. `--batch-size` is that of all ranks together. Tensors on a GPU travel through NCCL, all others through gloo.
 """
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,18 +14,19 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import ConfigError, RankLost
 
 T = TypeVar("T")
 
-# Ranks wait this long for one that still fetches or validates; one that died is noticed at once by gloo.
 PATIENCE = datetime.timedelta(hours=2)
+"""The longest wait for a rank that still fetches or validates. Gloo notices at once that a rank has died."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world_size` others; alone it is rank 0 of 1, and everything here is free."""
+    """The number of this process among `world_size`. Alone it is rank 0 of 1, and every exchange costs nothing."""
 
     rank: int = 0
     world_size: int = 1
@@ -34,12 +34,12 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank is the one that writes."""
+        """True for the one rank that writes."""
         return self.rank == 0
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Within the block the ranks can reach one another."""
+        """Connect the ranks for the length of the block."""
         if self.world_size == 1:
             yield
             return
@@ -55,26 +55,28 @@ class Ranks:
 
     @property
     def share(self) -> slice:
-        """What is this rank's of a sequence or a batch: every `world_size`-th item, from the rank's own number on."""
+        """This rank's share of a sequence or a batch: every `world_size`-th item, from the rank's own number on."""
         return slice(self.rank, None, self.world_size)
 
     def require_share_of(self, batch_size: int) -> None:
-        """Raises ConfigError where the ranks cannot share a batch evenly."""
+        """Raises ConfigError if the ranks cannot share a batch evenly."""
         if batch_size % self.world_size:
             raise ConfigError(f"--batch-size {batch_size} cannot be shared by {self.world_size} ranks: take a multiple")
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Put the mean over the ranks into float tensors, in one message. Raises RankLost, the tensors as they were."""
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network with gradients that are the mean over the ranks. Its batch norms are to be `synced` before."""
+        return network if self.world_size == 1 else DistributedDataParallel(network, broadcast_buffers=False)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over the ranks of a float tensor. Raises RankLost."""
         if self.world_size == 1:
-            return
-        flat = torch.cat([tensor.flatten().float() for tensor in tensors])
-        all_reduce(flat)
-        parts = (flat / self.world_size).split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view(tensor.shape))
+            return tensor
+        total = tensor.clone()
+        all_reduce(total)
+        return total / self.world_size
 
     def largest(self, *values: float) -> list[float]:
-        """The largest that any rank gives of each value: how the ranks agree."""
+        """The largest that any rank gives of each value, the same on all ranks. Raises RankLost."""
         if self.world_size == 1:
             return list(values)
         agreed = torch.tensor(values, dtype=torch.float64)
@@ -82,7 +84,7 @@ class Ranks:
         return agreed.tolist()
 
     def from_first(self, value: T) -> T:
-        """What the first rank gives."""
+        """The value of the first rank, on all ranks. Raises RankLost."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -91,7 +93,7 @@ class Ranks:
         return box[0]
 
     def gathered(self, value: T) -> list[T]:
-        """What every rank gives, by rank."""
+        """The values of all ranks, by rank. Raises RankLost."""
         if self.world_size == 1:
             return [value]
         boxes: list[Any] = [None] * self.world_size
@@ -107,8 +109,11 @@ def all_reduce(tensor: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) 
 
 @contextmanager
 def reaching_all() -> Iterator[None]:
+    """Raises RankLost for the error that an exchange with a lost rank ends with."""
     try:
         yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
     except RuntimeError as error:  # gloo has no type of its own for a connection that is gone
         raise RankLost(f"another rank is gone ({str(error).splitlines()[0]})") from error
 
@@ -133,15 +138,13 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """Batch normalization with the statistics of the batch on all ranks. torch's own needs a GPU."""
-
-    alone = False
+    """Batch normalization with the statistics of the batch on all ranks, for CPUs: `nn.SyncBatchNorm` needs a GPU."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any input that a batch norm takes."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.alone or not self.training:
+        if not self.training:
             return super().forward(input)
         wide = input.float()
         axes = [0, *range(2, input.ndim)]
@@ -160,8 +163,11 @@ class SyncedBatchNorm(_BatchNorm):
         return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(input.dtype)
 
 
-def synced(network: nn.Module) -> None:
-    """Let every batch norm of a network, in place, take its statistics from all ranks; weights stay the same objects."""
+def synced(network: nn.Module, device: torch.device) -> None:
+    """Let every batch norm of a network, in place, take its statistics from all ranks. The weights stay the same objects."""
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -172,12 +178,12 @@ def synced(network: nn.Module) -> None:
 
 @contextmanager
 def alone(network: nn.Module) -> Iterator[None]:
-    """Within the block the network does not wait for other ranks."""
-    norms = [module for module in network.modules() if isinstance(module, SyncedBatchNorm)]
+    """Let synced batch norms use their running statistics within the block: no rank waits for another there."""
+    norms = [module for module in network.modules() if isinstance(module, SyncedBatchNorm | nn.SyncBatchNorm)]
     for norm in norms:
-        norm.alone = True
+        norm.eval()
     try:
         yield
     finally:
         for norm in norms:
-            norm.alone = False
+            norm.train()

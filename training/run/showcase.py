@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from serving.model.archive import read_archive
 from serving.model.separator import Separator
-from serving.model.spec import ModelSpec
 from training.config import TrainConfig
 from training.data.data_set import DataSet
 from training.data.song import Song
@@ -39,21 +37,14 @@ def show_split(tracker: Tracker, data: DataSet, split: Split, songs: Sequence[So
 
 
 def show(
-    tracker: Tracker,
-    scored: Scored,
-    song: Song,
-    spec: ModelSpec,
-    device: torch.device,
-    step: int,
-    number: int,
-    better: bool,
+    tracker: Tracker, scored: Scored, separator: Separator, song: Song, step: int, number: int, *, better: bool
 ) -> None:
     """Log the validation of this number: its scores, and a picture of `song`, the first of the scored ones.
 
     The page's slider begins at 0: there is the picture of the first validation. Where the scores are better than any
     before, log excerpts beside the true stems, and a table by song.
     """
-    evaluation, stem = scored.evaluation, spec.stems[0]
+    evaluation, spec, stem = scored.evaluation, separator.spec, separator.spec.stems[0]
     numbers = {"usdr_db": evaluation.usdr, "ema_decay": scored.average.decay}
     for name, score in evaluation.stems.items():
         numbers |= {f"{name}_usdr_db": score.usdr_db, f"{name}_csdr_db": score.csdr_db}
@@ -61,7 +52,7 @@ def show(
 
     (*true, mixture), rate_hz = song.read([*spec.stems, "mixture"])
     *true, mixture = middle(np.stack([*true, mixture]), EXCERPT_S * rate_hz)
-    estimates = Separator(spec, scored.average.network, device).separate(mixture, rate_hz)
+    estimates = separator.separate(mixture, rate_hz)
     title = f"{song.name}, step {step:,}, {stem} {decimal(evaluation.songs[0].stems[stem].usdr_db)} dB"
     tracker.picture(stem, spectrogram_figure(mixture, true[0], estimates[stem], rate_hz, stem, title), number - 1)
 

@@ -1,5 +1,6 @@
 """The state of a run in one file: tensors as safetensors, the rest as JSON in its header; no pickle."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,38 +8,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from serving.model.networks import build
+from serving.model.networks import Network, build
+from serving.model.spec import ModelSpec
 from training.checkpoints.tensor_file import read_tensors, serialized
 from training.config import TrainConfig
 from training.errors import CheckpointError
 from training.run.ema import Average
 from training.run.precision import Precision
+from training.run.statistics import Statistics
 
 
 class RunState:
-    """Everything that a run goes on from: weights, their averages, optimizer, and how far it has come.
+    """The state that a run goes on from: weights, their averages, optimizer, and how far it has come.
 
     The batches and the augmentation of a step follow from the seed, the step and `songs` alone: there are no random states.
+    Who holds `lock` sees the state between two steps: a step holds it while it changes anything but the buffers of the
+    network, of which `statistics` has those of the last step.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         torch.manual_seed(config.seed)
-        self.network: nn.Module = build(config.model).to(device)
+        self.network: Network = build(config.model).to(device)
+        self.statistics = Statistics(self.network)
+        self.lock = threading.RLock()
         self.averages = [Average(self.network, decay) for decay in config.optimization.ema_decays]
         self.optimizer = optimizer_of(self.network, config.optimization.weight_decay)
-        self.scaler = Precision.of(device, config.precision).scaler(device)
+        self.precision = Precision.of(device, config.precision)
+        self.scaler = self.precision.scaler(device)
         self.step = 0
         self.trained_s = 0.0
+        self.validation_s = 0.0  # the longest of them
+        self.validated_at_s = 0.0  # of `trained_s`
         self.validations = 0
         self.best_usdr = -float("inf")
         self.stale_validations = 0
         self.run_id: str | None = None
         self.songs: list[tuple[int, list[str]]] = []
+        self.started_from: dict[str, Any] | None = None  # the licences of the archive of --init
 
     def write(self, path: Path) -> None:
-        """Write the state to a file; whoever calls makes it last."""
+        """Write the state to a file. The caller makes it last."""
         tensors = {
-            **with_prefix("network", self.network.state_dict()),
+            **with_prefix("network", {**self.network.state_dict(), **dict(self.statistics.named())}),
             **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
         }
         for average in self.averages:
@@ -46,27 +57,38 @@ class RunState:
         facts = {
             "step": self.step,
             "trained_s": self.trained_s,
+            "validation_s": self.validation_s,
+            "validated_at_s": self.validated_at_s,
             "validations": self.validations,
             "best_usdr": self.best_usdr,
             "stale_validations": self.stale_validations,
             "run_id": self.run_id,
             "songs": self.songs,
-            "scaler": self.scaler.state_dict(),
+            "started_from": self.started_from,
+            "scaler": self.scaler.state_dict() if self.precision.scales else {},
         }
         path.write_bytes(serialized(tensors, facts))
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Take up what `read_tensors` found in a file that `write` made. Raises CheckpointError where it is another run's."""
+        """Take over the content of a file that `write` made, as `read_tensors` gives it.
+
+        A run may go on in another precision: float16 begins with a new scale then. Raises CheckpointError if the file is of
+        another run.
+        """
         try:
             self.network.load_state_dict(without_prefix("network", tensors))
             for average in self.averages:
                 average.network.load_state_dict(without_prefix(f"average {average.decay:g}", tensors))
             restore_optimizer(self.optimizer, without_prefix("optimizer", tensors))
-            self.scaler.load_state_dict(facts["scaler"])
+            if self.precision.scales and facts["scaler"]:
+                self.scaler.load_state_dict(facts["scaler"])
             self.step, self.trained_s, self.validations = facts["step"], facts["trained_s"], facts["validations"]
+            self.validation_s, self.validated_at_s = facts.get("validation_s", 0.0), facts.get("validated_at_s", 0.0)
             self.best_usdr, self.stale_validations = facts["best_usdr"], facts["stale_validations"]
             self.run_id = facts["run_id"]
             self.songs = [(step, names) for step, names in facts["songs"]]
+            self.statistics.remember()
+            self.started_from = facts.get("started_from")
         except (KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(
@@ -75,17 +97,17 @@ class RunState:
 
 
 def optimizer_of(network: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels, not biases and norms."""
+    """AdamW with weight decay on matrices and kernels, and none on biases and norms."""
     parameters = list(network.parameters())
     decayed = {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay}
     others = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
     return torch.optim.AdamW([decayed, others], betas=(0.9, 0.99), fused=True)
 
 
-def load_network(path: Path, config: TrainConfig) -> tuple[nn.Module, dict[str, Any]]:
-    """The network and the facts in a file of weights alone."""
+def load_network(path: Path, model: ModelSpec) -> tuple[nn.Module, dict[str, Any]]:
+    """The network and the facts in a file of weights alone. Raises CheckpointError if there is none or it is damaged."""
     tensors, facts = read_tensors(path)
-    network = build(config.model)
+    network = build(model)
     network.load_state_dict(tensors)
     return network, facts
 
@@ -101,7 +123,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    # The fused step reads moments in the memory order of their parameter, channels last, and files have none.
+    # The fused step reads moments in the memory order of their parameter, which is channels last. Files have no order.
     for parameter, moments in optimizer.state.items():
         for name, tensor in moments.items():
             if tensor.shape == parameter.shape:

@@ -8,10 +8,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from serving.storage.storage import Progress, exists, fetch_file, no_progress
+from serving.model.spec import ModelSpec
+from serving.storage.storage import exists, fetch_file, no_progress
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
 from training.config import TrainConfig, provenance, read_config, tracking_uri
@@ -20,29 +20,32 @@ from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
 from training.data.decoded import DecodedSong, decode
 from training.data.song import Song
-from training.data.supply import Supply, first_songs, scheduled
-from training.errors import ConfigError
+from training.data.supply import Schedule, first_songs, scheduled
+from training.errors import ConfigError, Stopped
 from training.preflight import preflight, refuse_to_overwrite
 from training.progress import ProgressBar, say
 from training.run.ema import Average
+from training.run.excerpts import Excerpts
 from training.run.export import export, publish, published_as
-from training.run.loop import Run
-from training.run.precision import prepare
+from training.run.loop import Output, Run, write_json
+from training.run.machine import Machine
+from training.run.precision import Precision, prepare
 from training.run.pretrained import take_weights
-from training.run.ranks import Ranks, synced
+from training.run.ranks import synced
 from training.run.showcase import show_archive, show_best, show_data
-from training.run.signals import stop_requests
+from training.run.signals import StopRequest, stop_requests
 from training.run.state import RunState
+from training.run.validate import Validator
 from training.tracking.tracking import Tracker
 
 KEPT_CHECKPOINTS = 3
 CLOSING_S = 10
-"""How long the mirror and the tracker may each take at the end: a spot machine gives 30 s from the signal on."""
+"""Seconds that the mirror and the tracker may each take at the end of a run that nobody stops."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run keeps things: its own folder, data for any number of runs, and copies in object storage."""
+    """The places of a run: its own folder, data for any number of runs, and copies in object storage."""
 
     run_dir: Path
     cache: Path
@@ -53,7 +56,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. `stopped_by` is the signal that ended it early: then there is no archive, and `--resume` goes on."""
+    """The end of a run. `stopped_by` is the signal that ended it early; `--resume` goes on then."""
 
     run_id: str | None
     steps: int
@@ -62,14 +65,16 @@ class Result:
     stopped_by: int | None
 
 
-def train(config: TrainConfig, places: Places, device: torch.device, ranks: Ranks, resume: bool, wait: bool) -> Result:
-    """Train, keep the weights that score best in validation, export them; a copy of the archive goes to `publish`.
+def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> Result:
+    """Train, keep the weights that score best in validation, export them. A copy of the archive goes to `publish`.
 
-    The run folder holds config.json, step-….safetensors, best.safetensors and, at the end, <preset>.mar. With `resume` the
-    run goes on from its newest good checkpoint, there or at `checkpoint_uri`; where there is none it starts.
-    Raises TrainingError or StemwrightError with one sentence on what is wrong.
+    The run folder holds config.json, training_songs.json, step-….safetensors, best.safetensors and, at the end,
+    <preset>.mar. With `resume` the run goes on from its newest good checkpoint, there or at `checkpoint_uri`; if there is
+    none it starts. With `wait` it starts when all songs are here. Raises TrainingError or StemwrightError with one sentence
+    on what is wrong.
     """
-    with ranks.connected(device), stop_requests() as stop:
+    ranks = machine.ranks
+    with ranks.connected(machine.device), stop_requests() as stop:
         prepare(config.deterministic)
         checkpoints = Checkpoints(places.run_dir, places.checkpoint_uri, KEPT_CHECKPOINTS)
         saved = ranks.from_first(find_saved(checkpoints, places, resume) if ranks.first else None)
@@ -77,34 +82,42 @@ def train(config: TrainConfig, places: Places, device: torch.device, ranks: Rank
             try_places(places, config.preset, going_on=saved is not None)
         config = ranks.from_first(config)
         ranks.require_share_of(config.batches.batch_size)
+        if ranks.first:
+            say(f"training on {machine.name} in {Precision.of(machine.device, config.precision).name}")
 
-        state = RunState(config, device)
+        state = RunState(config, machine.device)
         if saved is not None:
             state.restore(*saved)
         elif config.init is not None:
-            start_from(config.init, state, config, ranks)
+            start_from(config.init, state, config.model, quiet=not ranks.first)
         if ranks.world_size > 1:
-            synced(state.network)
+            synced(state.network, machine.device)
 
-        progress = ProgressBar() if ranks.first else no_progress
+        recorded = ranks.from_first(recorded_songs(places.run_dir, checkpoints) if ranks.first and resume else [])
         data = list_dataset(config.data, places.cache / "data", config.validation.valid_share)
-        data.bring(data.valid, progress)
         complete = wait or config.deterministic or ranks.world_size > 1
-        supply, crops = start_supply(config, data, places.cache / "decoded", state, ranks, complete, progress)
+        state.songs = plan_songs(data, state, recorded, complete, config.seed)
+        try:
+            excerpts = open_excerpts(config, data, places.cache, machine, state, stop)
+        except Stopped:
+            return Result(state.run_id, state.step, state.best_usdr, None, stop.signal)
 
+        validator = Validator(config.model, data.valid, config.validation.valid_excerpt_s, machine)
         archive = None
-        with closing(supply), tracked(config, places, device, state, ranks) as tracker:
+        with closing(excerpts), tracked(config, places.run_dir, machine, state) as tracker:
+            output = Output(places.run_dir, checkpoints, tracker)
             try:
                 if tracker is not None:
                     tracker.tag({"data.digest": data.digest})
                     show_data(tracker, data, [name for _, names in state.songs for name in names])
-                    checkpoints.mirror(write_config(config, places.run_dir))
-                Run(config, places.run_dir, device, ranks, data, supply, crops, state, checkpoints, tracker, stop).go()
+                    checkpoints.mirror(write_json(places.run_dir / "config.json", config.to_json()))
+                licence = data.licence(config.data_licence)
+                Run(config, machine, excerpts, validator, state, output, stop, data.digest, licence).go()
             finally:
                 if ranks.first:
-                    checkpoints.close(CLOSING_S)
+                    checkpoints.close(min(CLOSING_S, stop.left_s))
             if tracker is not None and stop.signal is not None:
-                tracker.close("interrupted", CLOSING_S)
+                tracker.close("interrupted", min(CLOSING_S, stop.left_s))
             elif tracker is not None:
                 archive = str(export(places.run_dir))
                 show_archive(tracker, Path(archive))
@@ -129,43 +142,67 @@ def try_places(places: Places, preset: str, going_on: bool) -> None:
         say(f"{failure}; the run goes on, {places.run_dir}/spool keeps what it reports")
 
 
-def start_supply(
-    config: TrainConfig,
-    data: DataSet,
-    cache: Path,
-    state: RunState,
-    ranks: Ranks,
-    complete: bool,
-    progress: Progress,
-) -> tuple[Supply, Crops]:
-    """Excerpts of the songs that training starts with, and the other songs on their way."""
+def open_excerpts(
+    config: TrainConfig, data: DataSet, cache: Path, machine: Machine, state: RunState, stop: StopRequest
+) -> Excerpts:
+    """Bring the songs to validate on and those that training starts with; excerpts of these, with the others on their way."""
+    ranks = machine.ranks
+    progress = ProgressBar() if ranks.first else no_progress
 
     stems = data.decoded_stems(config.model.stems)
 
-    def prepare(songs: Sequence[Song], stopping: Event, progress: Progress = no_progress) -> list[DecodedSong]:
+    def prepared(songs: Sequence[Song], stopping: Event) -> list[DecodedSong]:
         data.bring(songs, progress, stopping)
-        return decode(songs, config.model.audio, stems, cache, progress, stopping)
+        return decode(songs, config.model.audio, stems, cache / "decoded", progress, stopping)
 
-    schedule = state.songs or first_songs(data.train, config.seed, complete)
-    known, others = scheduled(data.train, schedule)
-    (_, first), *later = [(step, prepare(songs, Event(), progress)) for step, songs in known]
-    cut = samples_to_cut(config.crop_samples)
-    crops = Crops(first, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
-    for step, songs in later:
-        crops.add(songs, step)
-    state.songs = crops.schedule
+    def crops(songs: Sequence[DecodedSong]) -> Crops:
+        cut = samples_to_cut(config.crop_samples)
+        return Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
+
+    data.bring(data.valid, progress, stop.event)
+    excerpts = Excerpts.open(data.train, state.songs, prepared, crops, stop.event)
+    progress = no_progress  # the others come in silence
+    state.songs = excerpts.schedule
     if ranks.first:
         for report in data.reports():
             say(report)
-        if others:
-            say(f"training starts with {len(data.train) - len(others)} songs, {len(others)} more are on their way")
-    return Supply(others, prepare), crops
+        here = sum(len(names) for _, names in state.songs)
+        if here < len(data.train):
+            say(f"training starts with {here} songs, {len(data.train) - here} more are on their way")
+    return excerpts
+
+
+def plan_songs(
+    data: DataSet, state: RunState, recorded: Schedule, complete: bool, seed: int
+) -> list[tuple[int, list[str]]]:
+    """The songs of a run by the step that they are known from, as far as that is decided.
+
+    What was recorded after the checkpoint, or before the first one, is done again: so the steps from there on are the same.
+    If the run is to be `complete`, as several ranks have to be, the other songs follow now.
+    """
+    known = list(state.songs)
+    if list(recorded[: len(known)]) == known and len(recorded) > len(known):
+        known = [(step, list(names)) for step, names in recorded]
+    if not known:
+        known = [(step, list(names)) for step, names in first_songs(data.train, seed, complete)]
+    _, others = scheduled(data.train, known)
+    if others and complete:
+        known.append((state.step, sorted(song.name for song in others)))
+    return known
+
+
+def recorded_songs(run_dir: Path, checkpoints: Checkpoints) -> list[tuple[int, list[str]]]:
+    """The songs of a run by the step that they are known from, as its `training_songs.json` has them; none without it."""
+    path = run_dir / "training_songs.json"
+    if not path.exists() and not checkpoints.fetch(path.name):
+        return []
+    return [(entry["from_step"], entry["songs"]) for entry in json.loads(path.read_text())]
 
 
 def find_saved(
     checkpoints: Checkpoints, places: Places, resume: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest good checkpoint, None where there is none. Raises ConfigError where there is one that is not to go on."""
+    """The newest good checkpoint, None if there is none. Raises ConfigError if there is one and `resume` is not asked for."""
     newest = checkpoints.newest()
     if newest is None:
         if resume:
@@ -180,46 +217,36 @@ def find_saved(
     return read_tensors(newest)
 
 
-def start_from(archive: str, state: RunState, config: TrainConfig, ranks: Ranks) -> None:
+def start_from(archive: str, state: RunState, model: ModelSpec, *, quiet: bool) -> None:
     """Begin with the weights of an archive, in the averages, too."""
-    fresh = take_weights(state.network, config.model, archive)
+    fresh, licences = take_weights(state.network, model, archive)
+    state.started_from = licences.to_json()
+    state.statistics.remember()
     state.averages = [Average(state.network, average.decay) for average in state.averages]
-    if ranks.first:
+    if not quiet:
         say(f"starting from the weights of {archive}" + (f", but for {', '.join(fresh)}" if fresh else ""))
 
 
 def stored_config(run_dir: Path, checkpoint_uri: str | None) -> TrainConfig | None:
-    """The configuration of the run in a folder or, where the folder has none, in its mirror; None where there is none."""
+    """The configuration of the run in a folder or, if the folder has none, in its mirror; None if neither has one."""
     path, copy = run_dir / "config.json", f"{checkpoint_uri}/config.json"
     if not path.exists() and checkpoint_uri is not None and exists(copy):
         fetch_file(copy, path)
     return read_config(run_dir) if path.exists() else None
 
 
-def write_config(config: TrainConfig, run_dir: Path) -> Path:
-    path, partial = run_dir / "config.json", run_dir / ".config.json.partial"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(config.to_json(), indent=2) + "\n")
-    return partial.replace(path)
-
-
 @contextmanager
-def tracked(
-    config: TrainConfig, places: Places, device: torch.device, state: RunState, ranks: Ranks
-) -> Iterator[Tracker | None]:
+def tracked(config: TrainConfig, run_dir: Path, machine: Machine, state: RunState) -> Iterator[Tracker | None]:
     """The run in MLflow, described there, a resumed one with its best weights so far; None on every rank but the first."""
-    if not ranks.first:
+    if not machine.ranks.first:
         yield None
         return
-    with Tracker.open(tracking_uri(places.run_dir), places.run_dir, state.run_id, state.step) as tracker:
-        tracker.describe(config, {"device": name_of(device), "world_size": ranks.world_size, **provenance()})
+    with Tracker.open(tracking_uri(run_dir), run_dir, state.run_id, state.step) as tracker:
+        facts = {"device": machine.name, "world_size": machine.ranks.world_size, **provenance()}
+        tracker.describe(config, facts)
         if state.step > 0:
             tracker.tag({"resumed": f"at step {state.step}"})
-            best = places.run_dir / "best.safetensors"
+            best = run_dir / "best.safetensors"
             if best.exists():
                 show_best(tracker, config, read_tensors(best)[1])
         yield tracker
-
-
-def name_of(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

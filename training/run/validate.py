@@ -7,42 +7,60 @@ from itertools import chain, zip_longest
 import torch
 
 from serving.model.separator import Separator
-from training.config import TrainConfig
+from serving.model.spec import ModelSpec
 from training.data.song import Song
-from training.evaluation.evaluate import Evaluation, evaluate_song
+from training.errors import OutOfMemory
+from training.evaluation.evaluate import Evaluation, SongScores, evaluate_song
 from training.run.ema import Average
-from training.run.ranks import Ranks
+from training.run.machine import Machine
 from training.run.signals import StopRequest
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The best of the averages, and how it scores."""
+    """The best of the averages, and its scores."""
 
     average: Average
     evaluation: Evaluation
 
 
-def validate(
-    config: TrainConfig,
-    averages: Sequence[Average],
-    songs: Sequence[Song],
-    device: torch.device,
-    ranks: Ranks,
-    stop: StopRequest,
-) -> Scored | None:
-    """Score every average; the one with the highest uSDR. All ranks come to the same. None where a stop is asked for."""
-    scored = []
-    for average in averages:
-        separator = Separator(config.model, average.network, device)
-        mine = []
-        for song in songs[ranks.share]:
-            if stop.signal is None:  # a signal has to be answered within seconds, songs take longer
-                mine.append(evaluate_song(separator, song, config.validation.valid_excerpt_s))
-        (signal,) = ranks.largest(stop.signal or 0)
-        if signal:
-            stop.signal = int(signal)
-            return None
-        in_order = chain.from_iterable(zip_longest(*ranks.gathered(mine)))
-        scored.append(Scored(average, Evaluation(tuple(song for song in in_order if song is not None))))
-    return max(scored, key=lambda one: one.evaluation.usdr)
+@dataclass(frozen=True)
+class Validator:
+    """Scores the averages of the weights of a model on `excerpt_s` from the middle of each song."""
+
+    model: ModelSpec
+    songs: Sequence[Song]
+    excerpt_s: float
+    machine: Machine
+
+    def best(self, averages: Sequence[Average], stop: StopRequest) -> Scored | None:
+        """The average with the highest uSDR, the same on all ranks; None if a stop is asked for meanwhile.
+
+        Raises OutOfMemory if the device has no room for a window of a song, RankLost.
+        """
+        ranks = self.machine.ranks
+        scored = []
+        for average in averages:
+            separator = self.separator(average)
+            mine = []
+            for song in self.songs[ranks.share]:
+                if stop.signal is None:
+                    mine.append(self.scores(separator, song))
+            stop.note(*ranks.largest(stop.signal or 0))
+            if stop.signal is not None:
+                return None
+            in_order = chain.from_iterable(zip_longest(*ranks.gathered(mine)))
+            scored.append(Scored(average, Evaluation(tuple(song for song in in_order if song is not None))))
+        return max(scored, key=lambda one: one.evaluation.usdr)
+
+    def scores(self, separator: Separator, song: Song) -> SongScores:
+        try:
+            return evaluate_song(separator, song, self.excerpt_s)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"the memory of {self.machine.device} ran out in validation ({str(error).splitlines()[0]}): take a smaller "
+                "--batch-size, or end what else uses it"
+            ) from error
+
+    def separator(self, average: Average) -> Separator:
+        return Separator(self.model, average.network, self.machine.device)

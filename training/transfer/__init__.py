@@ -1,1 +1,1 @@
-"""Bytes out of buckets: objects, parts of zips, and which of them have arrived."""
+"""Bytes between buckets and folders: objects, members of zips, and a record of those that have arrived."""

@@ -1,8 +1,7 @@
-"""What has arrived in a folder: one process at a time adds to it, each file under its name only when it is right.
+"""Files on their way into a folder. One process at a time adds to it; a file gets its name when it is verified.
 
-`<folder>/.fetch/` holds the lock, a list of the files that were verified, with size and time of change so that no later run
-need read them again, and what is on its way. A kill at any moment leaves files that are right, and pieces that the next run
-goes on from.
+`<folder>/.fetch/` holds the lock, the files on their way, and a list of those that were verified, with size and time of
+change: no later run reads them again. A kill at any moment leaves complete files; those on their way begin again.
 """
 
 import errno
@@ -26,7 +25,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Expected:
-    """A file that belongs into a folder, by its name there, with slashes. `version` is another for other content."""
+    """A file that belongs into a folder, by its name there, with slashes. Another content has another `version`."""
 
     name: str
     size_bytes: int
@@ -53,7 +52,7 @@ class Arrivals:
         return self.hidden / "verified.jsonl"
 
     def missing(self, files: Iterable[Expected]) -> list[Expected]:
-        """Those that are not here in the version that is expected."""
+        """The files that are not here in the expected version."""
         return [file for file in files if not self.has(file)]
 
     def has(self, file: Expected) -> bool:
@@ -61,7 +60,7 @@ class Arrivals:
         return found is not None and found == self.verified.get(file.name)
 
     def facts(self, path: Path, file: Expected) -> list[object] | None:
-        """What the journal says of a file while nobody touched it, None where there is none of its size."""
+        """The line that the journal holds for an untouched file; None if there is no file of its size."""
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -69,11 +68,11 @@ class Arrivals:
         return [file.size_bytes, status.st_mtime_ns, file.version] if status.st_size == file.size_bytes else None
 
     def way_in(self, name: str) -> Path:
-        """The file that takes the bytes of a name until they are complete."""
+        """The path that takes the bytes of a file until they are complete."""
         return self.hidden / hashlib.sha256(name.encode()).hexdigest()[:24]
 
     def accept(self, file: Expected) -> None:
-        """Give a file that is on its way, and right, its name. It is on the disk before it is called verified."""
+        """Give a verified file its name. It is flushed to the disk before the journal says so."""
         way_in, path = self.way_in(file.name), self.folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(way_in, os.O_RDONLY)
@@ -87,7 +86,7 @@ class Arrivals:
         way_in.replace(path)
 
     def require_room(self, files: Iterable[Expected]) -> None:
-        """Raises DataError unless the disk has room for what these still need."""
+        """Raises DataError unless the disk has room for these files."""
         needed_bytes = sum(file.size_bytes - on_disk_bytes(self.way_in(file.name)) for file in files)
         free_bytes = shutil.disk_usage(self.folder).free
         if needed_bytes > free_bytes:
@@ -121,5 +120,5 @@ def arrivals(folder: Path, stopping: Event) -> Iterator[Arrivals]:
 
 
 def on_disk_bytes(path: Path) -> int:
-    """What a file takes on the disk, which is less than its size where it has holes."""
+    """The bytes that a file takes on the disk, 0 if there is none."""
     return path.stat().st_blocks * 512 if path.exists() else 0

@@ -10,7 +10,7 @@ POLL_S = 0.1
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """Whether the lock is ours now. It ends when the file is closed, also by a kill."""
+    """Take the lock; false if another has it. Closing the file gives it up, and so does a kill."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -20,9 +20,9 @@ TAIL_BYTES = 1 << 20  # holds the central directory of some 9,000 members: one r
 
 
 class RangedFile(io.RawIOBase):
-    """An object as a file to read and seek in, over one request for each stretch that is read in one go.
+    """An object as a file to read and seek in, with one request for each stretch that is read in one go.
 
-    A request reaches up to the next of the sorted `bounds` and no further; the bytes from `tail_start` on are at hand.
+    A request ends at the next of the sorted `bounds`. The bytes from `tail_start` on are at hand.
     """
 
     def __init__(self, stored: StoredFile, tail: bytes, bounds: Sequence[int], stopping: Event) -> None:
@@ -81,7 +81,7 @@ def opener(stored: StoredFile) -> Callable[[Event], IO[bytes]]:
 
 @contextmanager
 def readable(zip_url: str) -> Iterator[None]:
-    """Turns what the zipfile module raises into a DataError that names the zip."""
+    """Turns errors of the zipfile module into a DataError that names the zip."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: a password, a method

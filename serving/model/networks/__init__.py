@@ -7,11 +7,12 @@ its spec, any number of frames. Transforms stay outside.
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from serving.errors import SpecError
 from serving.model.networks.banded import Banded
 from serving.model.networks.classic import Classic
+from serving.model.networks.network import Core, Network
+from serving.model.networks.spleeter import Spleeter
 from serving.model.spec import ModelSpec
 
 BEARS_BFLOAT16 = frozenset({"classic"})
@@ -19,14 +20,23 @@ BEARS_BFLOAT16 = frozenset({"classic"})
 three others leave, with the errors of them all."""
 
 
-def build(spec: ModelSpec) -> nn.Module:
+__all__ = ["BEARS_BFLOAT16", "Core", "Network", "build"]
+
+
+def build(spec: ModelSpec) -> Network:
     """The network of a spec with fresh weights, in channels-last order. Raises SpecError for one that there is not."""
-    architectures: dict[str, Callable[..., nn.Module]] = {"classic": Classic, "banded": Banded}
+    architectures: dict[str, Callable[..., Network]] = {"classic": Classic, "banded": Banded, "spleeter": Spleeter}
     if spec.architecture not in architectures:
         raise SpecError(f"unknown architecture {spec.architecture!r}: there are {', '.join(architectures)}")
     try:
         network = architectures[spec.architecture](spec, **spec.dimensions)
-    except TypeError as error:
+    except (
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # what torch makes of absurd numbers
         raise SpecError(f"{spec.architecture} does not take these dimensions: {error}") from error
     # Convolutions of few channels run about twice as fast in this order of memory. The stubs of `to` do not know it.
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

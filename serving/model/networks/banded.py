@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from serving.model.networks.network import Core, Network
 from serving.model.networks.recurrent import DualPath, Memory
 from serving.model.networks.stereo import sum_and_difference
 from serving.model.networks.unet import UNet
@@ -37,7 +38,7 @@ FRAMES = 2
 """So many frames become one of the U-Net's: half the work for the same song."""
 
 
-class Banded(nn.Module):
+class Banded(Network):
     """Hears one channel at a time, so that any number of them will do; of a stereo song middle and sides.
 
     `band_bins` bins from the lowest on make up the bands, in rows of `band_widths` bins each. `channels` are those of the
@@ -79,21 +80,27 @@ class Banded(nn.Module):
         self.parts = (len(spec.stems), len(spec.stems) - 1)  # masks of all, right angles of all but the last
         self.leave = nn.ModuleList(nn.Linear(top, FRAMES * sum(self.parts) * width) for width in band_widths)
 
-    def forward(self, mixture: Tensor) -> Tensor:
-        """Stem spectrograms (b, s, c, f, t) of a mixture (b, c, f, t); they sum to it."""
+    def stems(self, mixture: Tensor, core: Core) -> Tensor:
         mixture = mixture.transpose(2, 3)  # as the transform has them in memory
         stereo = mixture.shape[1] == 2
         heard = sum_and_difference(mixture) / 2 if stereo else mixture
-        gains = self.gains(heard.flatten(0, 1)).unflatten(0, heard.shape[:2])
+        gains = self.gains(heard.flatten(0, 1), core).unflatten(0, heard.shape[:2])
         found = gains.transpose(1, 2) * heard[:, None]
         found = sum_and_difference(found) if stereo else found
         stems = torch.cat([found, mixture[:, None] - found.sum(dim=1, keepdim=True)], dim=1)
         return stems.transpose(3, 4)
 
-    def gains(self, channel: Tensor) -> Tensor:
+    def gains(self, channel: Tensor, core: Core | None = None) -> Tensor:
         """Complex gains (b, s, t, f) of all stems but the last, for spectrograms of one channel (b, t, f)."""
-        frames = channel.shape[1]
-        x = features(channel[..., :-1])
+        mask, across = (core or self.core)(features(channel[..., :-1])).split(self.parts, dim=1)
+        return torch.complex(mask[:, :-1], PHASE_WEIGHT * across)
+
+    def core(self, x: Tensor) -> Tensor:
+        """Masks of all stems, which sum to one, then right angles of all but the last: (b, 2 s - 1, t, f), f one bin more.
+
+        Its input (b, t, FEATURES, f) is made by `features`.
+        """
+        frames = x.shape[1]
         x = self.normalize(x.flatten(2).flatten(0, 1)).view(x.shape)
         x = functional.pad(x, (0, 0, 0, 0, 0, -frames % FRAMES)).unflatten(1, (-1, FRAMES)).flatten(2, 3)
         entered = [enter(band) for enter, band in zip(self.enter, self.bands.rows_of(x), strict=True)]
@@ -102,7 +109,10 @@ class Banded(nn.Module):
         bins = self.bands.bins_of([leave(part).float() for leave, part in zip(self.leave, parts, strict=True)])
         bins = bins.unflatten(1, (-1, FRAMES)).transpose(2, 3).flatten(2, 3)[:, :, :frames]
         mask, across = bins.split(self.parts, dim=1)
-        return torch.complex(mask.softmax(dim=1)[:, :-1], PHASE_WEIGHT * across)
+        return torch.cat([mask.softmax(dim=1), across], dim=1)
+
+    def core_example(self, frames: int) -> Tensor:
+        return torch.randn(2, frames, FEATURES, sum(self.bands.bins))
 
 
 def features(channel: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from serving.model.networks.network import Core, Network
 from serving.model.networks.recurrent import Memory
 from serving.model.networks.stereo import sum_and_difference
 from serving.model.networks.unet import UNet
@@ -25,7 +26,7 @@ FLOOR = 1e-3
 """60 dB below the level of the excerpt: quieter bins look alike."""
 
 
-class Classic(nn.Module):
+class Classic(Network):
     """Trained on one channel, run on any number of them.
 
     `channels` are those of the levels from the top to the bottleneck. The bottleneck's LSTM has `memory_units` in each
@@ -49,7 +50,7 @@ class Classic(nn.Module):
         self.unet = UNet(fold, channels, rows, Memory(bottom, rows // 2**depth, memory_inputs, memory_units))
         self.mask = nn.Conv2d(channels[0], fold, kernel_size=1)
 
-    def forward(self, mixture: Tensor) -> Tensor:
+    def stems(self, mixture: Tensor, core: Core) -> Tensor:
         """Stem spectrograms (b, 2, c, f, t), vocals and accompaniment, of a mixture spectrogram (b, c, f, t).
 
         Of a stereo song, what both channels share and what they differ by get a mask each: a voice is in the middle, most
@@ -57,13 +58,13 @@ class Classic(nn.Module):
         """
         if mixture.shape[1] == 2:
             heard = sum_and_difference(mixture) / 2
-            masks = self.vocal_mask(heard.abs().flatten(0, 1)[:, None]).view(heard.shape)
+            masks = core(heard.abs().flatten(0, 1)[:, None]).view(heard.shape)
             vocals = sum_and_difference(masks * heard)
         else:
-            vocals = self.vocal_mask(mixture.abs().square().mean(dim=1, keepdim=True).sqrt()) * mixture
+            vocals = core(mixture.abs().square().mean(dim=1, keepdim=True).sqrt()) * mixture
         return torch.stack([vocals, mixture - vocals], dim=1)
 
-    def vocal_mask(self, magnitude: Tensor) -> Tensor:
+    def core(self, magnitude: Tensor) -> Tensor:
         """Mask (b, 1, f, t) in 0..1 of magnitudes (b, 1, f, t). It does not depend on the level of the excerpt."""
         x = magnitude[:, 0, : self.bins]
         x = x / (x.square().mean(dim=(1, 2), keepdim=True).sqrt() + 1e-5)
@@ -71,3 +72,6 @@ class Classic(nn.Module):
         x = x.unflatten(1, (-1, self.fold)).transpose(1, 2).contiguous(memory_format=torch.channels_last)
         mask = torch.sigmoid(self.mask(self.unet(x)).float()).transpose(1, 2).flatten(1, 2)[:, None]
         return functional.pad(mask, (0, 0, 0, 1), mode="replicate")
+
+    def core_example(self, frames: int) -> Tensor:
+        return torch.rand(2, 1, self.bins + 1, frames)

@@ -74,6 +74,7 @@ def test_it_is_complete_for_torchserve_and_holds_no_pickle(archive: Path) -> Non
         names, manifest = opened.namelist(), json.loads(opened.read("MAR-INF/MANIFEST.json"))
     assert {"separator.json", "weights.safetensors", "handler.py", "model-config.yaml"} < set(names)
     assert {"serving/model/separator.py", "serving/model/networks/classic.py"} < set(names)
+    assert not [name for name in names if name.startswith("serving/page")], "which belongs to a deployment"
     assert not [name for name in names if Path(name).suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".pyc")]
     assert manifest["model"]["modelName"] == "tiny"
     assert manifest["model"]["handler"] == "handler.py"

@@ -25,7 +25,7 @@ def test_the_preset_has_the_shapes_of_the_plan() -> None:
     network = build(classic("songs", Budget(steps=1)).model).eval()
     assert isinstance(network, Classic)
     with torch.inference_mode():
-        assert network.vocal_mask(magnitudes(646)).shape == (1, 1, 1025, 646)
+        assert network.core(magnitudes(646)).shape == (1, 1, 1025, 646)
 
 
 def test_the_number_of_parameters() -> None:
@@ -45,7 +45,7 @@ def test_the_number_of_parameters() -> None:
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 63, 64, 65])
 def test_any_number_of_frames(network: Classic, frames: int) -> None:
     with torch.inference_mode():
-        mask = network.vocal_mask(magnitudes(frames))
+        mask = network.core(magnitudes(frames))
     assert mask.shape == (1, 1, 1025, frames) and mask.min() >= 0 and mask.max() <= 1
 
 
@@ -54,7 +54,7 @@ def test_channels_that_are_not_two_get_one_mask(network: Classic, channels: int)
     mixture = torch.randn(2, channels, 1025, 20, dtype=torch.complex64)
     with torch.inference_mode():
         vocals = network(mixture)[:, 0]
-        mask = network.vocal_mask(torch.linalg.vector_norm(mixture, dim=1, keepdim=True) / channels**0.5)
+        mask = network.core(torch.linalg.vector_norm(mixture, dim=1, keepdim=True) / channels**0.5)
     torch.testing.assert_close(vocals, mask * mixture, rtol=0, atol=1e-5)
 
 
@@ -62,7 +62,7 @@ def test_the_middle_and_the_sides_of_a_stereo_song_get_a_mask_each(network: Clas
     middle, sides = torch.randn(2, 3, 1, 1025, 20, dtype=torch.complex64)
     with torch.inference_mode():
         vocals = network(torch.cat([middle + sides, middle - sides], dim=1))[:, 0]
-        expected = [network.vocal_mask(part.abs()) * part for part in (middle, sides)]
+        expected = [network.core(part.abs()) * part for part in (middle, sides)]
     torch.testing.assert_close((vocals[:, :1] + vocals[:, 1:]) / 2, expected[0], rtol=0, atol=1e-5)
     torch.testing.assert_close((vocals[:, :1] - vocals[:, 1:]) / 2, expected[1], rtol=0, atol=1e-5)
 
@@ -86,27 +86,27 @@ def test_vocals_and_accompaniment_are_the_mixture(network: Classic, channels: in
 
 def test_the_level_does_not_matter(network: Classic) -> None:
     with torch.inference_mode():
-        soft, loud = (network.vocal_mask(scale * magnitudes(20)) for scale in (0.1, 1000.0))
+        soft, loud = (network.core(scale * magnitudes(20)) for scale in (0.1, 1000.0))
     torch.testing.assert_close(soft, loud, rtol=0, atol=1e-3)
 
 
 def test_silence_has_a_mask(network: Classic) -> None:
     with torch.inference_mode():
-        assert torch.isfinite(network.vocal_mask(torch.zeros(1, 1, 1025, 9))).all()
+        assert torch.isfinite(network.core(torch.zeros(1, 1, 1025, 9))).all()
 
 
 def test_a_batch_equals_its_rows(network: Classic) -> None:
     batch = magnitudes(30, batch=3)
     with torch.inference_mode():
-        together = network.vocal_mask(batch)
-        alone = torch.cat([network.vocal_mask(row[None]) for row in batch])
+        together = network.core(batch)
+        alone = torch.cat([network.core(row[None]) for row in batch])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)  # sums in another order
 
 
 def test_every_frame_and_bin_sees_far(network: Classic) -> None:
     """One moment's mask follows from the whole spectrum, and from all of time through the memory."""
     x = magnitudes(64).requires_grad_()
-    network.vocal_mask(x)[0, 0, 100, 32].backward()
+    network.core(x)[0, 0, 100, 32].backward()
     assert x.grad is not None
     seen = x.grad[0, 0].abs() > 0
     assert seen.any(dim=0).all() and seen[:1024].any(dim=1).all()
@@ -114,7 +114,7 @@ def test_every_frame_and_bin_sees_far(network: Classic) -> None:
 
 def test_the_gradient_reaches_every_parameter(network: Classic) -> None:
     network.train()
-    network.vocal_mask(magnitudes(16, batch=2)).square().sum().backward()
+    network.core(magnitudes(16, batch=2)).square().sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
 

@@ -1,5 +1,7 @@
 """Archives from every place `resolve` knows but object storage's own server, against a real MLflow store in SQLite."""
 
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,44 @@ def test_an_artifact_of_a_run(registry: Registry, tmp_path: Path) -> None:
         assert fetched.is_relative_to(tmp_path / "fetched")
 
 
+def test_a_run_alone_means_its_archive(registry: Registry, tmp_path: Path) -> None:
+    assert resolve(f"runs:/{registry.run_id}", tmp_path / "fetched").read_bytes() == CONTENTS
+
+
+def test_the_latest_version_is_the_one_of_the_highest_number(registry: Registry, tmp_path: Path) -> None:
+    for _ in range(10):
+        registry.register(f"runs:/{registry.run_id}/pair/other.mar")
+    newest = registry.register(f"runs:/{registry.run_id}/archive")
+    assert int(newest) > 10
+    for address in ("models:/stemwright/latest", "models:/stemwright"):
+        assert resolve(address, tmp_path / "fetched").name == "song.mar"
+    with pytest.raises(StorageError, match="the registry has no model stranger"):
+        resolve("models:/stranger/latest", tmp_path)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_tracking_server_that_is_away_is_named_soon(
+    silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`silent` takes the connection and never answers."""
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "")  # so that the test's end takes back what is set
+        monkeypatch.delenv(name)
+    before = mlflow.get_tracking_uri()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if silent:
+            listener.listen()
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        try:
+            start = time.monotonic()
+            with pytest.raises(StorageError, match="MLFLOW_TRACKING_URI"):
+                resolve("models:/stemwright@champion", tmp_path)
+            assert time.monotonic() - start < 20
+        finally:
+            mlflow.set_tracking_uri(before)
+
+
 @pytest.mark.parametrize(
     "source", ["runs:/{run}/archive/song.mar", "runs:/{run}/archive", "{artifacts}/archive/song.mar"]
 )
@@ -77,7 +117,7 @@ def test_a_folder_with_two_archives_is_no_answer(registry: Registry, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "address", ["models:/stemwright@nobody", "models:/stemwright/7", "models:/stranger/1", "runs:/0/x.mar"]
+    "address", ["models:/stemwright@nobody", "models:/stemwright/77", "models:/stranger/1", "runs:/0/x.mar"]
 )
 def test_what_the_store_does_not_have_is_named(registry: Registry, tmp_path: Path, address: str) -> None:
     assert registry.run_id

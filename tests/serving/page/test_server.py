@@ -2,9 +2,13 @@
 
 import http.server
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -169,3 +173,23 @@ def test_requests_it_cannot_pass_on_are_refused(page: PageServer) -> None:
     assert ask(page, "POST", "/predictions/other", body=b"song").status == 404
     no_length = ask(page, "POST", PREDICTIONS, body=iter([b"song"]))
     assert (no_length.status, json.loads(no_length.data)["error"]) == (411, "RequestError")
+
+
+def test_the_command_opens_the_page_and_ends_at_a_signal(tmp_path: Path) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving", "page", "--server", "http://127.0.0.1:9"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"BROWSER": str(browser)},
+    )
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert said.startswith("page: http://127.0.0.1:")
+    assert f"to http://127.0.0.1:9{PREDICTIONS}" in said
+    wait_for(lambda: opened.is_file() and opened.read_text().strip() == said.split()[1])
+    assert urllib3.request("GET", said.split()[1], timeout=10).data == page_files()["/"][1]
+    process.terminate()
+    assert process.wait(timeout=10) == 0

@@ -8,6 +8,7 @@ from torch import nn
 from serving.errors import AudioError, RequestError
 from serving.model.separator import Separator
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from serving.songs.fact_sheet import FactSheet, SongFacts, sha256_of
 from serving.songs.request import Request
 
 SPEC = ModelSpec(
@@ -36,6 +37,13 @@ THERE = SPEC.stems
         (None, "audio/flac", Request(THERE, "flac", zipped=True)),
         (" Other, vocals,other,", "application/zip", Request(("other", "vocals"), "wav", zipped=True)),
         (None, "text/html, application/xml;q=0.9, */*;q=0.8", Request(THERE, "wav", zipped=True)),
+        ("vocals", "audio/*", Request(("vocals",), "wav", zipped=False)),
+        ("vocals", "audio/x-wav", Request(("vocals",), "wav", zipped=False)),
+        ("vocals", "audio/*, audio/flac", Request(("vocals",), "flac", zipped=False)),
+        ("vocals", "audio/wav;q=0.5, audio/flac;q=0.8", Request(("vocals",), "flac", zipped=False)),
+        ("vocals", "audio/wav; q=0, audio/mp3", Request(("vocals",), "mp3", zipped=False)),
+        ("vocals", "audio/flac;q=nonsense", Request(("vocals",), "flac", zipped=False)),
+        (None, "audio/wav;q=0.2, application/zip;q=0.9, audio/ogg;q=0.3", Request(THERE, "ogg", zipped=True)),
     ],
 )
 def test_headers_say_what_is_wanted(stems: str | None, accept: str | None, answer: Request) -> None:
@@ -59,12 +67,45 @@ def test_an_answer_has_a_type_and_a_name(request_: Request, content_type: str, f
     [
         ({"x-stems": "vocals,guitar,piano"}, "no stem guitar, piano: it gives vocals, drums, other, accompaniment"),
         ({"x-quality": "ultra"}, "X-Quality cannot be ultra: ask for fast or best"),
+        ({"accept": "audio/wav;q=0"}, "Accept cannot be audio/wav;q=0"),
         ({"accept": "image/png, audio/aac"}, "Accept cannot be image/png, audio/aac: ask for application/zip"),
     ],
 )
 def test_what_there_is_not_is_named(headers: dict[str, str], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Request.from_headers(headers, SPEC)
+
+
+def test_a_bit_depth_is_understood_in_capitals() -> None:
+    assert Request.from_headers({"x-bit-depth": " FLOAT "}, SPEC).bit_depth == "float"
+    assert Request.from_headers({"x-bit-depth": " "}, SPEC).bit_depth is None
+
+
+def test_several_stems_need_a_zip() -> None:
+    with pytest.raises(RequestError, match="one wav file holds one stem, not vocals, drums: ask for a zip"):
+        Request(("vocals", "drums"), "wav", zipped=False)
+
+
+def test_files_come_with_their_facts(tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path) -> None:
+    separator, song = Separator(tiny_spec, tiny_network, weights_sha256="f" * 64), tmp_path / "song.flac"
+    mixture = np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, 2))
+    soundfile.write(song, mixture, 8_000, "PCM_24")
+    steps: list[tuple[str, int, int]] = []
+    request, out = Request(tiny_spec.stems, "wav", zipped=True), tmp_path / "out"
+    paths = request.files(separator, song, out, on_progress=lambda *step: steps.append(step))
+    assert paths == {stem: out / f"{stem}.wav" for stem in tiny_spec.stems}
+    assert steps[-1] == ("separate", 20_000, 20_000)
+    sheet = FactSheet.from_json((out / "stems.json").read_bytes())
+    assert sheet.song == SongFacts(
+        "song.flac", song.stat().st_size, sha256_of(song), None, 20_000, 8_000, 2, "FLAC", "PCM_24"
+    )
+    assert (sheet.stems, sheet.quality, sheet.format, sheet.bit_depth) == (tiny_spec.stems, "fast", "wav", "24")
+    assert sheet.model.weights_sha256 == "f" * 64
+    assert sheet.work_s["separate"] > 0 < sheet.work_s["encode"]
+    for stem, path in paths.items():
+        peak = np.abs(soundfile.read(path)[0]).max()
+        assert (sheet.files[stem].name, sheet.files[stem].size_bytes) == (path.name, path.stat().st_size)
+        assert sheet.files[stem].peak == pytest.approx(peak, abs=1e-6)
 
 
 def test_stems_come_by_name_not_by_place(tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path) -> None:
@@ -142,6 +183,8 @@ def test_bad_audio_is_refused_before_the_first_piece(
         ('attachment; filename=".."', "stems.zip", 'attachment; filename="stems.zip"'),
         ("attachment; filename*=UTF-8''a%0D%0ASet-Cookie:x.wav", "aSet-Cookiex.zip", None),
         ("attachment; filename*=no-such-charset''%FF.wav", "\xff.zip", None),
+        ('attachment; filename="Beyonc\u00c3\u00a9.wav"', "Beyonc\u00e9.zip", None),
+        ('attachment; filename="Beyonc\u00e9.wav"', "Beyonc\u00e9.zip", None),
         (f'attachment; filename="{"a" * 1000}.wav"', "a" * 150 + ".zip", None),
     ],
 )

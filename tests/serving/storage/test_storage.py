@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from botocore.config import Config
 
 from serving.errors import StorageError
 from serving.storage import retries, s3
@@ -241,10 +242,12 @@ def test_a_dead_endpoint_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # of three
+        assert s3.CONNECTION.connect_timeout == 5
+        monkeypatch.setattr(s3, "CONNECTION", s3.CONNECTION.merge(Config(connect_timeout=0.5)))
         started = time.monotonic()
         with pytest.raises(StorageError, match="check AWS_ENDPOINT_URL and the network"):
             exists("s3://bucket/key")
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 4
         for client in waiting:
             client.close()
 

@@ -15,6 +15,7 @@ from serving.storage.storage import list_files
 from tests.gate import Gate, gate_to
 from tests.s3 import bucket_fixture  # noqa: F401
 from training.checkpoints.checkpoints import Checkpoints, is_sound, step_of
+from training.checkpoints.mirror import Mirror
 from training.errors import CheckpointError
 
 
@@ -289,3 +290,18 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited 20 s in vain"
         time.sleep(0.02)
+
+
+def test_what_a_checkpoint_speaks_of_is_in_the_mirror_before_it(tmp_path: Path) -> None:
+    """A file and a checkpoint that wait together, whichever was asked for first."""
+    checkpoint, best = tmp_path / "checkpoint", tmp_path / "best"
+    checkpoint.write_text("a")
+    best.write_text("b")
+    for asked in ("checkpoint first", "file first"):
+        mirror = Mirror(str(tmp_path / asked), tmp_path / "scratch", lambda _names, _saved: [])
+        with mirror._changed:  # nothing goes before both wait
+            mirror.store(best) if asked == "file first" else mirror.store_checkpoint(checkpoint)
+            mirror.store_checkpoint(checkpoint) if asked == "file first" else mirror.store(best)
+        mirror.close(60)
+        born_ns = {name: (tmp_path / asked / name).stat().st_mtime_ns for name in ("best", "checkpoint")}
+        assert born_ns["best"] < born_ns["checkpoint"], asked

@@ -30,12 +30,12 @@ def ramp(samples: int, channels: int = 2, first: int = 0, name: str = "A - 0", a
 
 
 def stretch(first: int = 0) -> Ramps:
-    """What an excerpt of ten samples holds that starts at the first sample of a ramp."""
+    """An excerpt of ten samples from the first sample of a ramp."""
     return ramp(10, first=first).samples
 
 
 def starts(batch: torch.Tensor) -> torch.Tensor:
-    """Where each stem of a batch of ramps starts (b, s)."""
+    """The first sample of each stem of a batch of ramps (b, s)."""
     return batch[:, :, 0, 0] - torch.arange(0, 16_000, 4000).short()
 
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.data_sets import STEMS, needs_ffmpeg, stem_audio, write_data_set, write_folder, write_stem_file
+from tests.data_sets import STEMS, stem_audio, write_data_set, write_folder, write_stem_file
 from training.data.data_set import DataSet, open_dataset
-from training.data.musdb18 import validation_tracks
 from training.errors import DataError
 
 
@@ -39,13 +38,6 @@ def test_official_names_are_the_validation_split(tmp_path: Path) -> None:
     assert names(data.valid) == ["Leaf - Summerghost", "Meaxic - Take A Step"]
     assert names(data.train) == ["Leaf - Wicked", "PR - Oh No", "Titanium - Haunted Age"]
     assert data.layout == "MUSDB18-HQ"
-
-
-@needs_ffmpeg
-def test_official_names_are_those_of_the_musdb_package(tmp_path: Path) -> None:
-    import musdb
-
-    assert set(musdb.DB(root=str(tmp_path), subsets=[]).setup["validation_tracks"]) == validation_tracks()
 
 
 def test_other_songs_are_split_by_their_names_alone(tmp_path: Path) -> None:
@@ -179,14 +171,6 @@ class TestFaults:
         ):
             _ = data.train
 
-    def test_stem_files_without_ffmpeg(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "train").mkdir()
-        (tmp_path / "train" / "A - 0.stem.mp4").touch()
-        monkeypatch.setenv("PATH", str(tmp_path))
-        with pytest.raises(DataError, match=r"\.stem\.mp4 files, which need ffmpeg: install it .*or use MUSDB18-HQ"):
-            open_folder(tmp_path)
-
-    @needs_ffmpeg
     @pytest.mark.parametrize(
         ("content", "what"), [(b"no film", "no readable .stem.mp4 file"), (None, "3 audio streams")]
     )
@@ -198,8 +182,7 @@ class TestFaults:
             open_folder(tmp_path)
 
 
-@needs_ffmpeg
-def test_stem_files_are_read_through_musdb(tmp_path: Path) -> None:
+def test_stem_files_are_read(tmp_path: Path) -> None:
     for name in ("A - 0", "Leaf - Summerghost"):
         write_stem_file(tmp_path / "train" / f"{name}.stem.mp4")
     data = open_folder(tmp_path)

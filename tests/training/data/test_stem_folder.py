@@ -112,6 +112,27 @@ def test_songs_come_in_the_formats_that_are_read_elsewhere(suffix: str, tmp_path
     assert len(warned) == (suffix == ".mp3")
 
 
+def test_m4a_files_are_stems(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    for number in range(2):
+        folder = tmp_path / "train" / f"A - {number}"
+        folder.mkdir(parents=True)
+        for stem, audio in (("vocals", VOCALS), ("mixture", VOCALS + MUSIC)):
+            with av.open(str(folder / f"{stem}.m4a"), "w") as container:
+                stream = container.add_stream("aac", rate=44_100, layout="stereo", bit_rate=256_000)
+                samples = np.ascontiguousarray(audio[:88_200].T)
+                frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+                frame.sample_rate = 44_100
+                container.mux([*stream.encode(frame), *stream.encode(None)])
+    (song,) = open_folder(tmp_path).train
+    audio, rate_hz = song.read(["vocals", "accompaniment"])
+    assert rate_hz == 44_100 and abs(audio.shape[-1] - 88_200) <= LOSSY_TOLERANCE_SAMPLES
+    for found, expected in zip(audio, (VOCALS, MUSIC), strict=True):  # both as late as the encoder made them
+        there, here = np.fft.rfft(expected[:88_200, 0]), np.fft.rfft(found[0], 88_200)
+        shared = np.fft.irfft(here * there.conj())
+        assert shared.argmax() <= LOSSY_TOLERANCE_SAMPLES and shared.max() > 0.7 * (expected[:88_200, 0] ** 2).sum()
+
+
 def test_of_several_files_of_a_stem_the_lossless_one_is_read(tmp_path: Path) -> None:
     song = write_folder(tmp_path / "train" / "A - 0")
     (song / "vocals.mp3").write_bytes(b"never opened")

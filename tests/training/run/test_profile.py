@@ -16,13 +16,13 @@ from training.__main__ import main
 from training.config import PRESETS, Batches, Budget, TrainConfig, classic
 from training.data.crops import Crops
 from training.data.decoded import DecodedSong
+from training.run.machine import Machine
 from training.run.profile import Profile, Stopwatch, matrix_rate, measure, step_flop
-from training.run.ranks import Ranks
 from training.run.state import RunState
 from training.run.step import Stepper
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-PARTS = ("data wait", "to device", "augment, STFT", "forward", "backward", "exchange", "optimizer", "rest")
+PARTS = ("data wait", "to device", "augment, STFT", "forward", "backward", "optimizer", "rest")
 
 
 @pytest.fixture
@@ -47,8 +47,9 @@ def usual(config: TrainConfig) -> Profile:
         precision="bfloat16",
         world_size=1,
         pieces=1,
-        parts_s={"data wait": 0.001, "forward": 0.04, "backward": 0.08, "exchange": 0.001, "rest": 0.0},
+        parts_s={"data wait": 0.001, "forward": 0.04, "backward": 0.08, "rest": 0.0},
         step_s=0.1,
+        exchange_s=0.001,
         data_wait_s=0.001,
         flop=50 * 10**9,
         matrix_flop_per_s=1e12,
@@ -73,7 +74,7 @@ def test_the_command_shows_every_part_and_what_to_change(
 
 
 def test_the_parts_make_up_the_step(config: TrainConfig, crops: Crops) -> None:
-    stepper = Stepper(config, RunState(config, CPU), CPU, Ranks())
+    stepper = Stepper(config, RunState(config, CPU), Machine(CPU))
     started = time.perf_counter()
 
     profiled = measure(stepper, crops, steps=4)
@@ -96,7 +97,7 @@ def test_batches_that_come_too_late_are_told_from_slow_steps(
 
     monkeypatch.setattr(crops, "batch", slow)
 
-    profiled = measure(Stepper(config, RunState(config, CPU), CPU, Ranks()), crops, steps=2)
+    profiled = measure(Stepper(config, RunState(config, CPU), Machine(CPU)), crops, steps=2)
 
     assert 0.1 < profiled.data_wait < 1
     assert profiled.parts_s["forward"] < late_s  # the wait is none of the network's time, however busy the machine
@@ -156,7 +157,7 @@ def test_the_matrix_rate_is_that_of_the_device() -> None:
         ({}, "arithmetic is the limit"),
         ({"data_wait_s": 0.021}, "put --cache on a faster disk"),
         ({"pieces": 2}, "a --batch-size of 1."),
-        ({"parts_s": {"forward": 0.05, "exchange": 0.05}}, "takes 50% of a step: a larger --batch-size"),
+        ({"exchange_s": 0.05}, "takes 50% of a step: a larger --batch-size"),
         ({"flop": 10**9, "peak_bytes": 10**9}, "1% of its matrix rate and has memory left: take --batch-size 4"),
         ({"flop": 10**9}, "try --compile"),
         ({"flop": 10**9, "device": CPU}, "train on a GPU"),

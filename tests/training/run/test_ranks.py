@@ -24,9 +24,7 @@ from training.run.ranks import Ranks, synced
 
 ranks = Ranks(*launched())
 with ranks.connected(torch.device("cpu")):
-    tensors = [torch.full((2, 2), float(ranks.rank)), torch.tensor(4.0 * ranks.rank)]
-    ranks.average(tensors)
-    assert torch.equal(tensors[0], torch.full((2, 2), 0.5)) and tensors[1] == 2.0
+    assert ranks.mean(torch.tensor([4.0 * ranks.rank])).tolist() == [2.0]
     assert ranks.largest(ranks.rank, -ranks.rank, 1 / 3) == [1.0, 0.0, 1 / 3]
     assert ranks.from_first({"rank": ranks.rank}) == {"rank": 0}
     assert ranks.gathered(ranks.rank) == [0, 1]
@@ -36,12 +34,12 @@ with ranks.connected(torch.device("cpu")):
     norm = nn.Sequential(nn.BatchNorm2d(3))
     nn.init.normal_(norm[0].weight)
     parameters = list(norm.parameters())
-    synced(norm)
+    synced(norm, torch.device("cpu"))
     assert [id(p) for p in norm.parameters()] == [id(p) for p in parameters]
     mine = batch[ranks.share].clone().requires_grad_()
-    output = norm(mine)
+    parallel = ranks.parallel(norm)
+    output = parallel(mine)
     (output * weights[ranks.share]).mean().backward()
-    ranks.average([p.grad for p in parameters])
     facts = {"output": output, "input": mine.grad, **dict(norm.named_buffers())}
     facts |= {name: parameter.grad for name, parameter in norm.named_parameters()}
     torch.save({name: tensor.detach() for name, tensor in facts.items()}, f"{sys.argv[1]}/{ranks.rank}.pt")
@@ -56,10 +54,9 @@ def start(rank: int, port: int, *command: str, world_size: int = 2) -> subproces
 
 def test_one_process_is_alone_and_first() -> None:
     ranks = Ranks()
-    tensor = torch.tensor(3.0)
     with ranks.connected(CPU):
-        ranks.average([tensor])
-    assert ranks.first and tensor == 3.0 and ranks.largest(1, 2.5) == [1, 2.5]
+        assert ranks.mean(torch.tensor(3.0)) == 3.0
+    assert ranks.first and ranks.largest(1, 2.5) == [1, 2.5]
     assert ranks.from_first("x") == "x" and ranks.gathered("x") == ["x"] and [1, 2, 3][ranks.share] == [1, 2, 3]
 
 
@@ -93,11 +90,12 @@ def test_two_ranks_agree_and_their_batch_norm_is_that_of_the_whole_batch(tmp_pat
             torch.testing.assert_close(facts[name], buffer, rtol=1e-5, atol=1e-6)
 
 
-def test_alone_a_synced_network_is_an_ordinary_one() -> None:
+def test_alone_a_synced_network_waits_for_nobody_and_leaves_its_statistics() -> None:
     torch.manual_seed(0)
     plain, shared = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3))
-    synced(shared)
+    synced(shared, CPU)
     batch = torch.randn(6, 3, 5, 4)
     with alone(shared):
-        assert torch.equal(plain(batch), shared(batch))
+        assert torch.equal(plain.eval()(batch), shared(batch))
+    assert shared[0].training and shared[0].num_batches_tracked == 0
     assert torch.equal(plain.eval()(batch), shared.eval()(batch))

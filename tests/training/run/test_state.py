@@ -10,7 +10,7 @@ from serving.model.spec import ModelSpec
 from training.checkpoints.tensor_file import read_tensors, write_tensors
 from training.config import Budget, TrainConfig, classic
 from training.errors import CheckpointError
-from training.run.state import RunState, load_network
+from training.run.state import RunState, load_network, optimizer_of
 
 CPU = torch.device("cpu")
 
@@ -29,6 +29,7 @@ def advance(state: RunState) -> None:
         group["lr"] = 1e-3
     state.optimizer.step()
     state.optimizer.zero_grad()
+    state.statistics.remember()
     state.step += 1
     for average in state.averages:
         average.update(state.network, state.step)
@@ -74,7 +75,7 @@ def test_weights_alone_come_back_with_their_facts(config: TrainConfig, tmp_path:
     advance(state)
     weights = state.averages[0].network.state_dict()
     write_tensors(tmp_path / "best", weights, {"step": 1})
-    network, facts = load_network(tmp_path / "best", config)
+    network, facts = load_network(tmp_path / "best", config.model)
     assert facts == {"step": 1}
     assert not [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, weights[name])]
 
@@ -103,3 +104,47 @@ def test_the_file_holds_tensors_and_json_alone(config: TrainConfig, tmp_path: Pa
     RunState(config, CPU).write(tmp_path / "state")
     with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
         assert json.loads(file.metadata()["facts"])["step"] == 0
+
+
+def test_weights_decay_and_norms_and_biases_do_not(config: TrainConfig) -> None:
+    network = RunState(config, CPU).network
+    before = {name: weights.detach().clone() for name, weights in network.named_parameters()}
+    optimizer = optimizer_of(network, weight_decay=0.5)
+    for weights in network.parameters():
+        weights.grad = torch.zeros_like(weights)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+    optimizer.step()
+    for name, weights in network.named_parameters():
+        torch.testing.assert_close(weights, before[name] * (0.75 if before[name].ndim >= 2 else 1), msg=name)
+
+
+@pytest.mark.parametrize(("begun", "going_on"), [("float32", "float16"), ("float16", "bfloat16")])
+def test_a_run_goes_on_in_another_precision(config: TrainConfig, tmp_path: Path, begun: str, going_on: str) -> None:
+    state = RunState(dataclasses.replace(config, precision=begun), CPU)
+    state.write(tmp_path / "state")
+    other = RunState(dataclasses.replace(config, precision=going_on), CPU)
+    other.restore(*read_tensors(tmp_path / "state"))
+    assert other.scaler.get_scale() == (65536 if going_on == "float16" else 1)
+
+
+def test_a_scale_that_was_found_survives(config: TrainConfig, tmp_path: Path) -> None:
+    half = dataclasses.replace(config, precision="float16")
+    state = RunState(half, CPU)
+    state.scaler.scale(torch.zeros(()))
+    state.scaler.update(512.0)
+    state.write(tmp_path / "state")
+    again = RunState(half, CPU)
+    again.restore(*read_tensors(tmp_path / "state"))
+    assert again.scaler.get_scale() == 512
+
+
+def test_a_state_that_is_written_in_the_middle_of_a_step_is_that_of_the_step_before(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    state = RunState(config, CPU)
+    advance(state)
+    state.write(tmp_path / "before")
+    state.network.train()(torch.rand(2, 1, 1025, 8).to(torch.complex64))  # moves the statistics of the norms
+    state.write(tmp_path / "amid")
+    assert (tmp_path / "amid").read_bytes() == (tmp_path / "before").read_bytes()

@@ -11,7 +11,7 @@ from serving.model.spec import ModelSpec
 from training.config import Batches, Budget, TrainConfig, classic
 from training.errors import NotFinite, OutOfMemory
 from training.run.losses import relative_error_db
-from training.run.ranks import Ranks
+from training.run.machine import Machine
 from training.run.state import RunState, optimizer_of
 from training.run.step import SKIPPED_IN_A_ROW, Stepper
 
@@ -79,7 +79,7 @@ def let_fit(monkeypatch: pytest.MonkeyPatch, network: nn.Module, examples: int) 
 def test_a_step_moves_weights_statistics_moments_and_averages(config: TrainConfig, excerpts: Tensor) -> None:
     state = RunState(config, CPU)
     before, averaged = snapshot(state), state.averages[0].network.state_dict()["mask.weight"].clone()
-    stepper = Stepper(config, state, CPU, Ranks())
+    stepper = Stepper(config, state, Machine(CPU))
     stepper(excerpts, 1e-3)
     after = snapshot(state)
     still = [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
@@ -89,7 +89,7 @@ def test_a_step_moves_weights_statistics_moments_and_averages(config: TrainConfi
 
 
 def test_the_loss_falls(config: TrainConfig, excerpts: Tensor) -> None:
-    stepper = Stepper(config, RunState(config, CPU), CPU, Ranks())
+    stepper = Stepper(config, RunState(config, CPU), Machine(CPU))
     losses = []
     for _ in range(12):
         stepper(excerpts, 1e-2)
@@ -101,7 +101,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_reported(
     config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = RunState(config, CPU)
-    stepper = Stepper(config, state, CPU, Ranks())
+    stepper = Stepper(config, state, Machine(CPU))
     break_loss(monkeypatch, state, range(2, 4))
     for _ in range(2):
         stepper(excerpts, 1e-3)
@@ -119,7 +119,7 @@ def test_too_many_in_a_row_end_the_run_at_the_step_before_them(
     config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = RunState(config, CPU)
-    stepper = Stepper(config, state, CPU, Ranks())
+    stepper = Stepper(config, state, Machine(CPU))
     break_loss(monkeypatch, state, range(1, 1000))
     with pytest.raises(NotFinite, match=f"from step 1 to {SKIPPED_IN_A_ROW}: .*--learning-rate"):
         for _ in range(SKIPPED_IN_A_ROW + 1):
@@ -134,7 +134,7 @@ def test_a_batch_that_does_not_fit_is_cut_into_pieces_that_do(
     state = RunState(config, CPU)
     before = snapshot(state)
     let_fit(monkeypatch, state.network, 1)
-    stepper = Stepper(config, state, CPU, Ranks())
+    stepper = Stepper(config, state, Machine(CPU))
     stepper.fit(excerpts)
     assert stepper.pieces == BATCH and same(before, snapshot(state))
     assert "in 4 pieces" in capsys.readouterr().err
@@ -148,14 +148,14 @@ def test_one_example_that_does_not_fit_is_named(
     state = RunState(config, CPU)
     let_fit(monkeypatch, state.network, 0)
     with pytest.raises(OutOfMemory, match="--crop-s"):
-        Stepper(config, state, CPU, Ranks()).fit(excerpts)
+        Stepper(config, state, Machine(CPU)).fit(excerpts)
 
 
 def test_memory_that_runs_out_later_leaves_the_state_as_it_was(
     config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = RunState(config, CPU)
-    stepper = Stepper(config, state, CPU, Ranks())
+    stepper = Stepper(config, state, Machine(CPU))
     stepper(excerpts, 1e-3)
     before = snapshot(state)
     let_fit(monkeypatch, state.network, 1)
@@ -171,7 +171,7 @@ def test_pieces_add_up_to_the_gradients_of_the_batch(config: TrainConfig, excerp
         state = RunState(config, CPU)
         state.network = Mask(config.model.stft.bins)
         state.optimizer = optimizer_of(state.network, 0.0)
-        stepper = Stepper(config, state, CPU, Ranks())
+        stepper = Stepper(config, state, Machine(CPU))
         stepper.pieces = pieces
         stepper.backward(excerpts)
         (logits,) = stepper.parameters
@@ -192,11 +192,12 @@ def test_what_cannot_be_compiled_runs_as_it_is(
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     state = RunState(config, CPU)
-    stepper = Stepper(dataclasses.replace(config, compile=True), state, CPU, Ranks())
+    stepper = Stepper(dataclasses.replace(config, compile=True), state, Machine(CPU))
     stepper.fit(excerpts)
     assert stepper.forward is state.network
     assert (
-        capsys.readouterr().err == "not compiled, as it fails here: InvalidCxxCompiler: no working C++ compiler found\n"
+        capsys.readouterr().err
+        == "the network is not compiled, as that fails here: InvalidCxxCompiler: no working C++ compiler found\n"
     )
 
 
@@ -209,10 +210,22 @@ def test_what_cannot_be_recorded_runs_as_it_is(
 
     monkeypatch.setattr(training.run.step, "Recorded", failing)
     state = RunState(config, CPU)
-    stepper = Stepper(config, state, CPU, Ranks())
+    stepper = Stepper(config, state, Machine(CPU))
     before = snapshot(state)
     stepper.record(BATCH)
     assert "the network cannot be recorded: CUDA out of memory\n" in capsys.readouterr().err
     assert same(before, snapshot(state)) and stepper.forward is state.network
     stepper(excerpts, 1e-3)
     assert not same(before, snapshot(state))
+
+
+def test_gradients_are_scaled_down_to_the_clip_norm(config: TrainConfig, excerpts: Tensor) -> None:
+    """A norm far below Adam's epsilon leaves next to nothing of a step."""
+    moved = []
+    for clip_norm in (1.0, 1e-12):
+        optimization = dataclasses.replace(config.optimization, clip_norm=clip_norm, weight_decay=0.0)
+        state = RunState(dataclasses.replace(config, optimization=optimization), CPU)
+        before = state.network.state_dict()["mask.weight"].clone()
+        Stepper(dataclasses.replace(config, optimization=optimization), state, Machine(CPU))(excerpts, 1e-3)
+        moved.append(float((state.network.state_dict()["mask.weight"] - before).abs().max()))
+    assert moved[0] > 1e-4 and moved[1] < 1e-6

@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import pytest
@@ -16,21 +18,25 @@ import torch
 
 import training.data.supply
 import training.run.loop
+import training.run.signals
 import training.run.validate
 from serving.model.archive import read_archive
 from serving.model.spec import ModelSpec
+from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
 from training.config import Batches, Budget, TrainConfig, Validation, classic
 from training.data.crops import AHEAD
 from training.data.decoded import DecodedSong
 from training.data.supply import Supply
 from training.demo.songs import write_songs
-from training.errors import ConfigError, NotFinite
+from training.errors import ConfigError, NotFinite, OutOfMemory
 from training.evaluation.evaluate import Score, SongScores, evaluate_song
+from training.run.machine import Machine
 from training.run.ranks import Ranks
 from training.run.schedule import schedule
 from training.run.step import Stepper
 from training.run.train import Places, Result, stored_config, train
+from training.run.validate import Scored, Validator
 
 CPU = torch.device("cpu")
 
@@ -58,11 +64,14 @@ def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.Ml
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr(training.run.loop, "LOG_INTERVAL_STEPS", 1)
+    monkeypatch.setattr(training.run.signals, "PATIENCE_S", 600)  # else a stop may end pytest on a busy machine
     yield mlflow.MlflowClient(uri)
 
 
 def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> Result:
-    return train(config, Places(run_dir, run_dir.parent / "cache", publish=publish), CPU, Ranks(), resume, wait=False)
+    return train(
+        config, Places(run_dir, run_dir.parent / "cache", publish=publish), Machine(CPU), resume=resume, wait=False
+    )
 
 
 def last_checkpoint(run_dir: Path) -> Path:
@@ -190,11 +199,13 @@ def test_a_run_goes_on_elsewhere_from_its_mirror(
 ) -> None:
     mirror, first = str(tmp_path / "mirror"), tmp_path / "first"
     half = dataclasses.replace(config, budget=Budget(steps=3))
-    begun = train(half, Places(first, tmp_path / "cache", mirror), CPU, Ranks(), resume=True, wait=False)
+    begun = train(half, Places(first, tmp_path / "cache", mirror), Machine(CPU), resume=True, wait=False)
     shutil.rmtree(first)
     stored = stored_config(tmp_path / "second", mirror)
     assert stored == half
-    resumed = train(config, Places(tmp_path / "second", tmp_path / "cache", mirror), CPU, Ranks(), True, wait=False)
+    resumed = train(
+        config, Places(tmp_path / "second", tmp_path / "cache", mirror), Machine(CPU), resume=True, wait=False
+    )
     assert resumed.run_id == begun.run_id and resumed.steps == 6
     assert [m.step for m in tracked.get_metric_history(str(resumed.run_id), "train/loss")] == [1, 2, 3, 4, 5, 6]
 
@@ -282,3 +293,119 @@ def test_a_signal_while_the_ranks_agree_is_not_lost(
     monkeypatch.setattr(Ranks, "largest", agree_and_be_told_to_stop)
     stopped = start(config, tmp_path / "run")
     assert stopped.stopped_by == signal.SIGTERM and stopped.steps == 3
+
+
+def test_every_step_has_the_learning_rate_of_the_schedule(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(
+        config,
+        validation=Validation(validations=1),
+        optimization=dataclasses.replace(config.optimization, learning_rate=0.5, warmup=0.5),
+    )
+    real_update, rates = Stepper.update, []
+
+    def update(self: Stepper, learning_rate: float) -> torch.Tensor:
+        finite = real_update(self, learning_rate)
+        rates.append([group["lr"] for group in self.state.optimizer.param_groups])
+        return finite
+
+    monkeypatch.setattr(Stepper, "update", update)
+    start(config, tmp_path / "run")
+    assert rates == [[0.5 * schedule(step / 6, 0.5)] * 2 for step in range(6)]
+
+
+def test_a_checkpoint_is_saved_as_time_passes(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.run.loop, "SAVE_INTERVAL_S", 0)
+    config = dataclasses.replace(config, validation=Validation(validations=1))
+    real_save, saved = Checkpoints.save, []
+
+    def save(self: Checkpoints, step: int, write: Callable[[Path], None]) -> None:
+        saved.append(step)
+        real_save(self, step, write)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    start(config, tmp_path / "run")
+    assert saved == list(range(7))
+
+
+def test_memory_that_runs_out_in_validation_is_explained_and_the_steps_before_it_are_saved(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> SongScores:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.run.validate, "evaluate_song", too_large)
+    with pytest.raises(
+        OutOfMemory, match=r"ran out in validation .*--batch-size.*step 3 is saved: go on with --resume"
+    ):
+        start(config, tmp_path / "run")
+    assert [int(path.name[5:13]) for path in (tmp_path / "run").glob("step-*")] == [3]
+
+
+def test_a_killed_run_draws_songs_again_from_the_steps_that_they_arrived_at(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One song is there at the start. Another arrives at step 2, after the only checkpoint of the run that is killed."""
+    monkeypatch.setattr(training.data.supply, "ENOUGH_SONGS", 1)
+    real_arrived, real_step = Supply.arrived, Stepper.__call__
+    config = dataclasses.replace(config, budget=Budget(steps=12), validation=Validation(validations=1))
+
+    def arrived_at_step_2(self: Supply) -> list[DecodedSong]:
+        if next(calls) < 2:
+            return []
+        self.thread.join()
+        return real_arrived(self)
+
+    def step_and_be_killed(self: Stepper, decoded: torch.Tensor, learning_rate: float) -> None:
+        if self.state.step == 4:
+            raise MemoryError("a kill")  # nobody catches it: nothing is saved
+        real_step(self, decoded, learning_rate)
+
+    calls = itertools.count()
+    monkeypatch.setattr(Supply, "arrived", arrived_at_step_2)
+    start(config, tmp_path / "whole")
+    calls = itertools.count()
+    monkeypatch.setattr(Stepper, "__call__", step_and_be_killed)
+    with pytest.raises(MemoryError):
+        start(config, tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob("step-*"))
+
+    monkeypatch.setattr(Stepper, "__call__", real_step)
+    monkeypatch.setattr(Supply, "arrived", lambda _: [])
+    start(config, tmp_path / "killed", resume=True)
+    (whole, facts), (killed, again) = (read_tensors(last_checkpoint(tmp_path / run)) for run in ("whole", "killed"))
+    assert again["songs"] == facts["songs"] and len(facts["songs"]) == 2
+    assert not [name for name, tensor in whole.items() if not torch.equal(tensor, killed[name])]
+
+
+def test_minutes_are_those_on_the_wall_with_validation(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that only steps and validations move: 1 s and 10 s of one minute, of which a validation may take a quarter."""
+    now_s = 0.0
+
+    def pass_time(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    real_step, real_best = Stepper.__call__, Validator.best
+
+    def step(self: Stepper, *arguments: Any) -> None:
+        pass_time(1)
+        real_step(self, *arguments)
+
+    def best(self: Validator, *arguments: Any) -> Scored | None:
+        pass_time(10)
+        began_s.append(now_s - 10)
+        return real_best(self, *arguments)
+
+    began_s: list[float] = []
+    monkeypatch.setattr(Stepper, "__call__", step)
+    monkeypatch.setattr(Validator, "best", best)
+    monkeypatch.setattr(training.run.loop, "time", SimpleNamespace(monotonic=lambda: now_s))
+    minute = dataclasses.replace(config, budget=Budget(minutes=1), validation=Validation(validations=12))
+    result = start(minute, tmp_path / "run")
+    assert began_s == [5, 50] and now_s == 60 and result.steps == 40

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,14 +6,13 @@ import torch
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
 from tests.stubs import Share
-from training.config import Budget, classic
 from training.data.data_set import list_dataset
 from training.demo.songs import write_songs
 from training.evaluation.evaluate import evaluate_song
 from training.run.ema import Average
-from training.run.ranks import Ranks
+from training.run.machine import Machine
 from training.run.signals import StopRequest
-from training.run.validate import validate
+from training.run.validate import Validator
 
 CPU = torch.device("cpu")
 
@@ -28,8 +26,7 @@ def test_the_average_that_separates_best_is_chosen_with_its_scores(
     songs = list_dataset(str(tmp_path / "songs"), tmp_path / "work").test
     better, worse = Average(Share(0.1, 0.9), 0.99), Average(Share(0.9, 0.1), 0.999)
     averages = [better, worse] if better_is == "first" else [worse, better]
-    config = replace(classic("songs", Budget(steps=1)), model=tiny_spec)
-    scored = validate(config, averages, songs, CPU, Ranks(), StopRequest())
+    scored = Validator(tiny_spec, songs, 30, Machine(CPU)).best(averages, StopRequest())
     assert scored is not None and scored.average is better
     alone = [evaluate_song(Separator(tiny_spec, better.network, CPU), song, None) for song in songs]
     assert list(scored.evaluation.songs) == alone

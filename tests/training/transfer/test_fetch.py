@@ -67,7 +67,7 @@ def connected(clean_environment: None, store: S3Server, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def network(connected: None, songs: Path, store: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[BadNetwork]:  # noqa: ARG001
-    """What is between this test and the bucket."""
+    """The proxy between this test and the bucket."""
     network = BadNetwork(store.endpoint)
     with network.serving() as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -347,7 +347,7 @@ copy_dataset({DATA!r}, Path(sys.argv[1]), SPLITS)
 def test_kills_at_random_moments_lose_nothing(
     songs: Path, network: BadNetwork, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
-    """What is here after each kill is right, and no object that was here is asked for again."""
+    """After each kill the files are right, and none that was here is asked for again."""
     network.bytes_per_s = 150_000
     context, chance = multiprocessing.get_context("fork"), random.Random(0)
     folder, completed = tmp_path / "to-0", 0

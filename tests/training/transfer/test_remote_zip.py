@@ -138,7 +138,7 @@ def test_random_reads_are_those_of_the_file_itself(
     ranged = RangedFile(stored, content[-4_096:], bounds, Event())
     with opener(stored)(Event()) as again, io.BufferedReader(ranged) as file:
         plain = io.BytesIO(content)
-        for _ in range(times(60, 1_000)):
+        for _ in range(times(30, 1_000)):
             position, length = chance.choice((0, 1, -1)), chance.randrange(0, 30_000)
             offset = chance.randrange(len(content)) if position == 0 else chance.randrange(50)
             whence = {0: os.SEEK_SET, 1: os.SEEK_CUR, -1: os.SEEK_END}[position]

@@ -1,0 +1,39 @@
+"""A network: complex arithmetic around a real-valued core.
+
+The core has all of the weights and nearly all of the work. It knows no complex numbers, so that an engine other than torch
+can run it.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+Core = Callable[[Tensor], Tensor]
+"""Real tensor in, real tensor out; the first axis is a batch, and one axis is frames, any number of them."""
+
+
+class Network(nn.Module):
+    """Stem spectrograms (b, s, c, f, t) of a mixture spectrogram (b, c, f, t), both complex.
+
+    `trained_channels` is the number of channels that training feeds: 1 for a network that hears one channel at a time,
+    2 for one that hears left and right together. Any number may come in.
+    """
+
+    trained_channels = 1
+
+    def forward(self, mixture: Tensor, core: Core | None = None) -> Tensor:
+        """Stems that sum to the mixture. `core` runs in place of the network's own: it must give the same numbers."""
+        return self.stems(mixture, core or self.core)
+
+    @abstractmethod
+    def stems(self, mixture: Tensor, core: Core) -> Tensor:
+        """Stem spectrograms (b, s, c, f, t) of a mixture (b, c, f, t), by way of `core`."""
+
+    @abstractmethod
+    def core(self, x: Tensor) -> Tensor:
+        """The real-valued part: weights and nothing complex."""
+
+    @abstractmethod
+    def core_example(self, frames: int) -> Tensor:
+        """An input of the core, for a conversion that traces it."""

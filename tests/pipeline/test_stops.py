@@ -1,0 +1,139 @@
+"""SIGTERM at any moment of a run: it saves, exits with 143, and goes on as if it had never been stopped."""
+
+import dataclasses
+import importlib
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import training.run.signals
+from serving.model.spec import ModelSpec
+from tests.processes import forked
+from training.checkpoints.tensor_file import read_tensors
+from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.demo.songs import write_songs
+from training.run.machine import Machine
+from training.run.signals import exit_on_signal
+from training.run.train import Places, train
+
+pytestmark = pytest.mark.slow
+
+STEPS = 6
+DOCKER_WAITS_S = 10
+
+# The function that never returns, and the number of calls that do.
+HANGS = {
+    "decoding": ("training.run.train", "decode", 0),
+    "a step": ("training.run.step", "augment", 3),  # one of them to see if a batch fits
+    "validation": ("training.run.validate", "evaluate_song", 0),
+    "a picture": ("training.run.showcase", "spectrogram_figure", 0),
+    "export": ("training.run.train", "export", 0),
+    "publishing": ("training.run.train", "publish", 0),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stops")
+    write_songs(folder / "songs", train=2, test=1, seconds=1.5, seed=0)
+    return folder
+
+
+@pytest.fixture
+def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
+    return dataclasses.replace(
+        classic(str(folder / "songs"), Budget(steps=STEPS)),
+        model=tiny_spec,
+        batches=Batches(batch_size=1, crop_s=0.3),
+        validation=Validation(validations=2, valid_excerpt_s=1.2),
+    )
+
+
+def run(config: TrainConfig, run_dir: Path, hang: str | None = None) -> None:
+    """A process of its own, as `stemwright train` is one."""
+    signal.signal(signal.SIGTERM, exit_on_signal)
+    if hang is not None:
+        training.run.signals.PATIENCE_S = 0.5
+        module, name, returning = HANGS[hang]
+        original, calls = getattr(importlib.import_module(module), name), itertools.count()
+
+        def hanging(*arguments: object, **options: object) -> object:
+            if next(calls) < returning:
+                return original(*arguments, **options)
+            (run_dir / "hangs").touch()
+            while True:
+                time.sleep(60)
+
+        setattr(importlib.import_module(module), name, hanging)
+    places = Places(run_dir, run_dir.parent / "cache", publish=str(run_dir / "published.mar"), overwrite=True)
+    result = train(config, places, Machine(torch.device("cpu")), resume=True, wait=False)
+    raise SystemExit(0 if result.stopped_by is None else 128 + result.stopped_by)
+
+
+def finish(config: TrainConfig, run_dir: Path) -> dict[str, torch.Tensor]:
+    """The tensors that a run ends with, and those of its best weights."""
+    process = forked(run, config, run_dir)
+    process.join()
+    assert process.exitcode == 0
+    state, facts = read_tensors(max(run_dir.glob("step-*.safetensors")))
+    assert facts["step"] == STEPS and (run_dir / "published.mar").exists()
+    best, _ = read_tensors(run_dir / "best.safetensors")
+    return {**state, **{f"best/{name}": tensor for name, tensor in best.items()}}
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, torch.Tensor]:
+    """The end of a run that nobody stops, once there is one."""
+    return {}
+
+
+def assert_as_if_never_stopped(config: TrainConfig, run_dir: Path, whole: dict[str, torch.Tensor]) -> None:
+    if not whole:
+        whole |= finish(config, run_dir.parent / "whole")
+    again = finish(config, run_dir)
+    assert again.keys() == whole.keys()
+    assert not [name for name, tensor in whole.items() if not torch.equal(tensor, again[name])]
+
+
+@pytest.mark.parametrize("hang", HANGS)
+def test_what_never_returns_does_not_keep_a_run_from_stopping(
+    folder: Path, config: TrainConfig, whole: dict[str, torch.Tensor], hang: str
+) -> None:
+    run_dir = folder / hang.replace(" ", "-")
+    process = forked(run, config, run_dir, hang)
+    while not (run_dir / "hangs").exists():
+        assert process.exitcode is None
+        time.sleep(0.02)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(DOCKER_WAITS_S)
+    assert process.exitcode == 128 + signal.SIGTERM
+    saved = sorted(int(path.name[5:13]) for path in run_dir.glob("step-*.safetensors"))
+    assert saved[-1:] == {"decoding": [], "a step": [2], "validation": [3], "a picture": [3]}.get(hang, [STEPS])
+    assert_as_if_never_stopped(config, run_dir, whole)
+
+
+def test_a_run_stops_at_random_moments(
+    folder: Path, config: TrainConfig, whole: dict[str, torch.Tensor], times: Callable[[int, int], int]
+) -> None:
+    rng = random.Random(0)
+    began = time.monotonic()
+    finish(config, folder / "timed")
+    whole_s = time.monotonic() - began
+    for moment in range(times(3, 30)):
+        run_dir = folder / f"moment-{moment}"
+        process = forked(run, config, run_dir)
+        process.join(rng.uniform(0.2, 1) * whole_s)
+        if process.exitcode is None:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGTERM)
+            process.join(DOCKER_WAITS_S)
+            assert process.exitcode == 128 + signal.SIGTERM
+        assert_as_if_never_stopped(config, run_dir, whole)

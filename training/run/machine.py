@@ -1,0 +1,24 @@
+"""The machine of a run: the device of this process, and the ranks that share the run."""
+
+from dataclasses import dataclass
+
+import torch
+
+from training.run.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and the ranks; one rank where nothing else is said."""
+
+    device: torch.device
+    ranks: Ranks = Ranks()  # noqa: RUF009 - frozen, too
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def name(self) -> str:
+        """The name of the GPU, or "cpu" and its number of threads."""
+        return torch.cuda.get_device_name(self.device) if self.on_gpu else f"cpu, {torch.get_num_threads()} threads"
