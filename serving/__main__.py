@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from serving.errors import RequestError, ServerError, StemwrightError
-from serving.settings import Settings, api_key
+from serving.settings import STARTER, Settings, api_key, cache_folder
 
 if TYPE_CHECKING:
     from serving.songs.batch import Job
@@ -54,13 +54,18 @@ def parser() -> argparse.ArgumentParser:
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands of this package to a parser's, here or to those of `stemwright`."""
-    archive = "a .mar file, s3://bucket/x.mar, runs:/<run>/archive/x.mar, models:/name@alias or models:/name/version"
+    archive = (
+        "starter, a .mar file, s3://bucket/x.mar, runs:/<run>/archive/x.mar, models:/name@alias or models:/name/version"
+    )
 
     serve = commands.add_parser(
         "serve", help="start the endpoint and stay until SIGTERM; settings come from STEMWRIGHT_*"
     )
     serve.add_argument("--model", help=f"{archive}; without it STEMWRIGHT_MODEL")
     serve.add_argument("--port", type=int, help="without it STEMWRIGHT_HTTP_PORT, or 8080; 0 is any free one")
+    serve.add_argument(
+        "--commercial", action="store_true", help="refuse a model whose licences do not allow commercial use"
+    )
     serve.set_defaults(run=run_serve)
 
     separate = commands.add_parser(
@@ -73,9 +78,9 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="SONG",
         help="a file, a folder with songs below it, or - for standard input",
     )
-    where = separate.add_mutually_exclusive_group(required=True)
+    where = separate.add_mutually_exclusive_group()
     where.add_argument("--server", metavar="URL", help="let a server do it, such as localhost:8080")
-    where.add_argument("--model", help=f"do it here with {archive}")
+    where.add_argument("--model", default=STARTER, help=f"do it here with {archive} (default {STARTER})")
     add_form(separate)
     separate.add_argument("--again", action="store_true", help="separate the songs that are done, too")
     separate.add_argument(
@@ -108,6 +113,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--price-per-hour", type=float, metavar="X", help="of all machines together, to tell the price of 1,000 songs"
     )
     catalogue.set_defaults(run=run_catalogue)
+
+    starter = commands.add_parser(
+        "starter", help="make the archive of the model to begin with; needs the extra starter"
+    )
+    starter.add_argument("--to", type=Path, required=True, metavar="X.mar")
+    starter.set_defaults(run=run_starter)
 
     inspect = commands.add_parser("inspect", help="say what a model archive holds, as JSON")
     inspect.add_argument("model", help=archive)
@@ -144,7 +155,18 @@ def run_serve(options: argparse.Namespace) -> int:
     if not model:
         print("RequestError: there is no model to serve: give --model or set STEMWRIGHT_MODEL", file=sys.stderr)
         return NOT_CONFIGURED
+    if options.commercial:
+        require_commercial(model)
     return serve(model, settings if options.port is None else replace(settings, http_port=options.port))
+
+
+def require_commercial(model: str) -> None:
+    """Raises LicenceError unless all licences of the model allow commercial use."""
+    from serving.model.archive import read_archive
+    from serving.model.source import resolve
+
+    with tempfile.TemporaryDirectory() as folder:
+        read_archive(resolve(model, Path(folder))).licences.require_commercial(model)
 
 
 def run_separate(options: argparse.Namespace) -> int:
@@ -193,10 +215,15 @@ def here(options: argparse.Namespace) -> "tuple[Request, str, Separate]":
 
     from serving.model.separator import Separator
     from serving.model.source import resolve
+    from serving.model.starter import LICENCES
     from serving.songs.request import Request, stems_named
 
+    settings = Settings.from_env()
     with tempfile.TemporaryDirectory() as folder:
-        separator = Separator.open(resolve(options.model, Path(folder)))
+        if options.model == STARTER:
+            print(f"the starter makes the stems: {LICENCES.source}", file=sys.stderr)
+        path = resolve(options.model, Path(folder))
+        separator = Separator.open(path, settings.device, settings.engine, cache_folder())
     stems = stems_named(options.stems or "", separator.spec)
     request = Request(stems, options.format, zipped=True, bit_depth=options.bit_depth, quality=options.quality)
 
@@ -249,6 +276,14 @@ def run_catalogue(options: argparse.Namespace) -> int:
     return 1 if summary.states["failed"] else 0
 
 
+def run_starter(options: argparse.Namespace) -> int:
+    from serving.model.starter import LICENCES, write_starter
+
+    write_starter(options.to)
+    print(f"{options.to}: {LICENCES.source}; its weights are under the {LICENCES.weights} licence")
+    return 0
+
+
 def run_ready(_: argparse.Namespace) -> int:
     from serving.endpoint.server import ready
 
@@ -268,6 +303,7 @@ def run_inspect(options: argparse.Namespace) -> int:
         "model": archive.spec.to_json(),
         "parameters": sum(parameter.numel() for parameter in archive.network().parameters()),
         "weights_sha256": archive.weights_sha256,
+        "licences": archive.licences.to_json(),
         "origin": archive.origin,
     }
     print(json.dumps(facts, indent=2))

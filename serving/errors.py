@@ -1,4 +1,4 @@
-"""Everything that serving refuses to do, as one tree.
+"""The errors of serving, as one tree.
 
     StemwrightError                 500
     ├── RequestError                400   the request asks for what the model does not have
@@ -8,6 +8,7 @@
     │   └── AudioTooLong            413   longer than the server accepts
     ├── SpecError                   500   a model's facts contradict each other
     ├── ArchiveError                500   a model archive is damaged or of an unknown version
+    ├── EngineError                 500   an engine cannot run the network here
     ├── LicenceError                500   a licence forbids the use that was asked for
     ├── StorageError                502   object storage refused or could not be reached
     │   └── StoreUnavailable        502   the same request may succeed later
@@ -21,7 +22,7 @@ from typing import ClassVar
 
 
 class StemwrightError(Exception):
-    """Base of every error that a caller is meant to read."""
+    """The base of every error that a caller reads."""
 
     status: ClassVar[int] = 500
 
@@ -62,6 +63,10 @@ class SpecError(StemwrightError):
 
 class ArchiveError(StemwrightError):
     """A model archive that is damaged, incomplete or of another format version."""
+
+
+class EngineError(StemwrightError):
+    """An engine that is not installed, or that computes something other than torch."""
 
 
 class LicenceError(StemwrightError):

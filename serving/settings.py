@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from serving.errors import ServerError
 
@@ -22,6 +23,10 @@ MISSPELT = 0.7
 OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d")
 """Kubernetes sets such names in every pod beside a service whose name begins with stemwright."""
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.:\[\]-]+")
+EngineName = Literal["auto", "torch", "openvino"]
+STARTER = "starter"
+"""The name that stands for the starter where an archive is asked for."""
+ENGINES: tuple[EngineName, ...] = ("auto", "torch", "openvino")
 CREDENTIALS = ("AWS_", "MLFLOW_")
 HIDDEN_FROM_WORKERS = (*CREDENTIALS, "TS_", "PYTHONPATH")
 SECRET = re.compile("SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
@@ -35,7 +40,7 @@ class Settings:
     """
 
     model: str | None = None
-    """The archive to serve: a path, s3://…, runs:/… or models:/…"""
+    """The archive to serve: a path, s3://…, runs:/…, models:/… or starter."""
     http_host: str = "127.0.0.1"
     """The address that the endpoint listens on; 0.0.0.0 is every network. Management and gRPC never leave this machine."""
     http_port: int = 8080
@@ -69,6 +74,8 @@ class Settings:
     """Seconds that requests in progress may take after SIGTERM. Docker's `stop_grace_period` and
     Kubernetes' `terminationGracePeriodSeconds` must be longer."""
     startup_timeout_s: int = 300
+    engine: EngineName = "auto"
+    """What runs the network: torch, openvino, or auto: OpenVINO on a CPU if it is installed and agrees with torch."""
     run_dir: str | None = None
     """The folder through which the server tells its workers to stop. It sets this itself."""
     device: str | None = None
@@ -92,6 +99,8 @@ class Settings:
         for name in sorted(environ.keys() - names.keys() - OTHER_NAMES):
             if meant := setting_meant(name, environ[name], list(names)):
                 raise ServerError(f"there is no setting {name}: did you mean {meant}?")
+        if facts.get("engine", "auto") not in ENGINES:
+            raise ServerError(f"{PREFIX}ENGINE is {facts['engine']!r}: set it to {', '.join(ENGINES)}")
         return cls(**facts)
 
 
@@ -114,6 +123,12 @@ def whole_number(name: str, value: str) -> int:
     if not value.isdecimal() or not smallest <= int(value) <= largest:
         raise ServerError(f"{name} is {value!r}: set it to a whole number from {smallest} to {largest:,}")
     return int(value)
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The user's folder for what can be made again: the starter, and conversions of networks. XDG_CACHE_HOME moves it."""
+    base = environ.get("XDG_CACHE_HOME", "").strip()
+    return (Path(base) if base else Path.home() / ".cache") / "stemwright"
 
 
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:

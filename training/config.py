@@ -329,6 +329,11 @@ def tracking_uri_given(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("MLFLOW_TRACKING_URI") or None
 
 
+def public_uri(environ: Mapping[str, str] = os.environ) -> str | None:
+    """STEMWRIGHT_MLFLOW_PUBLIC_URL: the address of MLflow in a browser, where a container knows it by another name."""
+    return environ.get("STEMWRIGHT_MLFLOW_PUBLIC_URL", "").strip() or None
+
+
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child process: this one and `extra`."""
     return {**os.environ, **extra}

@@ -1,4 +1,4 @@
-"""Everything that training refuses to do, as one tree.
+"""The errors of the training package, as one tree.
 
     TrainingError
     ├── ConfigError       flags or a stored configuration that contradict each other
@@ -8,14 +8,14 @@
     ├── OutOfMemory       not even one example fits the device, or something else took its memory
     ├── RankLost          another process of the run is gone
     ├── Stopped           work that was told to stop before it was complete
-    └── TrackingError     what a run reports cannot be kept on disk, or does not arrive
+    └── TrackingError     reports of a run that cannot be kept on disk, or do not arrive
 
 Messages are one sentence that names the culprit and the remedy. `training/__main__.py` is the one edge that catches the tree.
 """
 
 
 class TrainingError(Exception):
-    """Base of every error of the training package that a user is meant to read."""
+    """Base of every error of the training package. Users read its message."""
 
 
 class ConfigError(TrainingError):
@@ -47,4 +47,4 @@ class Stopped(TrainingError):
 
 
 class TrackingError(TrainingError):
-    """What a run reports cannot be kept on disk, or does not arrive."""
+    """Reports of a run that cannot be kept on disk, or do not arrive."""

@@ -36,10 +36,10 @@ SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Answer:
-    """Pieces to send, one by one; `status` and `headers` are final when the first is there.
+    """An answer in pieces. `status` and `headers` are final once the first piece is there.
 
-    `request_id` is the caller's X-Request-Id where that is a plain word, else `own_id`. `limit_s` bounds the time of it all,
-    looked at between pieces.
+    `request_id` is the caller's X-Request-Id where that is a plain word, else `own_id`. `limit_s` bounds the time of the
+    whole answer; it is checked between pieces.
     """
 
     def __init__(self, own_id: str, headers: Mapping[str, str], limit_s: float) -> None:
@@ -75,7 +75,7 @@ class Answer:
         self._pieces = iter([told.encode()])
 
     def next_piece(self) -> bytes:
-        """The next bytes, b"" at the end. Raises what goes wrong once something was sent."""
+        """Give the next bytes, b"" at the end. Raises an error of after the first piece; earlier ones become the answer."""
         try:
             self._check_time()
             piece = next(self._pieces, b"")

@@ -1,7 +1,7 @@
-"""Whether the caller of one request is still there, which TorchServe does not tell its workers.
+"""Callers who hang up. TorchServe does not tell its workers, which find out by themselves.
 
-It logs every answer when that begins, in the thread of the worker that gives it, with the caller's address. From there the
-worker learns the caller's port, and from the system whether anybody is still connected from it.
+TorchServe logs the beginning of every answer, in the thread of its worker, with the caller's address. From that log the worker
+learns the caller's port, and from the system whether anybody is still connected from there.
 """
 
 import re
@@ -22,7 +22,7 @@ song."""
 
 
 class Caller:
-    """Of the answer that the worker of these arguments begins at a time or soon after."""
+    """Watches the client of the answer that this worker begins at `now_s` or soon after. `arguments` are the worker's."""
 
     def __init__(self, folder: Path, http_port: int, now_s: float, arguments: Sequence[str] = sys.argv) -> None:
         worker = re.search(r"--(?:sock-name \S*\.|port )(\d+)", " ".join(arguments))
@@ -34,8 +34,8 @@ class Caller:
         self._next_look_s = 0.0
 
     def has_gone(self) -> bool:
-        """False where the system does not tell, and between two looks. As long as the port is not known, anybody might be
-        the caller."""
+        """True where the caller has hung up. False where the system does not tell, and between two looks. Until the port is
+        known, anybody may be the caller."""
         now_s = time.monotonic()
         if now_s < self._next_look_s:
             return False
@@ -55,14 +55,14 @@ class Caller:
 
 @dataclass(frozen=True)
 class Connection:
-    """One client, by the port that it is connected from; `unsent_bytes` wait in this machine to be taken by it."""
+    """One client, by the port that it is connected from. `unsent_bytes` wait here until it takes them."""
 
     port: int
     unsent_bytes: int
 
 
 def connections(port: int) -> list[Connection] | None:
-    """The clients of a port, None where the system does not tell."""
+    """List the clients of a port, None where the system does not tell."""
     if not TABLES[0].is_file():
         return None
     rows = [row.split() for table in TABLES if table.is_file() for row in table.read_text().splitlines()[1:]]

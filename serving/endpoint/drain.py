@@ -1,6 +1,6 @@
-"""How a server stops without cutting what it works on: workers hold a lock while they work, and refuse once it is to stop.
+"""A stop that cuts no request: workers hold a lock while they work, and refuse new requests once the server is to stop.
 
-Server and workers are processes that share a folder. A lock goes with its process, however that ends.
+Server and workers are processes that share a folder. The system frees a lock when its process ends, however it ends.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ class Drain:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Held by a worker for as long as it works on something."""
+        """Hold the lock of a worker that works on something."""
         with self._lock.open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield
@@ -36,7 +36,7 @@ class Drain:
 
     @property
     def quiet(self) -> bool:
-        """Whether no worker has worked for a second."""
+        """True where no worker has worked for a second."""
         if not self._lock.exists():
             return True
         with self._lock.open("rb") as lock:

@@ -33,7 +33,7 @@ from serving.model.archive import read_archive
 from serving.model.processor import available_cpus
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec, Quality
-from serving.settings import Settings
+from serving.settings import Settings, cache_folder
 from serving.version import version
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,13 @@ class Handler:
         gpu = context.system_properties["gpu_id"]
         device = device_of(self.settings.device, gpu)
         torch.set_num_threads(min(torch.get_num_threads(), max(1, available_cpus() // self.settings.workers)))
-        self.separator = Separator(archive.spec, archive.network(), device, archive.weights_sha256)
-        precision = "bfloat16" if self.separator.bfloat16 else "float32"
-        logger.info("separating on %s, %d threads, %s", self.separator.device, torch.get_num_threads(), precision)
+        self.separator = Separator.open(folder, device, self.settings.engine, cache_folder())
+        logger.info(
+            "separating on %s, %d threads, %s",
+            self.separator.device,
+            torch.get_num_threads(),
+            self.separator.engine.description,
+        )
         rate_hz = archive.spec.audio.sample_rate_hz
         self.separator.separate(np.random.default_rng(0).standard_normal((2, rate_hz)).astype(np.float32), rate_hz)
         Bounds.of(self.settings)

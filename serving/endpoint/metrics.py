@@ -1,4 +1,4 @@
-"""What a worker counts, for Prometheus. TorchServe adds its own: requests by class of status, queue and total latency."""
+"""The metrics of a worker, for Prometheus. TorchServe adds requests by class of status, queue and total latency."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,7 @@ REQUESTS = Metric("stemwright_requests_total", "counter", "count", ("status",))
 AUDIO_S = Metric("stemwright_audio_seconds_total", "counter", "s")
 WINDOWS = Metric("stemwright_windows_total", "counter", "count")
 WORK_S = Metric("stemwright_work_seconds_total", "counter", "s", ("part",))
-"""Of `decode`, `separate` and `encode`; that of `separate` by the windows is the time of a window."""
+"""By part: `decode`, `separate`, `encode`. Seconds of `separate` divided by windows are the time of one window."""
 REAL_TIME_FACTOR = Metric("stemwright_real_time_factor", "histogram", "ratio")
 """Seconds of work by seconds of audio, of whole songs."""
 MODEL_INFO = Metric("stemwright_model_info", "gauge", "count", ("architecture", "weights_sha256"))
@@ -42,7 +42,7 @@ OF_TORCHSERVE = {
 
 
 def torchserve_config() -> dict[str, object]:
-    """What TorchServe reads as `metrics_config`."""
+    """Build the `metrics_config` that TorchServe reads."""
 
     def entry(metric: Metric) -> dict[str, object]:
         return {"name": metric.name, "unit": metric.unit, "dimensions": list(metric.labels)}

@@ -1,7 +1,7 @@
 """The server: TorchServe on one model archive, watched from the first second to the last.
 
-This process fetches the archive, starts TorchServe and stays its parent: it says when the endpoint answers (TorchServe's own
-/ping says Healthy while nothing works), says why when it never will, and leaves no process and no file behind.
+This process fetches the archive, starts TorchServe and stays its parent. It says when the endpoint answers, since TorchServe's
+own /ping says Healthy while nothing works. It says why the endpoint never will, and leaves no process and no file behind.
 """
 
 import io
@@ -30,8 +30,9 @@ LINGER_S = 1
 
 
 def serve(model: str, settings: Settings) -> int:
-    """Serve a model archive until SIGTERM or SIGINT, and finish then what is in work; a second signal cuts it. Returns 0: who
-    asked for the stop got it, anything else is a failure.
+    """Serve a model archive until SIGTERM or SIGINT, then finish the requests in progress; a second signal cuts them.
+
+    Returns 0 after a signal.
 
     Raises ArchiveError or StorageError where there is no archive to serve, ServerError where the server does not come up in
     time or is lost.
@@ -63,16 +64,16 @@ def serve(model: str, settings: Settings) -> int:
 
 
 def ready(settings: Settings) -> bool:
-    """Whether a worker holds the model and has separated noise with it.
+    """True where a worker holds the model and has separated noise with it.
 
-    Needs the management port, so that must be set to another than 0.
+    Asks the management port, which must be set to another than 0.
     """
     return any(worker["status"] == "READY" for worker in describe(settings).get("workers", []))
 
 
 def drain(process: TorchServe, settings: Settings, stop: Drain) -> None:
-    """Let the workers finish what they have begun and refuse the rest, and TorchServe send it, within the grace period."""
-    print(f"stopping: what is in work has {settings.grace_period_s} s, a second signal cuts it", flush=True)
+    """Let the workers finish their requests and TorchServe send the answers, within the grace period. New ones are refused."""
+    print(f"stopping: requests in progress have {settings.grace_period_s} s, a second signal cuts it", flush=True)
     stop.begin()
     begun = time.monotonic()
     while process.java.poll() is None:
@@ -82,14 +83,17 @@ def drain(process: TorchServe, settings: Settings, stop: Drain) -> None:
         if served and stop.quiet and not any(caller.unsent_bytes for caller in callers):
             return
         if time.monotonic() - begun > settings.grace_period_s:
-            print("cut what was still in work: STEMWRIGHT_GRACE_PERIOD_S gives it longer", flush=True)
+            print(
+                "cut the requests that were still in progress: STEMWRIGHT_GRACE_PERIOD_S gives them longer", flush=True
+            )
             return
         time.sleep(0.1)
 
 
 def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
-    """The settings with a free port where they say 0, two ports for gRPC, which cannot be switched off, and one for the first
-    worker, who listens on it where /tmp is mounted noexec and TorchServe cannot load what Unix sockets need.
+    """Choose a free port wherever the settings say 0, two for gRPC and one for the first worker.
+
+    gRPC cannot be switched off. The worker listens on its port where /tmp is mounted noexec, so that Unix sockets fail.
 
     Raises ServerError for a port in use.
     """
@@ -114,7 +118,7 @@ def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
 
 
 def describe(settings: Settings, customized: bool = False) -> dict[str, Any]:
-    """What TorchServe says of the model, {} where it does not answer; with `customized` also what the handler says of it."""
+    """Ask TorchServe about the model, {} without an answer; `customized` adds the facts that the handler gives."""
     address = f"http://{LOOPBACK}:{settings.management_port}/models/{MODEL_NAME}?customized={str(customized).lower()}"
     try:
         response = urllib3.request("GET", address, timeout=5, retries=False)
@@ -127,7 +131,7 @@ def describe(settings: Settings, customized: bool = False) -> dict[str, Any]:
 
 
 def wait_until_ready(process: TorchServe, settings: Settings, folder: Path) -> None:
-    """Return when a second of noise was separated over HTTP. Raises ServerError as soon as that cannot happen any more."""
+    """Wait until a second of noise has been separated over HTTP. Raises ServerError as soon as it never will."""
     deadline = time.monotonic() + settings.startup_timeout_s
     while not ready(settings):
         if process.java.poll() is not None:
@@ -144,15 +148,16 @@ def wait_until_ready(process: TorchServe, settings: Settings, folder: Path) -> N
         time.sleep(0.1)
     separate_noise(endpoint(settings), folder, settings.startup_timeout_s)
     facts = describe(settings, customized=True)["customizedMetadata"]
+    stems, device, weights = ", ".join(facts["stems"]), facts.get("device", "?"), facts["weights_sha256"][:12]
     print(
-        f"ready: {endpoint(settings)} gives {', '.join(facts['stems'])} (weights sha256 {facts['weights_sha256'][:12]}…, "
+        f"ready: {endpoint(settings)} gives {stems} on {device} (weights sha256 {weights}…, "
         f"management port {settings.management_port}, metrics port {settings.metrics_port})",
         flush=True,
     )
 
 
 def separate_noise(address: str, folder: Path, timeout_s: int) -> None:
-    """Send a second of CD audio on the way that songs take. Raises StemwrightError where no stems come back."""
+    """Send a second of CD audio as songs are sent. Raises StemwrightError where no stems come back."""
     from serving.client import Client
 
     noise = io.BytesIO()
@@ -163,13 +168,13 @@ def separate_noise(address: str, folder: Path, timeout_s: int) -> None:
 
 
 def endpoint(settings: Settings) -> str:
-    """The address to send songs to, as it is reached from this machine."""
+    """The address to send songs to, from this machine."""
     host = LOOPBACK if settings.http_host == "0.0.0.0" else settings.http_host
     return f"http://{host}:{settings.http_port}/predictions/{MODEL_NAME}"
 
 
 def watch(process: TorchServe, settings: Settings) -> NoReturn:
-    """Raise ServerError when Java ends or, whatever it says, no worker comes back in the time that a start may take."""
+    """Raise ServerError when Java ends, or when no worker is ready for as long as a start may take."""
     last_ready = time.monotonic()
     while True:
         with suppress(subprocess.TimeoutExpired):

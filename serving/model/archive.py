@@ -102,7 +102,9 @@ def write_archive(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".archive-") as scratch:
         contents = Path(scratch, "contents")
         # The page belongs to a deployment, not to a model.
-        shutil.copytree(package, contents / "serving", ignore=shutil.ignore_patterns("__pycache__", "page"))
+        shutil.copytree(
+            package, contents / "serving", ignore=shutil.ignore_patterns("__pycache__", "page", "catalogue")
+        )
         shutil.copy(package / "endpoint" / "handler.py", contents)
         (contents / "separator.json").write_text(json.dumps(facts, indent=2) + "\n")
         (contents / "weights.safetensors").write_bytes(weights)

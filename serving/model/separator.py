@@ -4,6 +4,7 @@ Axes: s stem, c channel, n sample; w windows of a batch.
 """
 
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -18,10 +19,11 @@ from serving.audio import Audio
 from serving.errors import AudioError
 from serving.model.archive import read_archive
 from serving.model.chunks import batches, crossfade, windows
-from serving.model.networks import BEARS_BFLOAT16
-from serving.model.processor import multiplies_bfloat16
+from serving.model.engines import Engine, start_engine
+from serving.model.engines.eager import EagerEngine
 from serving.model.spec import ModelSpec, Quality
 from serving.model.spectrogram import Stft
+from serving.settings import EngineName
 
 logger = logging.getLogger(__name__)
 
@@ -38,27 +40,51 @@ class Separator:
 
     What comes in goes out: every stem has the song's sample rate, channels and length, and the stems sum to the song.
     Up to `batch_windows` windows of a song go through the network together; fewer from then on where the device runs out of
-    memory. Where a CPU has matrix units for it and the architecture bears it, products are made in bfloat16: stems stay 50 dB
-    and more from those of float32. torch.compile is not used: it needs a C++ compiler and a minute or more at every start.
+    memory. The engine runs the network: torch unless another is given.
     """
 
     def __init__(
-        self, spec: ModelSpec, network: nn.Module, device: torch.device | str | None = None, weights_sha256: str = ""
+        self,
+        spec: ModelSpec,
+        network: nn.Module,
+        device: torch.device | str | None = None,
+        weights_sha256: str = "",
+        engine: Engine | None = None,
     ) -> None:
         self.spec = spec
         self.weights_sha256 = weights_sha256
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).eval()
         self.stft = Stft(spec.stft).to(self.device)
-        bears_bfloat16 = spec.architecture in BEARS_BFLOAT16
-        self.bfloat16 = self.device.type == "cpu" and bears_bfloat16 and multiplies_bfloat16()
+        self.engine = engine or EagerEngine(spec.architecture, self.network, self.device)
         self.batch_windows = CPU_BATCH_WINDOWS if self.device.type == "cpu" else GPU_BATCH_WINDOWS
 
     @classmethod
-    def open(cls, archive: Path, device: torch.device | str | None = None) -> Self:
-        """The separator in a model archive (.mar file or unpacked folder). Raises ArchiveError where it is damaged."""
+    def open(
+        cls,
+        archive: Path,
+        device: torch.device | str | None = None,
+        engine: EngineName = "torch",
+        cache: Path | None = None,
+    ) -> Self:
+        """The separator in a model archive (.mar file or unpacked folder).
+
+        `cache` is the folder for what an engine converts; without it a conversion is not kept. Raises ArchiveError where the
+        archive is damaged, EngineError as `start_engine` does.
+        """
         opened = read_archive(archive)
-        return cls(opened.spec, opened.network(), device, opened.weights_sha256)
+        separator = cls(opened.spec, opened.network(), device, opened.weights_sha256)
+        with tempfile.TemporaryDirectory() as folder:
+            separator.engine = start_engine(
+                engine,
+                opened.spec.architecture,
+                separator.network,
+                separator.device,
+                opened.weights_sha256,
+                cache or Path(folder),
+            )
+        logger.info("engine %s", separator.engine.description)
+        return separator
 
     def separate(self, audio: Audio, rate_hz: int, quality: Quality = "fast") -> dict[str, Audio]:
         """Stems (c, n) by name of a whole song (c, n). Raises AudioError as `stream` does."""
@@ -137,8 +163,7 @@ class Separator:
     def estimate(self, windows: Tensor) -> Tensor:
         """All stems but the last (w, s - 1, c, n), of windows (w, c, n) at the model's rate."""
         mixture = self.stft(windows)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            spectrograms = self.network(mixture)[:, :-1]
+        spectrograms = self.engine(mixture)[:, :-1]
         return self.stft.inverse(spectrograms, windows.shape[-1])
 
 

@@ -1,5 +1,6 @@
 """Where a model archive comes from: a path, object storage, a run or a registry; the only file of serving that names mlflow.
 
+starter                        the model to begin with, made once from an installed package
 song.mar, /models/x.mar        a file
 s3://bucket/x.mar              object storage
 runs:/<run id>/archive/x.mar   an artifact of an MLflow run, or the folder with it; runs:/<run id> is its folder archive
@@ -10,6 +11,8 @@ models:/name/version           latest is the newest one; the store is the one th
 from pathlib import Path
 
 from serving.errors import ArchiveError, StorageError
+from serving.model.starter import cached_starter
+from serving.settings import STARTER, cache_folder
 from serving.storage.storage import fetch_file, is_remote
 
 ARCHIVE_FOLDER = "archive"
@@ -22,6 +25,8 @@ def resolve(model: str, folder: Path) -> Path:
 
     Raises ArchiveError where there is no archive, StorageError where a store has none or cannot be reached.
     """
+    if model == STARTER:
+        return cached_starter(cache_folder())
     if model.startswith(("runs:/", "models:/")):
         return the_archive(from_mlflow(model, folder), model)
     if is_remote(model):

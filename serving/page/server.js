@@ -95,10 +95,15 @@ function counted(file, onSent) {
 
 /** `stemwright page` speaks HTTP/1.1 and lies on this machine: it counts what it has sent on to the server. */
 function askPageServer(id, onSent) {
+  let waiting = true;
   const timer = setInterval(async () => {
     const answer = await fetch(`sent/${id}`).catch(() => null);
-    if (!answer?.ok) clearInterval(timer);
-    else onSent((await answer.json()).sent_bytes ?? 0);
+    if (!answer?.ok) return clearInterval(timer);
+    const { sent_bytes: sent } = await answer.json();
+    if (waiting && sent) onSent(sent); // an answer may be slower than the song's
   }, LOOK_EVERY_MS);
-  return () => clearInterval(timer);
+  return () => {
+    waiting = false;
+    clearInterval(timer);
+  };
 }

@@ -1,4 +1,4 @@
-"""What one request costs: its song and the seconds that go into decoding, separating and encoding it."""
+"""The work on one request: its song, and the seconds of decoding, separating and encoding."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ END = object()
 
 @dataclass
 class Work:
-    """The account of one request. Parts lie in each other, as blocks are decoded when a window asks for them: each second
+    """The account of one request. Parts lie in each other, since a window asks for the blocks that it decodes. Each second
     counts for the innermost part alone."""
 
     audio: AudioInfo | None = None
@@ -34,7 +34,7 @@ class Work:
             self._within.pop()
 
     def over(self, part: Part, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items; the time that each is waited for counts for the part."""
+        """Yield the items. The time spent waiting for each counts for the part."""
         iterator = iter(items)
         while True:
             with self.part(part):

@@ -51,10 +51,10 @@ def ours(song: Audio) -> Mapping[str, float]:
         spec = preset("", Budget(steps=1)).model
         separator = Separator(spec, build(spec), "cpu")
         speeds[name] = quick = speed(lambda separator=separator: separator.separate(song, RATE_HZ))
-        precision = "bfloat16" if separator.bfloat16 else "float32"
+        precision = "bfloat16" if separator.engine.bfloat16 else "float32"
         print(f"{name}: {quick:.1f} seconds of audio a second in {precision}, real-time factor {1 / quick:.3f}", end="")
-        if separator.bfloat16:
-            separator.bfloat16 = False
+        if separator.engine.bfloat16:
+            separator.engine.bfloat16 = False
             slow = speed(lambda separator=separator: separator.separate(song, RATE_HZ))
             print(f"; {slow:.1f} in float32, {1 / slow:.3f}", end="")
         print()

@@ -127,7 +127,7 @@ def network_alone_s(separator: Separator, body: bytes) -> float:
             at_model_rate = resample(window, RATE_HZ, separator.spec.audio.sample_rate_hz)
             spectrogram = separator.stft(torch.from_numpy(at_model_rate[None]))
             started = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=separator.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=separator.engine.bfloat16):
                 separator.network(spectrogram)
             total += time.perf_counter() - started
     return total

@@ -1,7 +1,10 @@
 """serving/endpoint/openapi.yaml says what the server does: every status, header and kind of body in it is provoked."""
 
+import io
+import json
 import re
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +148,20 @@ def test_every_request_header_is_understood(small: Server) -> None:
                 SILENCE, **{parameter["name"]: value, **({} if parameter["name"] == "X-Stems" else STEM)}
             )
             assert answer.status == 200, (parameter["name"], value, answer.data)
+
+
+def test_a_zip_ends_with_a_fact_sheet(small: Server) -> None:
+    with zipfile.ZipFile(io.BytesIO(small.post(SILENCE).data)) as members:
+        assert members.namelist()[-1] == "stems.json"
+        sheet = json.loads(members.read("stems.json"))
+    schema = CONTRACT["components"]["schemas"]["FactSheet"]
+    parts = schema["properties"]
+    assert set(schema["required"]) == sheet.keys()
+    for part in ("song", "model", "work_s"):
+        assert set(parts[part]["required"]) <= sheet[part].keys()
+    assert sheet["files"].keys() == set(sheet["stems"])
+    for file in sheet["files"].values():
+        assert set(parts["files"]["additionalProperties"]["required"]) <= file.keys()
 
 
 def test_ping_answers_as_its_example(small: Server) -> None:

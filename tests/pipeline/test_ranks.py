@@ -29,20 +29,20 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    write_songs(folder / "songs", train=4, test=1, seconds=3, seed=0)
+    write_songs(folder / "songs", train=4, test=1, seconds=2, seed=0)
     return folder
 
 
 @pytest.fixture
 def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
     return dataclasses.replace(
-        classic(str(folder / "songs"), Budget(steps=20)),
+        classic(str(folder / "songs"), Budget(steps=10)),
         model=tiny_spec,
-        batches=Batches(batch_size=4, crop_s=1),
+        batches=Batches(batch_size=4, crop_s=0.5),
         optimization=Optimization(
             learning_rate=1e-4
         ),  # Adam makes much of rounding where a gradient is next to nothing
-        validation=Validation(validations=1, valid_excerpt_s=2),
+        validation=Validation(validations=1, valid_excerpt_s=1),
         precision="float32",
     )
 
@@ -51,7 +51,7 @@ write = RunState.write
 
 
 def slow_write(state: RunState, path: Path) -> None:
-    time.sleep(0.5)
+    time.sleep(0.3)
     write(state, path)
 
 
@@ -89,11 +89,11 @@ def test_two_ranks_take_the_steps_of_one_and_either_goes_on_for_the_other(folder
     finish(start(config, folder / "runs" / "one", 1))
     finish(start(config, folder / "runs" / "two", 2))
     one, two = losses(folder, "one"), losses(folder, "two")
-    assert list(two) == list(range(1, 21)) and two == pytest.approx(one, abs=1e-4)
-    longer = dataclasses.replace(config, budget=Budget(steps=22))
+    assert list(two) == list(range(1, 11)) and two == pytest.approx(one, abs=1.5e-3)  # MLflow gets four digits
+    longer = dataclasses.replace(config, budget=Budget(steps=11))
     finish(start(longer, folder / "runs" / "two", 1))
     finish(start(longer, folder / "runs" / "one", 2))
-    assert list(losses(folder, "two")) == list(losses(folder, "one")) == list(range(1, 23))
+    assert list(losses(folder, "two")) == list(losses(folder, "one")) == list(range(1, 12))
 
 
 def test_the_loss_of_a_rank_ends_the_run_with_a_checkpoint_to_go_on_from(folder: Path, config: TrainConfig) -> None:

@@ -127,7 +127,7 @@ def test_a_run_stops_at_random_moments(
     began = time.monotonic()
     finish(config, folder / "timed")
     whole_s = time.monotonic() - began
-    for moment in range(times(3, 30)):
+    for moment in range(times(2, 30)):
         run_dir = folder / f"moment-{moment}"
         process = forked(run, config, run_dir)
         process.join(rng.uniform(0.2, 1) * whole_s)

@@ -260,7 +260,7 @@ def asking(server: Server, song: bytes, request_id: str) -> Iterator[socket.sock
 
 
 def record(server: Server, request_id: str) -> dict[str, Any]:
-    """What the log says of a request in the end."""
+    """The record of a request in the log, once it is there."""
     wanted = f'"request_id": "{request_id}"'
     wait_for(lambda: wanted in server.log.read_text())
     (line,) = [line for line in server.log.read_text().splitlines() if wanted in line]
@@ -391,6 +391,11 @@ def test_damaged_weights_fail_in_seconds_with_the_reason(archive: Path, tmp_path
             bad.writestr(name, bytes(data))
     line = failure(damaged, tmp_path / "log")
     assert re.match(r"ServerError: the model cannot be loaded: the weights in .* have sha256", line), line
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence(archive: Path, tmp_path: Path) -> None:
+    line = failure(archive, tmp_path / "log", STEMWRIGHT_DEVICE="cuda:77")
+    assert line.startswith("ServerError: the model cannot be loaded: there is no cuda:77 here, torch sees "), line
 
 
 def test_a_port_in_use_is_named(server: Server, archive: Path, tmp_path: Path) -> None:

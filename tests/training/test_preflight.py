@@ -113,7 +113,7 @@ def config(songs: str, tiny_spec: ModelSpec) -> TrainConfig:
 
 def start(config: TrainConfig, run_dir: Path, resume: bool = False, **places: object) -> Result:
     where = Places(run_dir, run_dir.parent / "cache", **places)  # type: ignore[arg-type]
-    return train(config, where, Machine(torch.device("cpu")), resume, wait=False)
+    return train(config, where, Machine(torch.device("cpu")), resume=resume, wait=False)
 
 
 def test_a_run_publishes_under_its_own_name_and_overwrites_nothing_unasked(
@@ -123,7 +123,9 @@ def test_a_run_publishes_under_its_own_name_and_overwrites_nothing_unasked(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("STEMWRIGHT_MLFLOW_PUBLIC_URL", "https://mlflow.example")
     result = start(config, tmp_path / "first", publish="s3://a-bucket/models/")
+    assert "scores of all runs: https://mlflow.example/#/experiments/" in capsys.readouterr().err
     assert result.archive == "s3://a-bucket/models/classic-first.mar"
     published = bucket / "models" / "classic-first.mar"
     first = published.read_bytes()

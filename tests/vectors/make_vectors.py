@@ -55,7 +55,7 @@ def write_vector(path: Path, spec: ModelSpec) -> None:
     time_s = np.arange(RATE_HZ // 10) / RATE_HZ
     song = np.stack([0.5 * np.sin(2 * np.pi * 220 * time_s), 0.3 * np.sin(2 * np.pi * 3_000 * time_s**2)])
     separator = Separator(spec, network, "cpu")
-    separator.bfloat16 = False
+    separator.engine.bfloat16 = False
     vocals = separator.separate(song.astype(np.float32), RATE_HZ)["vocals"]
     tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
     tensors["song"] = torch.from_numpy(song.astype(np.float32))

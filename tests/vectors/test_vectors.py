@@ -13,7 +13,7 @@ def test_a_network_gives_the_vocals_it_gave(name: str) -> None:
     network = build(SPECS[name])
     network.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
     separator = Separator(SPECS[name], network, "cpu")
-    separator.bfloat16 = False
+    separator.engine.bfloat16 = False
     vocals = separator.separate(tensors["song"].numpy(), RATE_HZ)["vocals"]
     assert tensors["vocals"].abs().max() > 0.01
     # Other processors and versions of torch and soxr round otherwise; a change of the method shows far above this.

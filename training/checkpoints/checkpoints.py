@@ -1,8 +1,8 @@
 """The checkpoints of a run: the last few in its folder, mirrored to object storage, each with its own hash in its name.
 
 A file appears under its name, `step-00001234-<first 16 hex digits of its sha256>.safetensors`, only when it is complete
-and on disk, so a run that is killed at any moment can go on, and damage is found before it is trained on. What is in a
-checkpoint is the caller's.
+and on disk. So a run that is killed at any moment can go on, and damage is found before training goes on from it. The caller
+decides the content of a checkpoint.
 """
 
 import hashlib
@@ -38,10 +38,10 @@ class Checkpoints:
         self._finishing: Future[None] | None = None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Make what `write` writes to the path it is given the checkpoint of a step.
+        """Save the checkpoint of a step. `write` writes its content to the path it is given, and is done on return.
 
-        `write` is done when this returns; flushing, hashing and mirroring go on in the background. Raises CheckpointError
-        where this one or the one before cannot be written; older ones stay.
+        Flushing, hashing and mirroring go on in the background. Raises CheckpointError if this checkpoint or the one before
+        cannot be written; older ones stay.
         """
         self._finish()
         partial = self._scratch / "saving"
@@ -59,10 +59,10 @@ class Checkpoints:
             self._mirror.store(path)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is what it was when it was written, fetched from the mirror where only that has it.
+        """The newest sound checkpoint, fetched from the mirror if only the mirror has it; None if neither holds any.
 
-        None where neither the folder nor the mirror holds any. Says which others are damaged. Raises CheckpointError where
-        all are, or where the folder has none and the mirror cannot be asked.
+        Prints the names of damaged ones. Raises CheckpointError if all are damaged, or if the folder has none and the mirror
+        cannot be reached.
         """
         self._finish()
         shutil.rmtree(self._scratch, ignore_errors=True)  # what killed writers left
@@ -90,7 +90,7 @@ class Checkpoints:
         return None
 
     def fetch(self, name: str) -> bool:
-        """Fetch a file that was given to `mirror` into the folder; whether the mirror had it. Raises StorageError."""
+        """Fetch a file that was given to `mirror` into the folder. False if the mirror has none. Raises StorageError."""
         if self._mirror is None or not exists(f"{self._mirror.url}/{name}"):
             return False
         fetched = self._scratch / name
@@ -99,9 +99,9 @@ class Checkpoints:
         return True
 
     def close(self, timeout_s: float) -> None:
-        """Wait for the last checkpoint, then for the mirror, `timeout_s` at most; says what the mirror lacks.
+        """Wait for the last checkpoint, then `timeout_s` at most for the mirror, and print the names of files that it lacks.
 
-        Raises CheckpointError where the last checkpoint could not be written.
+        Raises CheckpointError if the last checkpoint could not be written.
         """
         try:
             self._finish()
@@ -113,7 +113,7 @@ class Checkpoints:
                 self._scratch.rmdir()
 
     def _finish(self) -> None:
-        """Wait until the checkpoint of the last `save` is complete, and raise what went wrong with it."""
+        """Wait until the checkpoint of the last `save` is complete. Raises the error that it ended with."""
         if self._finishing is not None:
             finishing, self._finishing = self._finishing, None
             finishing.result()
@@ -138,13 +138,13 @@ class Checkpoints:
         )
 
     def _surplus(self, names: Iterable[str], saved: str) -> list[str]:
-        """Those of the names that go once `saved` is there: all but the last few, and what a resumed run has passed over."""
+        """The names to remove once `saved` is there: all but the last few, and those that a resumed run has passed over."""
         others = sorted(filter(NAME.fullmatch, {*names} - {saved}), key=step_of, reverse=True)
         earlier = [name for name in others if step_of(name) < step_of(saved)]
         return [name for name in others if name not in earlier[: self.keep - 1]]
 
     def _remote(self) -> tuple[dict[str, str], str | None]:
-        """The URLs in the mirror by name, or why they cannot be had."""
+        """The URLs in the mirror by name, or the reason that they cannot be had."""
         if self._mirror is None:
             return {}, None
         try:
@@ -153,7 +153,7 @@ class Checkpoints:
             return {}, f"the mirror cannot be read ({error})"
 
     def _fetch_sound(self, url: str, path: Path, damaged: list[str]) -> bool:
-        """Fetch a checkpoint, unless it is damaged or does not arrive, which is noted."""
+        """Fetch a checkpoint. False, with a note in `damaged`, if it is damaged or does not arrive."""
         fetched = self._scratch / path.name
         try:
             fetch_file(url, fetched)
@@ -169,7 +169,7 @@ class Checkpoints:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether the content of a checkpoint can be read and has the hash that its name says."""
+    """True if the content of a checkpoint can be read and has the hash in its name."""
     name = NAME.fullmatch(path.name)
     try:
         with path.open("rb") as file:
@@ -184,7 +184,7 @@ def step_of(name: str) -> int:
 
 
 def flush_names(folder: Path) -> None:
-    """Bring a folder's list of names to disk, without which a power cut may take back a rename."""
+    """Bring a folder's list of names to disk: else a power cut may take back a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

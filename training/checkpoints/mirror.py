@@ -1,7 +1,7 @@
-"""A copy of a run's files in object storage, made in the background; whoever asks for it never waits for the network.
+"""A copy of a run's files in object storage, made in the background. The run never waits for the network.
 
-Each upload is a process of its own (`python -m training.checkpoints.mirror FILE URL`): it takes nothing from the
-interpreter that trains, and one that hangs can be ended, where a hanging thread would keep the whole run from ending.
+Each upload is a process of its own (`python -m training.checkpoints.mirror FILE URL`). It takes no time from the interpreter
+that trains. If it hangs it can be ended; a thread that hangs could not.
 """
 
 import itertools
@@ -23,14 +23,14 @@ CHECKPOINT = "checkpoint"
 
 
 class Mirror:
-    """Stores files below a URL, each under its own name, and tries again with growing pauses for as long as that fails.
+    """Stores files below a URL, each under its own name. A failed upload is tried again, with growing pauses.
 
-    Files go before the checkpoint, so that a checkpoint in the mirror never speaks of files that are older there. Of
-    checkpoints only the newest waits: those that it overtook are dropped.
+    Other files go before a checkpoint: the files that a checkpoint in the mirror speaks of are there, too, and not older.
+    Only the newest checkpoint waits; those that it overtook are dropped.
     """
 
     def __init__(self, url: str, scratch: Path, surplus: Callable[[list[str], str], list[str]]) -> None:
-        """`surplus` says which of the stored names have to go once the checkpoint of the given name is stored."""
+        """`surplus` gives the stored names to remove once the checkpoint of the given name is stored."""
         self.url = url.rstrip("/")
         self._scratch = scratch
         self._surplus = surplus
@@ -46,17 +46,17 @@ class Mirror:
         self._ask(path.name, path)
 
     def store_checkpoint(self, path: Path) -> None:
-        """Store the checkpoint, which never changes, and remove those that it makes needless."""
+        """Store the checkpoint, which never changes, and remove those that it replaces."""
         self._ask(CHECKPOINT, path)
 
     def urls(self) -> dict[str, str]:
-        """The URL of every stored file by its name; none where the mirror is a folder that is still to be made."""
+        """The URL of every stored file by its name. A folder that does not exist yet holds none."""
         if not is_remote(self.url) and not Path(self.url).exists():
             return {}
         return {file.name: file.url for file in list_files(self.url)}
 
     def close(self, timeout_s: float) -> None:
-        """Wait until everything is stored, `timeout_s` at most; says what is not."""
+        """Wait until all files are stored, `timeout_s` at most. Prints the names of those that are not."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -95,7 +95,7 @@ class Mirror:
                 self._changed.notify_all()
 
     def _next(self) -> tuple[str, tuple[int, Path]] | None:
-        """What to store now; None once the mirror is closed."""
+        """The file to store now; None once the mirror is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting)
             if self._closed:
@@ -117,7 +117,7 @@ class Mirror:
                 delete(urls[name])
 
     def _run_upload(self, path: Path, url: str) -> None:
-        """Raises StorageError with what the process said."""
+        """Run an upload to its end. Raises StorageError with the message of its process."""
         command = [sys.executable, "-m", __spec__.name, str(path), url]
         with self._changed:
             if self._closed:

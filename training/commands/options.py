@@ -38,5 +38,8 @@ def device_of(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
         device = torch.device(given.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {given.device} cannot be used here: {error}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"--device {given.device} cannot be used here ({reason}): name another one, or leave it out to take what is there"
+        ) from error
     return device

@@ -47,7 +47,9 @@ def demo(out: Path, minutes: float) -> None:
         flags = {"model": archive, "data": data, "cache": out / "cache", "split": "test", "json": run_dir / "test.json"}
         run("training evaluate", env=s3.environment, **flags)
 
-        archives = {run_dir.name: archive}
+        starter = out / "starter.mar"
+        run("serving starter", to=starter)
+        archives = {run_dir.name: archive, "starter": starter}
         for name, model in archives.items():
             say(5, f"TorchServe on {model}")
             with server(model, s3.environment, out / "server.log") as url:
@@ -127,7 +129,7 @@ def report(out: Path, run_dir: Path, models: Sequence[str]) -> str:
         [
             *lines,
             "",
-            f"listen:         {out / 'stems'}",
+            f"listen:         {out / 'stems'}, and the starter's in {out / 'starter'}",
             f"compare runs:   {programs}/mlflow ui --backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}",
             f"serve it again: {programs}/python -m serving serve --model {run_dir / 'classic.mar'}",
             f"and ask it:     curl -T '{example}' http://127.0.0.1:8080/predictions/stemwright -o stems.zip",

@@ -1,4 +1,7 @@
-"""Averages of the weights over the steps: better than the last weights, and which decay is best only validation tells."""
+"""Averages of the weights over the steps, which score better than the last weights. Validation picks the best decay.
+
+Ours and not `torch.optim.swa_utils.AveragedModel`: that one copies a counter to the device in every step and waits for it.
+"""
 
 import copy
 
@@ -7,9 +10,9 @@ from torch import Tensor, nn
 
 
 class Average:
-    """A network whose weights are the exponential moving average of another's, with buffers such as a batch norm's.
+    """A network whose weights and buffers are the exponential moving average of another's.
 
-    The decay rises to its final value as (1 + steps) / (10 + steps), so that the weights of the start are soon forgotten.
+    The decay rises to its final value as (1 + steps) / (10 + steps), so that the first weights are soon forgotten.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -18,7 +21,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights after `step` steps. Nothing waits for the device."""
+        """Add the weights after `step` steps to the average. Nothing waits for the device."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averaged, current = tensors(self.network), tensors(network)
         floats = [name for name, tensor in averaged.items() if tensor.is_floating_point()]

@@ -1,4 +1,4 @@
-"""What training minimises; pure.
+"""The loss of training; pure.
 
 Axes: b batch, s stem, c channel, f bin, t frame.
 """
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 FLOOR = 0.1
-"""10 dB below the mixture; smaller errors count less and less. A logarithm alone makes as much of halving a small error as of
-halving a large one, so that songs known by heart and silent stems outweigh what is still to be learnt."""
+"""A share of the mixture's energy, 10 dB below it. Errors below this floor count less and less. Without it, halving a small
+error counts as much as halving a large one: songs known by heart and silent stems then outweigh all others."""
 
 SILENCE = 1e-3
 """An energy far below that of any sound: silence has no infinite score."""
@@ -19,12 +19,12 @@ SILENCE = 1e-3
 def relative_error_db(estimates: Tensor, references: Tensor) -> Tensor:
     """The energy of each stem's error against the mixture's, in dB, the mean over stems and examples.
 
-    Complex spectrograms (b, s, c, f, t), vocals first. A logarithm for each example, as the scores have, so that loud excerpts
-    and excerpts that are hard do not drown the others. Of large errors it is the SDR of a stem, reversed, up to a constant of
+    Takes complex spectrograms (b, s, c, f, t), vocals first. Each example has its own logarithm, as in the scores, so that
+    loud and hard excerpts do not drown the others. For large errors this is the negative SDR of a stem, up to a constant of
     the example.
 
-    The stems sum to the mixture, so that all but the vocals together have the error of the vocals. Where they are no stem of
-    their own, the accompaniment that is asked for by name, this counts for them, too.
+    The stems sum to the mixture, so the accompaniment has the error of the vocals. In a network of more than two stems that
+    error counts once more, for the accompaniment that people may ask for.
     """
     error = energy(estimates - references)
     if error.shape[1] > 2:
@@ -40,7 +40,7 @@ def energy(spectrograms: Tensor) -> Tensor:
 
 
 class Energy(torch.autograd.Function):
-    """What torch derives for a norm goes over all spectrograms five times, and takes a tenth of a step; this, once."""
+    """Sum of squared magnitudes with a gradient in one pass. The one that torch derives takes five, a tenth of a step."""
 
     @staticmethod
     def forward(context: Any, spectrograms: Tensor) -> Tensor:

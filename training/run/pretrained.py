@@ -18,7 +18,7 @@ def take_weights(network: nn.Module, spec: ModelSpec, archive: str) -> tuple[lis
     Returns the names of those that start fresh, and the archive's licences.
 
     `archive` is a .mar file, s3://…, runs:/… or models:/…. Raises ConfigError for another architecture or one of which
-    nothing fits, ArchiveError or StorageError where there is no archive.
+    nothing fits, ArchiveError or StorageError if there is no archive.
     """
     with tempfile.TemporaryDirectory() as folder:
         opened = read_archive(resolve(archive, Path(folder)))

@@ -1,4 +1,8 @@
-"""Where the time of a training step goes on this device, what limits it, and what to change."""
+"""The time of a training step by part on this device, the limit of the run, and the flag to change.
+
+The parts are timed here and not by `torch.profiler`: the command has to tell the time that the device waits for data, and a
+step without a watch.
+"""
 
 import os
 import resource
@@ -40,7 +44,7 @@ WELL_USED = 0.3
 
 @dataclass(frozen=True)
 class Profile:
-    """What a step of a run comes to on one device.
+    """The measurements of a step of a run on one device.
 
     `parts_s` has the parts of a step by name, each begun when the one before was over. In training they overlap: there a
     step takes `step_s`, `data_wait_s` of them until its batch is there. `exchange_s` is an exchange of gradients between the
@@ -72,7 +76,7 @@ class Profile:
         return self.flop / self.step_s / self.matrix_flop_per_s
 
     def table(self) -> str:
-        """A text table of the parts, and what they come to."""
+        """A text table of the parts, and of speed, arithmetic and memory."""
         batches, whole_s = self.config.batches, sum(self.parts_s.values())
         lines = [
             f"{self.config.preset} on {self.device} in {self.precision}: {batches.batch_size} excerpts of {batches.crop_s:g} s"
@@ -93,7 +97,7 @@ class Profile:
         return "\n".join(lines)
 
     def advice(self) -> str:
-        """What limits the run, and what to change."""
+        """A sentence: the limit of the run, and the flag to change."""
         size, exchange = self.config.batches.batch_size, self.exchange_s / self.step_s
         if self.data_wait > LONGEST_DATA_WAIT:
             return (
@@ -136,7 +140,7 @@ class Stopwatch:
 
 
 def profile(config: TrainConfig, steps: int, cache: Path, machine: Machine) -> Profile:
-    """Take so many steps as training does, and as many part by part; nothing is kept of them but what is in `cache`.
+    """Take so many steps as training does, and as many part by part. Only the cache keeps anything of them.
 
     Raises TrainingError or StemwrightError with one sentence on what is wrong.
     """

@@ -5,6 +5,7 @@ stay the same. `--batch-size` is that of all ranks together. Tensors on a GPU tr
 """
 
 import datetime
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,11 @@ class Ranks:
 
     def parallel(self, network: nn.Module) -> nn.Module:
         """The network with gradients that are the mean over the ranks. Its batch norms are to be `synced` before."""
-        return network if self.world_size == 1 else DistributedDataParallel(network, broadcast_buffers=False)
+        if self.world_size == 1:
+            return network
+        with warnings.catch_warnings():  # the successor of `broadcast_buffers` is not in every torch that is allowed
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(network, broadcast_buffers=False)
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over the ranks of a float tensor. Raises RankLost."""

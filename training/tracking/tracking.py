@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from serving.audio import Audio
 from serving.audio.audio_io import write
-from training.config import TrainConfig, leaves
+from training.config import TrainConfig, leaves, public_uri
 from training.errors import NotFinite, TrackingError
 from training.progress import say
 from training.tracking.experiment import NOTE_TAG, scores_link
@@ -187,7 +187,9 @@ class Tracker:
 
     def _say_link(self) -> None:
         if self._run.experiment_id is not None:
-            say(f"scores of all runs: {scores_link(without_password(self._uri), self._run.experiment_id)}")
+            say(
+                f"scores of all runs: {scores_link(public_uri() or without_password(self._uri), self._run.experiment_id)}"
+            )
 
     def _json_file(self, name: str, content: Any) -> Path:
         path = self._spool.new_file(name)

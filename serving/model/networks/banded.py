@@ -62,6 +62,7 @@ class Banded(Network):
             sum(band_bins) == spec.stft.bins - 1,  # the topmost bin takes the gains of its neighbour
             f"the bands have {sum(band_bins)} bins, the spectrogram has {spec.stft.bins - 1}",
         )
+        self.bins_heard = spec.stft.bins
         self.bands = Bands(band_bins, band_widths)
         depth, rows, top, bottom = len(channels) - 1, self.bands.rows, channels[0], channels[-1]
         require(rows % 2**depth == 0, f"{rows} rows cannot be halved {depth} times")

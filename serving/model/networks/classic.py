@@ -45,6 +45,7 @@ class Classic(Network):
             f"{self.bins} bins cannot be folded by {fold} and halved {depth} times: choose another fold, n_fft or depth",
         )
         rows, bottom = self.bins // fold, channels[-1]
+        self.bins_heard = spec.stft.bins
         self.fold = fold
         self.normalize = nn.BatchNorm1d(self.bins)
         self.unet = UNet(fold, channels, rows, Memory(bottom, rows // 2**depth, memory_inputs, memory_units))

@@ -21,6 +21,8 @@ class Network(nn.Module):
     """
 
     trained_channels = 1
+    bins_heard: int
+    """Bins of the spectrogram, f."""
 
     def forward(self, mixture: Tensor, core: Core | None = None) -> Tensor:
         """Stems that sum to the mixture. `core` runs in place of the network's own: it must give the same numbers."""

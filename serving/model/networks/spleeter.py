@@ -46,6 +46,7 @@ class Spleeter(Network):
             piece_frames > 0 and piece_frames % self.multiple == 0,
             f"pieces of {piece_frames} frames cannot be halved {len(channels)} times: choose a multiple of {self.multiple}",
         )
+        self.bins_heard = spec.stft.bins
         self.bins, self.piece_frames = bins, piece_frames
         self.vocals, self.accompaniment = MagnitudeUNet(channels), MagnitudeUNet(channels)
 

@@ -391,7 +391,7 @@ def test_slow_work_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
 def answered(
     body: dict[str, str], allowed: str, spec: ModelSpec, network: nn.Module, **headers: str
 ) -> tuple[Answered, bytes]:
-    """What a server that allows these addresses answers."""
+    """The answer of a server that allows these addresses."""
     answer = Answered("r1", {"content-type": "application/json; charset=utf-8", **headers}, limit_s=60)
     separator = Separator(spec, network, "cpu")
     answer.separate(separator, {"body": bytearray(json.dumps(body).encode())}, Bounds(reach=Reach.of(allowed, 10**7)))

@@ -21,14 +21,14 @@ from ts.utils.util import list_classes_from_module
 
 from serving.endpoint import handler
 from serving.endpoint.drain import Drain
-from serving.endpoint.handler import Handler
-from serving.errors import AudioTooLong
+from serving.endpoint.handler import Handler, device_of
+from serving.errors import AudioTooLong, ServerError
 from serving.model.archive import write_archive
 from serving.model.spec import ModelSpec
 
 
 class Socket:
-    """What a worker writes to."""
+    """The socket that a worker writes to."""
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
@@ -91,6 +91,19 @@ def test_describe_tells_the_facts_of_the_archive(served: Handler, tiny_spec: Mod
     assert json.dumps(facts)
 
 
+def test_a_device_that_is_not_there_is_named_and_nothing_else_is_taken() -> None:
+    assert device_of(None, None) == device_of("auto", None) == torch.device("cpu")
+    assert device_of("cpu", 0) == torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    for name in (f"cuda:{gpus}", f"cuda:{gpus + 3}"):
+        with pytest.raises(
+            ServerError, match=f"there is no {name} here, torch sees {gpus} GPUs: set STEMWRIGHT_DEVICE"
+        ):
+            device_of(name, None)
+    with pytest.raises(ServerError, match="there is no device gpu: set STEMWRIGHT_DEVICE to"):
+        device_of("gpu", None)
+
+
 @pytest.mark.parametrize(
     ("data", "headers", "status", "error"),
     [
@@ -139,7 +152,7 @@ def test_a_request_leaves_one_line_without_anything_of_the_song(
 
 
 def overhead(context: Context) -> int:
-    """What the protocol of TorchServe adds to the bytes of the pieces."""
+    """The bytes that the protocol of TorchServe adds to the pieces."""
     empty = context_for({})
     empty.request_processor = context.request_processor
     send_intermediate_predict_response([b""], empty.request_ids, "Intermediate", 200, empty)

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from serving.errors import ArchiveError, SpecError
+from serving.errors import ArchiveError
 from serving.model.archive import FORMAT_VERSION, Archive, read_archive, write_archive
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
@@ -233,7 +233,7 @@ def test_tensors_must_be_the_network_s(tiny_spec: ModelSpec, tiny_network: nn.Mo
 
 def test_an_unknown_architecture_is_named(archive: Path, tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
     write_archive(archive, replace(tiny_spec, architecture="later"), tiny_network, {})
-    with pytest.raises(SpecError, match="unknown architecture 'later'"):
+    with pytest.raises(ArchiveError, match="unknown architecture 'later'"):
         read_archive(archive).network()
 
 
@@ -243,3 +243,39 @@ def test_weights_are_readable_by_safetensors_alone(archive: Path, tiny_network: 
     assert sum(tensor.numel() for tensor in tensors.values()) == sum(
         tensor.numel() for tensor in tiny_network.state_dict().values()
     )
+
+
+@pytest.mark.parametrize(
+    "dimensions",
+    [
+        {"channels": [4, 4, 8], "fold": 0, "memory_inputs": 8, "memory_units": 4},
+        {"channels": [], "fold": 8, "memory_inputs": 8, "memory_units": 4},
+        {"channels": [4, 4, -8], "fold": 8, "memory_inputs": 8, "memory_units": 4},
+        {"channels": 4, "fold": 8, "memory_inputs": 8, "memory_units": 4},
+        {"channels": [4] * 60, "fold": 8, "memory_inputs": 8, "memory_units": 4},
+        {"fold": 8},
+    ],
+)
+def test_absurd_dimensions_are_an_archive_error(
+    tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module, dimensions: dict[str, object]
+) -> None:
+    write_archive(tmp_path / "x.mar", tiny_spec, tiny_network, {})
+    folder = tmp_path / "unpacked"
+    with zipfile.ZipFile(tmp_path / "x.mar") as archive:
+        archive.extractall(folder)
+    facts = json.loads((folder / "separator.json").read_text())
+    facts["model"]["dimensions"] = dimensions
+    (folder / "separator.json").write_text(json.dumps(facts))
+    with pytest.raises(ArchiveError, match="export"):
+        read_archive(folder).network()
+
+
+def test_an_archive_of_before_licences_opens(tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
+    write_archive(tmp_path / "x.mar", tiny_spec, tiny_network, {})
+    folder = tmp_path / "unpacked"
+    with zipfile.ZipFile(tmp_path / "x.mar") as archive:
+        archive.extractall(folder)
+    facts = json.loads((folder / "separator.json").read_text())
+    del facts["licences"]
+    (folder / "separator.json").write_text(json.dumps(facts))
+    assert read_archive(folder).licences.code == "unknown"

@@ -136,7 +136,7 @@ def test_a_batch_equals_its_windows_one_by_one(
 ) -> None:
     song = noise(channels, 7 * 44_100 + 1234)
     separator = Separator(spec, tiny_network, "cpu")
-    separator.bfloat16 = False  # its rounding depends on the order of sums
+    separator.engine.bfloat16 = False  # its rounding depends on the order of sums
     alone = np.stack(list(separator.separate(song, 44_100).values()))
     separator.batch_windows = windows
     together = np.stack(list(separator.separate(song, 44_100).values()))
@@ -211,7 +211,7 @@ def test_bfloat16_stays_50_db_from_float32(spec: ModelSpec, seed: int) -> None:
                 parameter.mul_(4)
     song = noise(2, 5 * 22_050, seed)
     exact, quick = Separator(spec, network, "cpu"), Separator(spec, network, "cpu")
-    exact.bfloat16, quick.bfloat16 = False, True
+    exact.engine.bfloat16, quick.engine.bfloat16 = False, True
     wanted, got = exact.separate(song, 22_050), quick.separate(song, 22_050)
     for stem in spec.stems:
         error = np.square(got[stem] - wanted[stem]).sum()
@@ -262,6 +262,6 @@ def test_a_key_is_undone_to_the_sample(spec: ModelSpec, key: int) -> None:
 def test_only_architectures_that_bear_bfloat16_run_in_it(
     spec: ModelSpec, tiny_network: nn.Module, tiny_banded: tuple[ModelSpec, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.model.separator.multiplies_bfloat16", lambda: True)
-    assert Separator(spec, tiny_network, "cpu").bfloat16
-    assert not Separator(*tiny_banded, "cpu").bfloat16
+    monkeypatch.setattr("serving.model.engines.eager.multiplies_bfloat16", lambda: True)
+    assert Separator(spec, tiny_network, "cpu").engine.bfloat16
+    assert not Separator(*tiny_banded, "cpu").engine.bfloat16

@@ -14,12 +14,12 @@ from training.evaluation.metrics import usdr
 from training.run.losses import relative_error_db
 
 RATE_HZ = 44_100
-STEPS = 500
+STEPS = 400
 
 
 def stems() -> np.ndarray:
-    """Half a second of four stereo stems (s, c, n) that lie over each other: a voice's harmonics, clicks, low tone, chord."""
-    rng, time_s = np.random.default_rng(0), np.arange(RATE_HZ // 2) / RATE_HZ
+    """A quarter second of four stereo stems (s, c, n) over each other: a voice's harmonics, clicks, low tone, chord."""
+    rng, time_s = np.random.default_rng(0), np.arange(RATE_HZ // 4) / RATE_HZ
     clicks = np.zeros(len(time_s))
     clicks[::6_000] = 1
     shapes = [

@@ -1,0 +1,138 @@
+"""OpenVINO on CPUs: it converts the core of a network from torch and runs it in float32 or bfloat16."""
+
+import logging
+import math
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import openvino
+import torch
+from torch import Tensor, nn
+
+from serving.errors import EngineError
+from serving.model.networks import Core, Network
+from serving.model.processor import computes_bfloat16
+
+logger = logging.getLogger(__name__)
+
+FLOAT32_DB = 80.0
+"""float32 agrees with torch to 130 dB and more. An engine below this distance computes something else."""
+
+BFLOAT16_DB = 45.0
+"""bfloat16 is taken if every stem of the test signal stays so far from float32's."""
+
+TEST_S = 3
+EXAMPLE_FRAMES = 64
+
+
+class OpenVinoEngine:
+    """A network whose core OpenVINO runs. Batches and frames may have any number."""
+
+    def __init__(self, network: Network, core: Core, precision: str, distance_db: float) -> None:
+        self.network, self.core = network, core
+        self.description = f"openvino, {precision}, {distance_db:.1f} dB from torch in float32"
+
+    def __call__(self, mixture: Tensor) -> Tensor:
+        stems: Tensor = self.network(mixture, self.core)
+        return stems
+
+    @classmethod
+    def start(cls, network: Network, weights_sha256: str, cache: Path) -> Self:
+        """The engine in the fastest precision that stays near enough to torch on a test signal.
+
+        Raises EngineError where float32 strays too far.
+        """
+        runtime = openvino.Core()
+        model = converted(network, runtime, weights_sha256, cache)
+        mixture = example_mixture(network)
+        with torch.inference_mode():
+            wanted = network(mixture)
+            if computes_bfloat16():
+                core = compiled(runtime, model, "bf16")
+                distance = distance_db(network(mixture, core), wanted)
+                if distance >= BFLOAT16_DB:
+                    return cls(network, core, "bfloat16", distance)
+                logger.info("bfloat16 is %.1f dB from float32, less than %.0f: float32 is taken", distance, BFLOAT16_DB)
+            core = compiled(runtime, model, "f32")
+            distance = distance_db(network(mixture, core), wanted)
+        if distance < FLOAT32_DB:
+            raise EngineError(
+                f"OpenVINO {openvino.get_version()} is {distance:.1f} dB from torch: set STEMWRIGHT_ENGINE=torch"
+            )
+        return cls(network, core, "float32", distance)
+
+
+def converted(network: Network, runtime: openvino.Core, weights_sha256: str, cache: Path) -> Any:
+    """The core as an OpenVINO model, from the cache, or converted now and put there under its final name when whole."""
+    version = openvino.get_version().split("-")[0]
+    kept = cache / f"core-{type(network).__name__.lower()}-{weights_sha256[:32]}-openvino-{version}"
+    if (kept / "core.xml").is_file():
+        return runtime.read_model(kept / "core.xml")
+    logger.info("converting the network for OpenVINO %s, once for these weights; it is kept in %s", version, cache)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # tracing warns of every shape that it follows; `start` compares the result with torch
+        model = openvino.convert_model(RealCore(network), example_input=network.core_example(EXAMPLE_FRAMES))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".core-") as folder:
+            whole = Path(folder, "whole")
+            whole.mkdir()
+            openvino.save_model(model, whole / "core.xml", compress_to_fp16=False)
+            if not kept.exists():  # another worker may have been faster
+                whole.rename(kept)
+    except OSError as error:
+        logger.warning("the conversion cannot be kept (%s): the next start converts again", error)
+    return model
+
+
+class RealCore(nn.Module):
+    """The core as a module, which is what OpenVINO converts."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.core(x)
+
+
+def compiled(runtime: openvino.Core, model: Any, precision: str) -> Core:
+    """The core, compiled with as many threads as torch has."""
+    hints = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = runtime.compile_model(model, "CPU", hints).create_infer_request()
+
+    def run(x: Tensor) -> Tensor:
+        (result,) = request.infer([x.contiguous().numpy()], share_inputs=True).values()
+        return torch.from_numpy(result.copy())  # the request writes into its own memory again
+
+    return run
+
+
+def example_mixture(network: Network) -> Tensor:
+    """A spectrogram (1, 2, f, t) of no song: partials of a gliding voice over noise that falls with frequency."""
+    generator = torch.Generator().manual_seed(0)
+    bins, frames = network.bins_heard, 32 * TEST_S
+    noise = torch.randn(1, 2, bins, frames, 2, generator=generator)
+    tilt = 30 / (1 + torch.arange(bins) / 20)
+    mixture = torch.view_as_complex(noise) * tilt[:, None]
+    pitch = 15 + 3 * torch.sin(torch.arange(frames) / 6)
+    for partial in range(1, 12):
+        rows = (partial * pitch).round().long() % bins
+        mixture[:, :, rows, torch.arange(frames)] += 400 / partial
+    return mixture
+
+
+def distance_db(found: Tensor, wanted: Tensor) -> float:
+    """The energy of the difference against that of the stem, of the stem that differs most."""
+    error = (found - wanted).abs().square().sum(dim=(0, 2, 3, 4))
+    energy = wanted.abs().square().sum(dim=(0, 2, 3, 4))
+    worst = float((error / (energy + 1e-12)).max())
+    return -10 * math.log10(max(worst, 1e-20))

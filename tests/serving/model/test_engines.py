@@ -1,0 +1,109 @@
+"""Engines: each gives torch's stems, and the choice among them is told."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from serving.errors import EngineError
+from serving.model.archive import write_archive
+from serving.model.engines import start_engine
+from serving.model.networks import Network
+from serving.model.separator import Separator
+from serving.model.spec import ModelSpec
+from tests.stubs import Share
+
+CPU = torch.device("cpu")
+
+openvino = pytest.importorskip("serving.model.engines.openvino", reason="the extra openvino is not installed")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+def mixtures(batch: int, channels: int, bins: int, frames: int) -> Tensor:
+    generator = torch.Generator().manual_seed(batch + frames)
+    return torch.randn(batch, channels, bins, frames, dtype=torch.complex64, generator=generator)
+
+
+@pytest.fixture(params=["classic", "banded"])
+def network(request: pytest.FixtureRequest, tiny_network: Network, tiny_banded: tuple[ModelSpec, Network]) -> Network:
+    return tiny_network if request.param == "classic" else tiny_banded[1]
+
+
+def test_openvino_gives_torchs_stems_for_any_batch_channels_and_frames(
+    network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "computes_bfloat16", lambda: False)
+    engine = openvino.OpenVinoEngine.start(network, type(network).__name__, cache)
+    assert "float32" in engine.description
+    with torch.inference_mode():
+        for batch, channels, frames in ((1, 2, 40), (3, 1, 9), (1, 5, 1), (2, 2, 70)):
+            mixture = mixtures(batch, channels, network.bins_heard, frames)
+            assert openvino.distance_db(engine(mixture), network(mixture)) > 80
+
+
+def test_a_conversion_is_kept_by_the_hash_of_the_weights(
+    tiny_network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[object] = []
+    convert = openvino.openvino.convert_model
+    monkeypatch.setattr(openvino.openvino, "convert_model", lambda *a, **k: (converted.append(1), convert(*a, **k))[1])
+    for weights in ("one", "one", "two"):
+        openvino.OpenVinoEngine.start(tiny_network, weights, tmp_path)
+    assert len(converted) == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("distance", "taken"), [(44.9, "float32"), (45.0, "bfloat16")])
+def test_bfloat16_is_taken_from_45_db_on(
+    tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch, distance: float, taken: str
+) -> None:
+    distances = iter([distance, 130.0])
+    monkeypatch.setattr(openvino, "computes_bfloat16", lambda: True)
+    monkeypatch.setattr(openvino, "distance_db", lambda *_: next(distances))
+    engine = openvino.OpenVinoEngine.start(tiny_network, "Classic", cache)
+    assert taken in engine.description
+
+
+def test_an_engine_that_strays_from_torch_is_not_taken(
+    tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(openvino, "distance_db", lambda *_: 30.0)
+    with pytest.raises(EngineError, match=r"30\.0 dB from torch"):
+        start_engine("openvino", "classic", tiny_network, CPU, "Classic", cache)
+    assert "torch" in start_engine("auto", "classic", tiny_network, CPU, "Classic", cache).description
+    assert "engine torch, because OpenVINO" in caplog.text
+
+
+def test_a_network_without_a_core_runs_in_torch(cache: Path) -> None:
+    network: nn.Module = Share(0.5, 0.5)
+    assert "torch" in start_engine("auto", "classic", network, CPU, "x", cache).description
+    with pytest.raises(EngineError, match="no real-valued core"):
+        start_engine("openvino", "classic", network, CPU, "x", cache)
+
+
+def test_a_missing_openvino_names_the_remedy(
+    tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.model.engines.find_spec", lambda _: None)
+    assert "torch" in start_engine("auto", "classic", tiny_network, CPU, "x", cache).description
+    with pytest.raises(EngineError, match="pip install"):
+        start_engine("openvino", "classic", tiny_network, CPU, "x", cache)
+
+
+def test_a_song_of_several_windows_is_the_same_in_both_engines(
+    tiny_spec: ModelSpec, tiny_network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "computes_bfloat16", lambda: False)
+    write_archive(tmp_path / "x.mar", tiny_spec, tiny_network, {})
+    song = torch.rand(2, 18 * 22_050, generator=torch.Generator().manual_seed(0)).numpy()
+    eager = Separator.open(tmp_path / "x.mar", CPU).separate(song, 22_050)
+    other = Separator.open(tmp_path / "x.mar", CPU, "openvino", tmp_path / "cache").separate(song, 22_050)
+    for stem, wanted in eager.items():
+        torch.testing.assert_close(torch.from_numpy(other[stem]), torch.from_numpy(wanted), rtol=0, atol=1e-5)
