@@ -142,7 +142,7 @@ def test_what_is_killed_is_done_by_the_next_run(
     assert_whole(buckets, to)
 
     summary = run(environment, model, to)
-    assert summary["done"] + summary["skipped"] == whole - times(2, 20)
+    assert summary["done"] + summary["skipped"] == whole - times(2, 20), journal(buckets, to)
     assert summary["failed"] == times(2, 20)
     assert_whole(buckets, to)
     assert len([name for name in stored(buckets, to) if name.endswith("stems.json")]) == whole - times(2, 20)
