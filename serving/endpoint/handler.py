@@ -114,7 +114,8 @@ class Handler:
 
     def count(self, answer: Answer, status: int, context: Any) -> None:
         count(context, metrics.REQUESTS, 1, str(int(status)))
-        count(context, metrics.MODEL_INFO, 1, self.separator.spec.architecture, self.facts["weights_sha256"])
+        labels = (self.separator.spec.architecture, self.facts["weights_sha256"], str(self.separator.device))
+        count(context, metrics.MODEL_INFO, 1, *labels)
         audio, seconds = answer.work.audio, answer.work.seconds
         if audio is not None:
             for part, spent in seconds.items():

@@ -20,7 +20,7 @@ WORK_S = Metric("stemwright_work_seconds_total", "counter", "s", ("part",))
 """By part: `decode`, `separate`, `encode`. Seconds of `separate` divided by windows are the time of one window."""
 REAL_TIME_FACTOR = Metric("stemwright_real_time_factor", "histogram", "ratio")
 """Seconds of work by seconds of audio, of whole songs."""
-MODEL_INFO = Metric("stemwright_model_info", "gauge", "count", ("architecture", "weights_sha256"))
+MODEL_INFO = Metric("stemwright_model_info", "gauge", "count", ("architecture", "weights_sha256", "device"))
 """Always 1; what is served is in the labels."""
 
 METRICS = (REQUESTS, AUDIO_S, WINDOWS, WORK_S, REAL_TIME_FACTOR, MODEL_INFO)

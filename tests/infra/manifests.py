@@ -54,7 +54,7 @@ def templates(value: Any) -> Iterator[Manifest]:
 def containers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]:
     """Every container after the spec of its pod."""
     for template in templates(manifests):
-        for container in template["spec"]["containers"]:
+        for container in [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]:
             yield template["spec"], container
 
 
@@ -189,7 +189,7 @@ def variables(manifests: list[Manifest]) -> Iterator[str]:
             for name in re.findall(r"\$\((\w+)\)", word):
                 if name != "JOB_COMPLETION_INDEX":
                     yield f"{container['name']} has no {name} for its arguments"
-        if "serve" in container["image"]:
+        if container["name"] == "serve":
             grace = float(environment(manifests, container).get("STEMWRIGHT_GRACE_PERIOD_S", 25))
             if pod["terminationGracePeriodSeconds"] < grace + 10:
                 yield f"{container['name']} is killed before its songs are finished"

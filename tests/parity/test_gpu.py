@@ -73,6 +73,11 @@ def losses(config: TrainConfig, device: torch.device, excerpts: Tensor, pieces: 
     return found
 
 
+def skip_where_weights_take_most(config: TrainConfig) -> None:
+    if config.preset == "spleeter":
+        pytest.skip("the limit is three times what one window takes, and the weights take most of that: eight fit")
+
+
 def test_augmentation_is_that_of_a_cpu(excerpts: Tensor) -> None:
     stems, draws = excerpts / 32768, chances(0, 0, 4, 4)
     on_cpu = augment(stems, draws)
@@ -87,7 +92,8 @@ def test_steps_are_those_of_a_cpu(config: TrainConfig, excerpts: Tensor) -> None
 
 def test_steps_in_half_precision_are_close(config: TrainConfig, excerpts: Tensor) -> None:
     wanted = losses(config, GPU, excerpts)
-    for precision in ("bfloat16", "float16"):
+    # Spleeter's sums leave the range of float16: its loss is NaN there.
+    for precision in ("bfloat16",) if config.preset == "spleeter" else ("bfloat16", "float16"):
         found = losses(dataclasses.replace(config, precision=precision), GPU, excerpts)
         np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=0.1, err_msg=precision)
 
@@ -132,6 +138,7 @@ def test_recorded_passes_are_those_of_the_network(
 def test_a_batch_of_windows_that_does_not_fit_is_halved(
     config: TrainConfig, limit_memory: Callable[[Callable[[], object]], None]
 ) -> None:
+    skip_where_weights_take_most(config)
     model = dataclasses.replace(config.model, chunk=ChunkSpec(length_s=20, overlap_s=1))
     separator = Separator(model, build(model), GPU)
     limit_memory(lambda: separator.separate(song(20), 44_100))
@@ -143,6 +150,7 @@ def test_a_batch_of_windows_that_does_not_fit_is_halved(
 def test_a_training_batch_that_does_not_fit_is_cut(
     config: TrainConfig, limit_memory: Callable[[Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    skip_where_weights_take_most(config)
     monkeypatch.setattr(Stepper, "record", lambda *_: None)
     alone = dataclasses.replace(config, batches=Batches(batch_size=1, crop_s=6.0), precision=None)
     together = dataclasses.replace(config, batches=Batches(batch_size=8, crop_s=6.0), precision=None)
