@@ -52,9 +52,9 @@ class Archive:
 
     spec: ModelSpec
     origin: Mapping[str, Any]
-    licences: Licences
     weights_sha256: str
     tensors: Mapping[str, Tensor]
+    licences: Licences = Licences()
 
     def network(self) -> Network:
         """The network with the archive's weights. Raises ArchiveError unless they match it tensor by tensor."""
@@ -138,7 +138,7 @@ def read_archive(path: Path) -> Archive:
         tensors = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
         raise ArchiveError(f"the weights in {path} are no safetensors ({error}): export the archive again") from error
-    return Archive(spec, origin, licences, found, tensors)
+    return Archive(spec, origin, found, tensors, licences)
 
 
 def read_member(path: Path, name: str) -> bytes:

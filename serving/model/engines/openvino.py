@@ -72,7 +72,9 @@ def converted(network: Network, runtime: openvino.Core, weights_sha256: str, cac
         return runtime.read_model(kept / "core.xml")
     logger.info("converting the network for OpenVINO %s, once for these weights; it is kept in %s", version, cache)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of every shape that it follows; `start` compares the result with torch
+        warnings.simplefilter(
+            "ignore"
+        )  # tracing warns of every shape that it follows; `start` compares the result with torch
         model = openvino.convert_model(RealCore(network), example_input=network.core_example(EXAMPLE_FRAMES))
     try:
         cache.mkdir(parents=True, exist_ok=True)

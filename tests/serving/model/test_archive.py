@@ -124,7 +124,7 @@ def test_it_opens_with_its_own_code_alone(archive: Path, tmp_path: Path, tiny_sp
 import sys
 sys.path[:] = [p for p in sys.path if p not in ("", {str(Path.cwd())!r})]
 sys.path.insert(0, {str(folder)!r})
-import numpy as np, serving.separator
+import numpy as np, serving.model.separator
 from pathlib import Path
 assert Path(serving.model.separator.__file__).is_relative_to({str(folder)!r}), serving.model.separator.__file__
 stems = serving.model.separator.Separator.open(Path({str(folder)!r}), "cpu").separate(np.load("song.npy"), 44_100)
