@@ -26,7 +26,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from serving.errors import ArchiveError, SpecError
-from serving.model.licences import CODE_LICENCE, Licences
+from serving.model.licences import CODE_LICENCE, UNSTATED, Licences
 from serving.model.networks import Network, build
 from serving.model.spec import ModelSpec
 
@@ -54,7 +54,7 @@ class Archive:
     origin: Mapping[str, Any]
     weights_sha256: str
     tensors: Mapping[str, Tensor]
-    licences: Licences = Licences()
+    licences: Licences = UNSTATED
 
     def network(self) -> Network:
         """The network with the archive's weights. Raises ArchiveError unless they match it tensor by tensor."""
@@ -126,7 +126,7 @@ def read_archive(path: Path) -> Archive:
                 f"{path} has format version {version}, this package reads {FORMAT_VERSION}: export it again"
             )
         spec, origin = ModelSpec.from_json(facts["model"]), facts["origin"]
-        licences = Licences.from_json(facts["licences"]) if "licences" in facts else Licences()  # of an older archive
+        licences = Licences.from_json(facts["licences"]) if "licences" in facts else UNSTATED  # of an older archive
     except (ValueError, KeyError, TypeError, SpecError) as error:
         raise ArchiveError(f"separator.json in {path} is damaged ({error}): export the archive again") from error
     found = hashlib.sha256(weights).hexdigest()
