@@ -179,7 +179,6 @@ def test_serving_is_complete_without_training() -> None:
                 "training/tracking/experiment.py",
                 "training/tracking/reach.py",
                 "training/tracking/registry.py",
-                "training/tracking/copying.py",
                 "training/tracking/runs.py",
                 "training/tracking/sweeps.py",
                 "training/tracking/stored_run.py",
