@@ -228,7 +228,9 @@ def names(archives: Sequence[str]) -> list[str]:
     for archive, its_parts in zip(archives, parts, strict=True):
         if parts.count(its_parts) > 1:
             raise ConfigError(f"{archive} is named twice: name each archive once")
-    for count in range(1, max(map(len, parts)) + 1):
+    # The last part of models:/name/3 alone tells nothing.
+    fewest = 2 if any(archive.startswith("models:/") and "@" not in archive for archive in archives) else 1
+    for count in range(fewest, max(map(len, parts)) + 1):
         shortened = ["/".join(its_parts[-count:]) for its_parts in parts]
         if len(set(shortened)) == len(shortened):
             break

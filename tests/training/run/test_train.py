@@ -88,6 +88,7 @@ def test_a_run_ends_with_an_archive_of_its_best_weights_and_everything_in_mlflow
     archive = read_archive(tmp_path / "run" / "classic.mar")
     best, facts = read_tensors(tmp_path / "run" / "best.safetensors")
     assert all(torch.equal(tensor, best[name]) for name, tensor in archive.tensors.items())
+    assert archive.licences.to_json() == facts.pop("licences")
     assert archive.origin == facts and facts["run_id"] == result.run_id
     assert read_archive(tmp_path / "published" / "copy.mar").weights_sha256 == archive.weights_sha256
 
