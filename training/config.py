@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from serving.errors import SpecError
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
-from serving.model.starter import SPEC as STARTER_SPEC
+from serving.model.starter_spec import SPEC as STARTER_SPEC
 from serving.version import commit
 from training.errors import ConfigError
 

@@ -19,6 +19,7 @@ KUBERNETES = Path(__file__).parent.parent.parent / "infra" / "kubernetes"
 SECRETS = {"stemwright-aws", "stemwright-proxy"}
 """What a user makes; infra/README.md says how."""
 VARIABLES = {f"STEMWRIGHT_{name.upper()}" for name in Settings.__dataclass_fields__} | {"MLFLOW_TRACKING_URI"}
+VARIABLES |= {"STEMWRIGHT_MLFLOW_PUBLIC_URL", "STEMWRIGHT_IMAGE"}  # of training/config.py
 OF_THE_PROGRAM = ("STEMWRIGHT_", "AWS_", "MLFLOW_")
 UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
