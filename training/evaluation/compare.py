@@ -48,7 +48,7 @@ Stems = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """What one archive, or one of the bounds, comes to on stems that are scored together. Only an archive has a cost, and
+    """The scores of one archive, or of a bound, on stems that are scored together. Only an archive has a cost, and
     it once."""
 
     name: str
@@ -238,7 +238,7 @@ def names(archives: Sequence[str]) -> list[str]:
 
 
 def sets(stems: Stems, among: Collection[Stems]) -> list[Stems]:
-    """What an archive is scored on: its own stems, and the pair where it can be made of them and another gives it."""
+    """The stems that an archive is scored on: its own, and the pair if it can be made of them and another gives it."""
     as_pair = PAIR in among and set(SOURCES) <= set(stems)
     return [stems, PAIR] if as_pair else [stems]
 

@@ -1,4 +1,4 @@
-"""What callers send: each input gives stems of its own rate, channels and length, or an error that says why not."""
+"""Songs as callers send them: each input gives stems of its own rate, channels and length, or an error that says why not."""
 
 import zipfile
 from io import BytesIO

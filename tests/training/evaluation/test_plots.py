@@ -70,14 +70,14 @@ def test_profile_figure_draws_a_bar_for_every_number(tmp_path: Path) -> None:
     assert [bar.get_height() for bar in means.patches] == [1.0, 2.0, 3.0]
     assert [bar.get_height() for bar in shares.patches] == [10.0, 20.0, 30.0, 5.0, 15.0, 25.0]
     assert means.patches[2].get_x() == pytest.approx(2 / 3 * 90 * 512 / RATE_HZ)
-    np.testing.assert_allclose(panel(figure, "Mask of vocals"), 0.25, atol=1e-3)
+    np.testing.assert_allclose(panel(figure, "Vocal mask"), 0.25, atol=1e-3)
     assert drawn(figure, tmp_path / "figure.png").std() > 0.1
 
 
 def test_profile_figure_without_a_mask_has_no_mask_panel() -> None:
     magnitude = np.ones((1025, 36), np.float32)
     figure = profile_figure(magnitude, None, [1.0] * 18, {"vocal band": [50.0] * 18}, RATE_HZ, 512)
-    assert "Mask of vocals" not in [axis.get_title() for axis in figure.axes]
+    assert "Vocal mask" not in [axis.get_title() for axis in figure.axes]
 
 
 def test_scatter_figure_draws_every_song_of_every_stem_in_a_panel_for_each_archive(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run takes from the archive that --init names."""
+"""The weights that a run takes from the archive of --init."""
 
 import dataclasses
 from pathlib import Path

@@ -252,7 +252,7 @@ def test_a_run_that_starts_from_an_archive_has_its_weights(config: TrainConfig, 
 def test_songs_that_arrive_later_are_trained_on_from_then_on_and_after_a_resume(
     config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the songs to train on, one is there at the start; a group of one more arrives when the run is at step 2."""
+    """One song to train on is there at the start; a group of one more arrives when the run is at step 2."""
     monkeypatch.setattr(training.data.supply, "ENOUGH_SONGS", 1)
     real_arrived, calls = Supply.arrived, itertools.count()
 
