@@ -75,7 +75,7 @@ class Settings:
     Kubernetes' `terminationGracePeriodSeconds` must be longer."""
     startup_timeout_s: int = 300
     engine: EngineName = "auto"
-    """What runs the network: torch, openvino, or auto: OpenVINO on a CPU if it is installed and agrees with torch."""
+    """The engine that runs the network: torch, openvino, or auto: OpenVINO on a CPU if it is there and agrees with torch."""
     run_dir: str | None = None
     """The folder through which the server tells its workers to stop. It sets this itself."""
     device: str | None = None

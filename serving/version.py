@@ -1,4 +1,4 @@
-"""What code this is: the version of the package and the commit that it was made from."""
+"""The identity of this code: the version of the package and the commit that it was made from."""
 
 import subprocess
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""What every test may use: a tiny model, and an environment without a deployment's or a user's settings."""
+"""Fixtures of every test: a tiny model, and an environment without a deployment's or a user's settings."""
 
 import os
 from collections.abc import Callable

@@ -150,7 +150,6 @@ def test_what_catches_everything_has_a_reason() -> None:
     assert {str(path.relative_to(ROOT)) for path in SERVING + TRAINING if catches_all(path)} == CATCH_ALL.keys()
 
 
-@pytest.mark.skip(reason="TO ENABLE: remove this line when every docstring is rewritten")
 def test_docstrings_name_the_thing_first() -> None:
     paths = SERVING + TRAINING + sorted((ROOT / "tests").rglob("*.py"))
     vague = [f"{p.relative_to(ROOT)}: {text}" for p in paths for text in docstrings(p) if starts_vaguely(text)]

@@ -84,7 +84,7 @@ def serving(model: Path, log: Path, environment: dict[str, str]) -> Iterator[Ser
             command("serve", "--model", str(model), "--port", "0"),
             stdout=output,
             stderr=output,
-            env=inherited | environment,
+            env=inherited | {"STEMWRIGHT_ENGINE": "torch"} | environment,
         )
         try:
             yield Server(process, log)

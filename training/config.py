@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from serving.errors import SpecError
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
-from serving.model.starter import SPEC as STARTER_SPEC
+from serving.model.starter_spec import SPEC as STARTER_SPEC
 from serving.version import commit
 from training.errors import ConfigError
 
@@ -301,7 +301,7 @@ def leaves(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def tracking_uri(run_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
-    """Where runs are tracked: MLFLOW_TRACKING_URI, else a SQLite store beside the run folder."""
+    """The address of MLflow: MLFLOW_TRACKING_URI, else a SQLite store beside the run folder."""
     return tracking_uri_given(environ) or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
 
 

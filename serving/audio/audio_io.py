@@ -31,7 +31,7 @@ Decoder = Callable[[], AbstractContextManager[Decoding]]
 MAX_CHANNELS = 8
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 LONG_S, BEGINNING_S = 600, 30
-"""Of a longer song, where its samples can be counted, only the beginning is decoded before it is worked on."""
+"""A longer song is decoded only in its beginning before work on it begins, if its samples can be counted."""
 MAX_TAG_LENGTH = 1_000
 
 

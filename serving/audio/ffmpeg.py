@@ -148,7 +148,7 @@ class Process:
             )
 
     def has_ended(self) -> bool:
-        """Whether the other end of the socket is closed."""
+        """True if the other end of the socket is closed."""
         try:
             return not self.door.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
         except BlockingIOError:

@@ -25,7 +25,7 @@ class Link:
     start: int
     stop: int
     rate_hz: int
-    """What granule positions count in, 0 where it is not known here."""
+    """The rate that granule positions count in, 0 if it is not known here."""
     granule: int = 0
     ends: bool = False
     has_sound: bool = False
@@ -79,7 +79,7 @@ def played_s(found: list[Link]) -> float:
 
 
 def rate_of(packet: bytes) -> int:
-    """What a stream's granule positions count in, by its first packet; 0 for a codec that is not known here."""
+    """The rate that a stream's granule positions count in, by its first packet; 0 for an unknown codec."""
     if packet.startswith(b"\x01vorbis") and len(packet) >= 16:
         return int.from_bytes(packet[12:16], "little")
     if packet.startswith(b"OpusHead"):

@@ -23,7 +23,7 @@ KBITS_PER_S = {
     (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-"""Of MPEG audio, by version and layer."""
+"""Samples of an MPEG audio frame, by version and layer."""
 
 
 @dataclass
@@ -149,7 +149,7 @@ def length_of_asf(file: BinaryIO) -> float | None:
 
 
 def lacks_bytes(file: BinaryIO) -> bool:
-    """Whether a RIFF file is shorter than its first chunk says."""
+    """True if a RIFF file is shorter than its first chunk says."""
     return 8 + int.from_bytes(os.pread(file.fileno(), 4, 4), "little") > size_of(file)
 
 
@@ -158,7 +158,7 @@ def size_of(file: BinaryIO) -> int:
 
 
 def ends_in_frame(decoder: Decoder, packets: Packets) -> bool:
-    """Whether a stream of frames ends inside one."""
+    """True if a stream of frames ends inside one."""
     if decoder.format not in STREAMS or not packets.last:
         return False
     if decoder.codec in EQUAL_BYTES:

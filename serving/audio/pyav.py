@@ -93,7 +93,7 @@ class Decoder:
 
 
 def keeps_index(file: BinaryIO) -> bool:
-    """Whether the file is an MP4 or CAF, which may have the index at the end."""
+    """True for MP4 and CAF, which may have the index at the end."""
     file.seek(0)
     head = file.read(8)
     return head[:4] == b"caff" or head[4:] == b"ftyp"

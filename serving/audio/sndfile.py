@@ -42,7 +42,7 @@ class ForwardDecoder(soundfile.SoundFile):  # type: ignore[misc]
 
 
 def reads(source: bytes | bytearray | Path) -> bool:
-    """Whether libsndfile is to decode a song. Not MPEG audio: it fails on large tags, junk and joined files."""
+    """True if libsndfile is to decode a song. Not MPEG audio: it fails on large tags, junk and joined files."""
     try:
         with as_file(source) as file:
             head = file.read(3)
@@ -140,7 +140,7 @@ def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.Part, name: str) -> Itera
 
 
 def at_end(file: BinaryIO | ogg.Part) -> bool:
-    """Whether libsndfile has read all of the file."""
+    """True if libsndfile has read all of the file."""
     try:
         descriptor = file.fileno()
     except io.UnsupportedOperation:

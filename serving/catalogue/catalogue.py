@@ -18,6 +18,7 @@ from serving.catalogue.worker import Form
 from serving.errors import RequestError
 from serving.model.archive import read_archive
 from serving.model.source import resolve
+from serving.settings import Settings
 from serving.songs.request import stems_named
 from serving.storage.storage import store_file
 
@@ -63,7 +64,10 @@ def catalogue(
         archive = resolve(model, Path(folder))
         stems_named(form.stems, read_archive(archive).spec)
         weights = archive.read_bytes()
-    with connected(gpus_per_worker) as cluster, journal(to, price_per_hour) as (summary, write):
+    with (
+        connected(gpus_per_worker, Settings.from_env().engine) as cluster,
+        journal(to, price_per_hour) as (summary, write),
+    ):
         references, count = cluster.put(tasks(songs, to))
         if not count:
             raise RequestError(f"there are no songs below {songs}: name a bucket's folder with audio files")

@@ -10,6 +10,7 @@ from typing import Any
 from serving.catalogue.task import Outcome, Task
 from serving.catalogue.worker import Form, Worker
 from serving.errors import RequestError
+from serving.settings import EngineName
 
 try:
     import pyarrow
@@ -28,6 +29,7 @@ class Cluster:
     """The processors that workers may take: as many workers as fit, each with its share."""
 
     gpus_per_worker: float = 0
+    engine: EngineName = "auto"
 
     def put(self, tasks: Iterable[Task]) -> tuple[list[Any], int]:
         """Keep tasks in Ray's object store; gives the references and the number of tasks."""
@@ -44,7 +46,7 @@ class Cluster:
         songs = ray.data.from_arrow_refs(references).repartition(target_num_rows_per_block=1)
         done = songs.map(
             Actor,  # type: ignore[arg-type]  # a class is called with its instance
-            fn_constructor_args=(ray.put(archive), form, "cuda" if self.gpus_per_worker else None),
+            fn_constructor_args=(ray.put(archive), form, "cuda" if self.gpus_per_worker else "cpu", self.engine),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=None),
             num_cpus=1,
             num_gpus=self.gpus_per_worker,
@@ -65,16 +67,16 @@ class Cluster:
 class Actor:
     """A `Worker` as Ray Data calls it: a row in, a row out."""
 
-    def __init__(self, archive: bytes, form: Form, device: str | None) -> None:
+    def __init__(self, archive: bytes, form: Form, device: str, engine: EngineName) -> None:
         # Ray Data hands on a reference as it is where it stands inside the arguments.
-        self.worker = Worker(ray.get(archive) if isinstance(archive, ray.ObjectRef) else archive, form, device)
+        self.worker = Worker(ray.get(archive) if isinstance(archive, ray.ObjectRef) else archive, form, device, engine)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return self.worker(Task(**row)).to_json()
 
 
 @contextmanager
-def connected(gpus_per_worker: float) -> Iterator[Cluster]:
+def connected(gpus_per_worker: float, engine: EngineName) -> Iterator[Cluster]:
     """Connect to the cluster, or start Ray on this machine for as long as the block lasts."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs a traceback for every lost worker
     try:
@@ -87,6 +89,6 @@ def connected(gpus_per_worker: float) -> Iterator[Cluster]:
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # the songs of a lost block are named at the end
     try:
-        yield Cluster(gpus_per_worker)
+        yield Cluster(gpus_per_worker, engine)
     finally:
         ray.shutdown()

@@ -16,6 +16,7 @@ from serving.catalogue.task import Outcome, Task
 from serving.errors import SpecError, StemwrightError, StorageError
 from serving.model.separator import Separator
 from serving.model.spec import STEMS, Quality
+from serving.settings import EngineName, cache_folder
 from serving.songs.fact_sheet import FactSheet, SongFile
 from serving.songs.request import Request, stems_named
 from serving.storage.storage import StoredFile, delete, fetch_file, find_file, is_remote, list_files, store_file
@@ -38,11 +39,11 @@ class Form:
 class Worker:
     """Separates songs with the model of an archive, given as its bytes."""
 
-    def __init__(self, archive: bytes, form: Form, device: str | None) -> None:
+    def __init__(self, archive: bytes, form: Form, device: str | None, engine: EngineName) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.mar")
             path.write_bytes(archive)
-            self.separator = Separator.open(path, device)
+            self.separator = Separator.open(path, device, engine, cache_folder())
         self.request = form.request(self.separator)
 
     def __call__(self, task: Task) -> Outcome:

@@ -26,7 +26,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from serving.errors import ArchiveError, SpecError
-from serving.model.licences import CODE_LICENCE, Licences
+from serving.model.licences import CODE_LICENCE, UNSTATED, Licences
 from serving.model.networks import Network, build
 from serving.model.spec import ModelSpec
 
@@ -42,9 +42,9 @@ class Archive:
 
     spec: ModelSpec
     origin: Mapping[str, Any]
-    licences: Licences
     weights_sha256: str
     tensors: Mapping[str, Tensor]
+    licences: Licences = UNSTATED
 
     def network(self) -> Network:
         """The network with the archive's weights. Raises ArchiveError unless they match it tensor by tensor."""
@@ -134,7 +134,7 @@ def read_archive(path: Path) -> Archive:
                 f"{path} has format version {version}, this package reads {FORMAT_VERSION}: export it again"
             )
         spec, origin = ModelSpec.from_json(facts["model"]), facts["origin"]
-        licences = Licences.from_json(facts["licences"]) if "licences" in facts else Licences()  # of an older archive
+        licences = Licences.from_json(facts["licences"]) if "licences" in facts else UNSTATED  # of an older archive
     except (ValueError, KeyError, TypeError, SpecError) as error:
         raise ArchiveError(f"separator.json in {path} is damaged ({error}): export the archive again") from error
     found = hashlib.sha256(weights).hexdigest()
@@ -146,7 +146,7 @@ def read_archive(path: Path) -> Archive:
         tensors = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
         raise ArchiveError(f"the weights in {path} are no safetensors ({error}): export the archive again") from error
-    return Archive(spec, origin, licences, found, tensors)
+    return Archive(spec, origin, found, tensors, licences)
 
 
 def read_member(path: Path, name: str) -> bytes:

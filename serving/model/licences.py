@@ -65,6 +65,10 @@ class Licences:
         return cls(**{name: facts[name] for name in names}, started_from=cls.from_json(before) if before else None)
 
 
+UNSTATED = Licences()
+"""The licences of an archive that states none."""
+
+
 def strictness(licence: str) -> int:
     """0 for a licence that allows commercial use, 1 for an unknown one, 2 for a non-commercial one."""
     plain = licence.lower().replace("_", "-")

@@ -1,4 +1,4 @@
-"""What the processor can do, and how much of it this container may use."""
+"""The abilities of the processor, and the share of it that this container may use."""
 
 import math
 import os

@@ -125,7 +125,7 @@ class Separator:
             yield self.stems_of(window, estimates, rates_hz)
 
     def heard(self, window: Audio, rate_hz: float) -> Tensor:
-        """What the network takes (c, n) for one window (c, n)."""
+        """The network's input (c, n), at the model's rate, for one window (c, n)."""
         if not np.isfinite(window).all():
             raise AudioError("the audio has samples that are not finite (NaN or infinity): export it again")
         at_model_rate = resample(window, rate_hz, self.spec.audio.sample_rate_hz)

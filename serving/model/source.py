@@ -1,4 +1,4 @@
-"""Where a model archive comes from: a path, object storage, a run or a registry; the only file of serving that names mlflow.
+"""Sources of a model archive: a path, object storage, a run or a registry; the only file of serving that names mlflow.
 
 starter                        the model to begin with, made once from an installed package
 song.mar, /models/x.mar        a file

@@ -107,7 +107,7 @@ class ModelSpec:
         return (*self.stems, "accompaniment") if derived else self.stems
 
     def rows_of(self, stem: str) -> list[int]:
-        """Where the parts of an offered stem are among the model's own."""
+        """The rows of an offered stem's parts among the model's own stems."""
         parts = {stem} if stem in self.stems else set(self.stems) - {"vocals"}
         return [row for row, name in enumerate(self.stems) if name in parts]
 

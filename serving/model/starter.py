@@ -18,7 +18,7 @@ from serving.errors import ArchiveError
 from serving.model.archive import write_archive
 from serving.model.licences import CODE_LICENCE, Licences
 from serving.model.networks import Network, build
-from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from serving.model.starter_spec import SPEC
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +34,6 @@ FILES = {
     ),
 }
 """The file of each stem's U-Net in the package, and its sha256."""
-
-SPEC = ModelSpec(
-    architecture="spleeter",
-    dimensions={"bins": 1024, "piece_frames": 512, "channels": (16, 32, 64, 128, 256, 512)},
-    stems=("vocals", "accompaniment"),
-    audio=AudioSpec(sample_rate_hz=44_100),
-    stft=StftSpec(n_fft=4096, hop_samples=1024),
-    chunk=ChunkSpec(length_s=11, overlap_s=1),  # 474 frames: a window is one piece
-)
 
 LICENCES = Licences(
     code=CODE_LICENCE,

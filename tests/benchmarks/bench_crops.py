@@ -1,4 +1,4 @@
-"""What a crop costs beside other ways to read it: python -m pytest -s tests/benchmarks/bench_crops.py
+"""The cost of a crop beside other ways to read it: python -m pytest -s tests/benchmarks/bench_crops.py
 
 A crop is all stems of one example. On one thread, with the files in the page cache; ratios of one run on one machine.
 """

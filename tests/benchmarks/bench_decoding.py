@@ -1,4 +1,4 @@
-"""What it costs to decode songs: python -m pytest -s tests/benchmarks/bench_decoding.py
+"""The cost of decoding songs: python -m pytest -s tests/benchmarks/bench_decoding.py
 
 Ratios of one run on one machine: rivals take turns. Inputs are made here, but for MUSDB18's excerpts, where
 STEMWRIGHT_EXCERPTS names a folder `train` of `.stem.mp4` files.

@@ -1,4 +1,4 @@
-"""What the presets cost on a GPU, to train and to separate with: python -m pytest -s tests/benchmarks/bench_gpu.py"""
+"""The cost of the presets on a GPU, to train and to separate with: python -m pytest -s tests/benchmarks/bench_gpu.py"""
 
 import dataclasses
 import time

@@ -1,4 +1,4 @@
-"""What a long song costs the browser: python -m pytest -q -s tests/benchmarks/bench_page.py
+"""The cost of a long song in the browser: python -m pytest -q -s tests/benchmarks/bench_page.py
 
 Ten minutes of 44.1 kHz stereo, four stems, from a real server to Debian's Chromium. Memory is the resident memory of the
 tab's process, looked at five times a second from the drop until a while of playing; asserted is the bound of 1.5 GB.

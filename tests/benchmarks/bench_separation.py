@@ -1,4 +1,4 @@
-"""What separating costs beside the bare network: python -m pytest -s tests/benchmarks/bench_separation.py
+"""The cost of separating beside the bare network: python -m pytest -s tests/benchmarks/bench_separation.py
 
 Ratios of one run on one machine; nothing is asserted about absolute times.
 """

@@ -1,4 +1,4 @@
-"""What TorchServe adds to a separation, and what many callers and long songs cost:
+"""The time that TorchServe adds to a separation, and the cost of many callers and long songs:
 
     python -m pytest -s tests/benchmarks/bench_serving.py
 

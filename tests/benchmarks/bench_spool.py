@@ -1,4 +1,4 @@
-"""What logging and saving take from a run: python -m pytest -s tests/benchmarks/bench_spool.py
+"""The share of a run that logging and saving take: python -m pytest -s tests/benchmarks/bench_spool.py
 
 Processor time of this process, all its threads together, beside the time that the run lasts; asserted is the 1 % that a
 run may give for both. A run logs every ten steps, here five times a second, and saves every five minutes.

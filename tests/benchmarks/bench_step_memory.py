@@ -1,4 +1,4 @@
-"""What a training step of the `studio` presets keeps for its backward pass, counted over the tensors that are saved.
+"""The memory that a training step of the `studio` presets keeps for its backward pass, counted over the tensors that are saved.
 
 python -m pytest -q -s tests/benchmarks/bench_step_memory.py
 """
@@ -14,7 +14,7 @@ from training.run.losses import relative_error_db
 
 EXCERPT_S = 10
 COPIES = 6
-"""Of the weights in float32: they, their gradients, two moments and two averages."""
+"""Bytes of the weights in float32: they, their gradients, two moments and two averages."""
 
 
 @pytest.mark.parametrize("preset", ["studio", "studio-small"])

@@ -1,4 +1,4 @@
-"""What a step of training costs beside other ways to take it: python -m pytest -s tests/benchmarks/bench_training.py
+"""The cost of a training step beside other ways to take it: python -m pytest -s tests/benchmarks/bench_training.py
 
 On a GPU where there is one. Ratios of one run on one machine; rivals take turns, so that both meet what else it does.
 RESULTS.md has what was measured. Open-Unmix comes in when its package is on the path; torchaudio, which it imports for
@@ -49,7 +49,7 @@ Steps = Callable[[], None]
 
 
 def seconds_a_step(*rivals: Steps) -> list[float]:
-    """Of each rival, in its fastest turn, after one that is not counted."""
+    """Seconds of each rival in its fastest turn, after one that is not counted."""
     fastest = [float("inf")] * len(rivals)
     for turn in range(TURNS + 1):
         for index, steps in enumerate(rivals):

@@ -17,8 +17,9 @@ from serving.settings import Settings
 
 KUBERNETES = Path(__file__).parent.parent.parent / "infra" / "kubernetes"
 SECRETS = {"stemwright-aws", "stemwright-proxy"}
-"""What a user makes; infra/README.md says how."""
+"""Secrets that a user makes; infra/README.md says how."""
 VARIABLES = {f"STEMWRIGHT_{name.upper()}" for name in Settings.__dataclass_fields__} | {"MLFLOW_TRACKING_URI"}
+VARIABLES |= {"STEMWRIGHT_MLFLOW_PUBLIC_URL", "STEMWRIGHT_IMAGE"}  # of training/config.py
 OF_THE_PROGRAM = ("STEMWRIGHT_", "AWS_", "MLFLOW_")
 UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -166,7 +167,7 @@ def references(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def jobs(manifests: list[Manifest]) -> Iterator[str]:
-    """What an API server refuses of a Job, and names of pods that must resolve."""
+    """Rules by which an API server refuses a Job, and names of pods that must resolve."""
     for name, job in named(manifests, "Job").items():
         spec, pod = job["spec"], job["spec"]["template"]["spec"]
         if "podFailurePolicy" in spec and pod["restartPolicy"] != "Never":

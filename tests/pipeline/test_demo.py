@@ -1,5 +1,6 @@
 """The main job with real parts, in miniature: S3, training, MLflow, TorchServe, HTTP; and nothing left running after it."""
 
+import re
 from pathlib import Path
 
 import mlflow
@@ -22,7 +23,7 @@ def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
         demo(tmp_path, minutes=0.02)
         report = capfd.readouterr().out
         assert (
-            f"{run}        the mixture" in report
+            re.search(rf"{run} +starter +the mixture", report)
             and "vocals" in report
             and f"{run}/classic.mar" in report.replace("\\", "/")
         )

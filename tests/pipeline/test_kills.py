@@ -42,7 +42,9 @@ def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_
         batches=Batches(batch_size=2, crop_s=0.3),
         validation=Validation(validations=2, valid_excerpt_s=1.5),
     )
-    run(config, tmp_path / "whole")
+    process = forked(run, config, tmp_path / "whole")
+    process.join()
+    assert process.exitcode == 0
     assert final_state(tmp_path / "whole")
 
     rng, wanted = random.Random(0), times(2, 20)

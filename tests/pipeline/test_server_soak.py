@@ -1,4 +1,4 @@
-"""What a server goes through in a year, in minutes: hostile bodies, killed workers, many callers. All of it with --soak."""
+"""A year of a server in minutes: hostile bodies, killed workers, many callers. All of it with --soak."""
 
 import random
 import time

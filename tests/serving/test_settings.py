@@ -31,6 +31,7 @@ def test_every_setting_has_a_variable() -> None:
         "STEMWRIGHT_STARTUP_TIMEOUT_S": "40",
         "STEMWRIGHT_RUN_DIR": "/run",
         "STEMWRIGHT_DEVICE": "cpu",
+        "STEMWRIGHT_ENGINE": "torch",
     }
     assert environ.keys() == {f"STEMWRIGHT_{name.upper()}" for name in vars(Settings())}
     settings = Settings.from_env(environ)

@@ -48,7 +48,7 @@ Stems = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """What one archive, or one of the bounds, comes to on stems that are scored together. Only an archive has a cost, and
+    """The scores of one archive, or of a bound, on stems that are scored together. Only an archive has a cost, and
     it once."""
 
     name: str
@@ -228,7 +228,9 @@ def names(archives: Sequence[str]) -> list[str]:
     for archive, its_parts in zip(archives, parts, strict=True):
         if parts.count(its_parts) > 1:
             raise ConfigError(f"{archive} is named twice: name each archive once")
-    for count in range(1, max(map(len, parts)) + 1):
+    # The last part of models:/name/3 alone tells nothing.
+    fewest = 2 if any(archive.startswith("models:/") and "@" not in archive for archive in archives) else 1
+    for count in range(fewest, max(map(len, parts)) + 1):
         shortened = ["/".join(its_parts[-count:]) for its_parts in parts]
         if len(set(shortened)) == len(shortened):
             break
@@ -236,7 +238,7 @@ def names(archives: Sequence[str]) -> list[str]:
 
 
 def sets(stems: Stems, among: Collection[Stems]) -> list[Stems]:
-    """What an archive is scored on: its own stems, and the pair where it can be made of them and another gives it."""
+    """The stems that an archive is scored on: its own, and the pair if it can be made of them and another gives it."""
     as_pair = PAIR in among and set(SOURCES) <= set(stems)
     return [stems, PAIR] if as_pair else [stems]
 

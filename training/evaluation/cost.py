@@ -1,4 +1,4 @@
-"""What a model costs to run: its size, its arithmetic, its speed on a device, and the memory it takes.
+"""The cost of running a model: its size, its arithmetic, its speed on a device, and the memory it takes.
 
 Axes: r row (what the network takes for one excerpt), c channel, f bin, t frame, n sample.
 """
@@ -35,7 +35,7 @@ KERNEL_STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs.
+    """The cost of a model.
 
     `gmac_per_s` are the 10⁹ multiply-adds of matrix products and convolutions for a second of stereo, `real_time_factor`
     the seconds that separating a second of it takes. `peak_bytes` is the memory at most: what torch takes of a GPU's, the
@@ -52,7 +52,7 @@ class Cost:
 
 
 def cost(archive: Path, device: torch.device) -> Cost:
-    """What the model of an archive costs on a device. Raises ArchiveError, or OutOfMemory where the device is too small."""
+    """The cost of an archive's model on a device. Raises ArchiveError, or OutOfMemory if the device is too small."""
     opened = read_archive(archive)
     network = opened.network()
     real_time_factor, peak_bytes = speed_and_memory(archive, device)

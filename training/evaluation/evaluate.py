@@ -80,7 +80,7 @@ class Evaluation:
 
     @property
     def blocks(self) -> Iterator[SongScores]:
-        """What a table shows: all songs, then each song."""
+        """The rows of a table: all songs, then each song."""
         yield SongScores(f"all {len(self.songs)} songs", self.stems)
         yield from self.songs
 

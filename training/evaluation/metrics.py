@@ -71,7 +71,7 @@ def energy(audio: Audio) -> Scores:
 
 
 def silent(frames: Audio) -> NDArray[np.bool_]:
-    """Whether any stem is silent in a frame: (k,) of frames (s, k, c, n)."""
+    """True (k,) for frames (s, k, c, n) in which any stem is silent."""
     sounding: NDArray[np.bool_] = (frames.sum(axis=2) != 0).any(axis=-1).all(axis=0)
     return ~sounding
 

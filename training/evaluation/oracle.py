@@ -1,4 +1,4 @@
-"""What a mask could do that knew the true stems: the ideal ratio mask, a row to read a model's scores against.
+"""The ideal ratio mask, which knows the true stems: a row to read a model's scores against.
 
 M_j = |S_j| / Σ_k |S_k| over the stems' spectrograms S_k, each channel by itself, and the stem j is M_j times the mixture's
 spectrogram, with the mixture's phase (IRM1 of SiSEC 2018, arXiv:1804.06267). Models that predict complex spectrograms may
@@ -18,7 +18,7 @@ from serving.model.spec import ModelSpec
 from serving.model.spectrogram import Stft
 
 SILENCE = 1e-12
-"""Where all stems are quieter than this there is nothing to share out."""
+"""All stems below this are silent: there is nothing to share out."""
 
 
 def ideal_ratio_mask(references: Audio, rate_hz: int, spec: ModelSpec) -> Audio:

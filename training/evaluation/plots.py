@@ -29,11 +29,11 @@ MEL_BANDS = 128
 LOUDNESS = {"cmap": "magma", "vmin": -70, "vmax": 0}
 SHARE = {"cmap": "cividis", "vmin": 0, "vmax": 1}
 SILENCE = 1e-4
-"""What counts as silent, as a share of the peak magnitude (-80 dB): there is nothing there to give to anyone."""
+"""The magnitude that counts as silent, as a share of the peak (-80 dB): there is nothing there to give to anyone."""
 
 STEM_COLOURS = dict(zip(STEMS, ("#d1495b", "#00798c", "#6a4c93", "#edae49", "#3d5a80"), strict=True))
 LOWEST_DB = -10
-"""Of what is worse, as of a stem that is silent, no picture is drawn: it would push all else into a corner."""
+"""A worse score, as of a silent stem, is not drawn: it would push all else into a corner."""
 LABELLED = 4
 
 

@@ -24,7 +24,7 @@ class Compared:
 
 
 def origins(archives: Mapping[str, Path]) -> dict[str, Mapping[str, Any]]:
-    """What each archive says of where it comes from, by its name."""
+    """The origin that each archive states, by its name."""
     return {name: read_archive(path).origin for name, path in archives.items()}
 
 

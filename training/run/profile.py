@@ -39,7 +39,7 @@ MATRIX_S = 0.5
 LONGEST_DATA_WAIT = 0.02
 LONGEST_EXCHANGE = 0.2
 WELL_USED = 0.3
-"""Of the matrix rate; norms, activations and the LSTM keep a U-Net from much more."""
+"""Share of the matrix rate; norms, activations and the LSTM keep a U-Net from much more."""
 
 
 @dataclass(frozen=True)

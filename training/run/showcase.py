@@ -90,7 +90,7 @@ def show_archive(tracker: Tracker, archive: Path) -> None:
         preset=origin["preset"],
         stems=tuple(opened.spec.stems),
         step=origin["step"],
-        licence=str(origin.get("licence", "not stated")),
+        licence=opened.licences.weights,
         data=origin["data"],
         data_digest=origin["data_digest"],
         scores={"best/usdr_db": mean_usdr(origin), **scores},

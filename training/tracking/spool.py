@@ -1,4 +1,4 @@
-"""What a run reports, on disk until it is sent: a journal of operations, and a thread that sends them in order.
+"""The reports of a run, on disk until they are sent: a journal of operations, and a thread that sends them in order.
 
 Knows nothing of who receives them. A receiver that is slow, hangs or is gone costs the run nothing but disk.
 """
@@ -57,7 +57,7 @@ class Spool:
             self._size_bytes += written
 
     def new_file(self, name: str) -> Path:
-        """Where to write a file that an operation is going to name by its path relative to the folder."""
+        """A path for a file that an operation is going to name, relative to the folder."""
         with self._explained():
             path = self.folder / "files" / uuid.uuid4().hex / name
             path.parent.mkdir(parents=True)

@@ -31,7 +31,7 @@ FEATURES = 3
 """For each bin: the log magnitude, and the compressed complex number's two parts."""
 
 PHASE_WEIGHT = 0.1
-"""Of the complex parts and of the gains at a right angle at the start, beside magnitudes and masks: what is learnt first is
+"""Weight of the complex parts, and of the gains at a right angle, at the start, beside magnitudes and masks: learnt first is
 told by magnitudes, and phases are noise until then."""
 
 FRAMES = 2
@@ -117,7 +117,7 @@ class Banded(Network):
 
 
 def features(channel: Tensor) -> Tensor:
-    """What the network is told of one channel (b, t, f): (b, t, FEATURES, f), whatever its level."""
+    """Features (b, t, FEATURES, f) of one channel (b, t, f); its level does not change them."""
     real, imaginary = channel.real, channel.imag
     power = real.square() + imaginary.square()
     level = power.mean(dim=(1, 2), keepdim=True) + 1e-10

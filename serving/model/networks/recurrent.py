@@ -1,4 +1,4 @@
-"""What the U-Nets have at the bottom: LSTMs that read whole frames, or rows and frames in turn.
+"""The bottom of the U-Nets: LSTMs that read whole frames, or rows and frames in turn.
 
 Axes: b batch, c channel, r row, t frame.
 """

@@ -7,6 +7,6 @@ CHANNEL = -3
 
 
 def sum_and_difference(pair: Tensor) -> Tensor:
-    """Of the two channels of spectrograms (…, 2, f, t) or (…, 2, t, f). Twice is double: half of it is middle and sides."""
+    """Sum and difference of the two channels of spectrograms (…, 2, f, t) or (…, 2, t, f): twice the middle and the sides."""
     one, other = pair.unbind(CHANNEL)
     return torch.stack([one + other, one - other], dim=CHANNEL)

@@ -55,7 +55,9 @@ def test_lossless_formats_keep_every_channel(
 def test_an_mp3_keeps_its_length(channels: int, rate_hz: int, samples: int) -> None:
     audio = tones(channels, samples, rate_hz)
     encoding = Encoding("mp3", "MPEG_LAYER_III", rate_hz, channels, samples, TAGS)
-    back, back_rate_hz = read(encoded(audio, encoding))
+    # By libsndfile: FFmpeg reads 530 samples where there is one at a low rate.
+    frames, back_rate_hz = soundfile.read(io.BytesIO(encoded(audio, encoding)), dtype="float32", always_2d=True)
+    back = frames.T
     assert (back.shape, back_rate_hz) == (audio.shape, rate_hz)
     inner = slice(500, -500)  # the codec smears what begins and ends at once, and turns low rates down by 5 %
     np.testing.assert_allclose(back[:, inner], audio[:, inner], rtol=0, atol=0.03)

@@ -1,4 +1,4 @@
-"""What callers send: each input gives stems of its own rate, channels and length, or an error that says why not."""
+"""Songs as callers send them: each input gives stems of its own rate, channels and length, or an error that says why not."""
 
 import zipfile
 from io import BytesIO
@@ -12,10 +12,10 @@ from serving.audio import Audio
 from serving.errors import AudioError, AudioTooLong, StemwrightError, UnsupportedAudio
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
-from serving.songs.request import Request
+from serving.songs.request import Limits, Request
 
 ALL = Request(("vocals", "accompaniment"), "wav", zipped=True)
-MAX_DURATION_S = 3600
+LIMITS = Limits(duration_s=3600)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ BAD: dict[str, tuple[bytes, type[StemwrightError]]] = {
 @pytest.mark.parametrize("what", GOOD)
 def test_right_stems(separator: Separator, what: str) -> None:
     song, rate_hz = soundfile.read(BytesIO(GOOD[what]), dtype="float32", always_2d=True)
-    with zipfile.ZipFile(BytesIO(b"".join(ALL.answer(separator, GOOD[what], MAX_DURATION_S)))) as answer:
+    with zipfile.ZipFile(BytesIO(b"".join(ALL.answer(separator, GOOD[what], LIMITS)))) as answer:
         stems = [soundfile.read(BytesIO(answer.read(f"{s}.wav")), dtype="float32", always_2d=True) for s in ALL.stems]
     assert all(rate == rate_hz and stem.shape == song.shape for stem, rate in stems)
     np.testing.assert_allclose(stems[0][0] + stems[1][0], song, rtol=0, atol=1e-4)
@@ -71,5 +71,5 @@ def test_right_stems(separator: Separator, what: str) -> None:
 def test_a_clear_error(separator: Separator, what: str) -> None:
     content, error = BAD[what]
     with pytest.raises(error) as told:
-        next(ALL.answer(separator, content, MAX_DURATION_S))
+        next(ALL.answer(separator, content, LIMITS))
     assert ": " in str(told.value)  # what is wrong: what to do

@@ -177,7 +177,7 @@ def test_work_beyond_the_time_limit_is_refused_and_costs_nothing_more(served: Ha
 
 def test_an_answer_over_its_time_is_cut_between_windows(served: Handler) -> None:
     context = context_for({"Accept": "audio/wav", "X-Stems": "vocals"})
-    slow = served.separator.network
+    slow = served.separator.engine.network
 
     class Slow(nn.Module):
         def forward(self, mixture: torch.Tensor) -> torch.Tensor:
@@ -185,7 +185,7 @@ def test_an_answer_over_its_time_is_cut_between_windows(served: Handler) -> None
             stems: torch.Tensor = slow(mixture)
             return stems
 
-    served.separator.network = Slow()
+    served.separator.engine.network = Slow()
     served.settings = replace(served.settings, request_timeout_s=1)
     with pytest.raises(AudioTooLong):
         served.handle([{"body": song(seconds=150)}], context)
@@ -194,7 +194,7 @@ def test_an_answer_over_its_time_is_cut_between_windows(served: Handler) -> None
 
 def test_a_server_that_stops_finishes_what_it_works_on_and_refuses_the_rest(served: Handler, tmp_path: Path) -> None:
     served.drain = Drain(tmp_path)
-    network = served.separator.network
+    network = served.separator.engine.network
     at_work = threading.Event()
 
     class Announcing(nn.Module):
@@ -204,7 +204,7 @@ def test_a_server_that_stops_finishes_what_it_works_on_and_refuses_the_rest(serv
             stems: torch.Tensor = network(mixture)
             return stems
 
-    served.separator.network = Announcing()
+    served.separator.engine.network = Announcing()
     answers: list[list[Any]] = []
     worker = threading.Thread(target=lambda: answers.append(served.handle([{"body": song()}], context_for({}))))
     assert served.drain.quiet
@@ -251,16 +251,16 @@ class Failing(nn.Module):
 
 
 def test_a_full_device_costs_one_request(served: Handler) -> None:
-    whole = served.separator.network
-    served.separator.network = Failing(torch.OutOfMemoryError("CUDA out of memory"), good_windows=0)
+    whole = served.separator.engine.network
+    served.separator.engine.network = Failing(torch.OutOfMemoryError("CUDA out of memory"), good_windows=0)
     code, _, body = refused(served, {"body": song()}, {})
     assert (code, body["error"]) == (503, "ServerError")
-    served.separator.network = whole
+    served.separator.engine.network = whole
     assert served.handle([{"body": song()}], context_for({})) == [b""]
 
 
 def test_a_bug_is_logged_and_not_told(served: Handler, caplog: pytest.LogCaptureFixture) -> None:
-    served.separator.network = Failing(ZeroDivisionError("secret"), good_windows=0)
+    served.separator.engine.network = Failing(ZeroDivisionError("secret"), good_windows=0)
     with caplog.at_level(logging.ERROR):
         code, phrase, body = refused(served, {"body": song()}, {})
     assert (code, phrase, body["error"]) == (500, "Internal Server Error", "StemwrightError")
@@ -269,7 +269,7 @@ def test_a_bug_is_logged_and_not_told(served: Handler, caplog: pytest.LogCapture
 
 
 def test_an_answer_that_has_begun_is_cut_not_finished(served: Handler) -> None:
-    served.separator.network = Failing(ZeroDivisionError("late"), good_windows=2)
+    served.separator.engine.network = Failing(ZeroDivisionError("late"), good_windows=2)
     context = context_for({"Accept": "audio/wav", "X-Stems": "vocals"})
     with pytest.raises(ZeroDivisionError):
         served.handle([{"body": song(seconds=100)}], context)

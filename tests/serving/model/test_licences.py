@@ -9,11 +9,9 @@ from serving.errors import LicenceError
 from serving.model.archive import read_archive, write_archive
 from serving.model.licences import Licences
 from serving.model.spec import ModelSpec
-from training.data.data_set import VALIDATION_NAMES
-from training.data.licence import data_licence
+from training.data.data_set import MUSDB18_LICENCE
 
 FREE = Licences("Apache-2.0", "MIT", "private songs", "a package")
-MUSDB18 = data_licence([*VALIDATION_NAMES, "A - B"], stated="own")
 
 
 def test_licences_survive_an_archive(tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
@@ -36,18 +34,12 @@ def test_own_songs_on_free_weights_are_commercial() -> None:
     Licences.of_training("own", "run 1", FREE).require_commercial("x.mar")
 
 
-@pytest.mark.parametrize("data", [MUSDB18, "CC-BY-NC-4.0", "unknown", "my-licence"])
+@pytest.mark.parametrize("data", [MUSDB18_LICENCE, "CC-BY-NC-4.0", "unknown", "my-licence"])
 def test_the_strictest_licence_is_kept_through_fine_tuning(data: str) -> None:
     strict = Licences.of_training(data, "run 1", FREE)
     assert strict.weights == data
     with pytest.raises(LicenceError, match="weights"):
         Licences.of_training("own", "run 2", strict).require_commercial("x.mar")
-
-
-def test_musdb18_is_known_by_its_songs_and_own_songs_by_what_is_stated() -> None:
-    assert "non-commercial" in MUSDB18
-    assert data_licence(["A - B"], "CC0-1.0") == "CC0-1.0"
-    assert data_licence(["A - B"], None) == "unknown"
 
 
 @pytest.mark.parametrize("facts", [[], {}, {"code": 1, "weights": "", "data": "", "source": ""}])

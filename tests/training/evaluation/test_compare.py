@@ -162,6 +162,10 @@ def test_summed_up() -> None:
         (["runs/first/classic.mar", "/other/second/classic.mar"], ["first/classic", "second/classic"]),
         (["s3://b/x.mar", "models:/stemwright@champion", "y.mar"], ["x", "stemwright@champion", "y"]),
         (["x.mar", "runs/x.mar"], ["x", "runs/x"]),
+        (
+            ["models:/stemwright-2stems/1", "models:/stemwright-2stems/2"],
+            ["stemwright-2stems/1", "stemwright-2stems/2"],
+        ),
         (["runs:/1f/archive", "runs:/2f/archive"], ["1f/archive", "2f/archive"]),
     ],
 )

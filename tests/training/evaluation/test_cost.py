@@ -1,4 +1,4 @@
-"""What a model costs: counted where a formula knows it, measured where it can be told from something else."""
+"""The cost of a model: counted where a formula knows it, measured where it can be told from something else."""
 
 import os
 import signal

@@ -192,4 +192,4 @@ def test_progress_is_shown_only_when_asked_for(
     evaluate(separator, songs, progress=False)
     assert capsys.readouterr().err == ""
     evaluate(separator, songs, progress=True)
-    assert "1/1" in capsys.readouterr().err
+    assert "1 of 1" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def noise(stems: int, seconds: float = 3.3, channels: int = 2, rate_hz: int = RA
 
 
 def bands(audio: np.ndarray, rate_hz: int) -> np.ndarray:
-    """Of stem k (c, n) only what lies between 1,000 k + 100 and 1,000 k + 900 Hz."""
+    """Stem k (c, n) between 1,000 k + 100 and 1,000 k + 900 Hz."""
     hz = np.fft.rfftfreq(audio.shape[-1], 1 / rate_hz)
     kept = [(hz > 1_000 * k + 100) & (hz < 1_000 * k + 900) for k in range(len(audio))]
     filtered = [np.fft.irfft(np.fft.rfft(stem) * band, audio.shape[-1]) for stem, band in zip(audio, kept, strict=True)]

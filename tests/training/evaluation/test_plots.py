@@ -44,7 +44,7 @@ def test_spectrogram_figure_shows_each_audio_in_its_panel(tmp_path: Path) -> Non
     voice, music = tone(440), tone(3000)
     figure = spectrogram_figure(voice + music, voice, voice, RATE_HZ)
     mixture, target, estimate, mask = (
-        panel(figure, title) for title in ("Mixture", "Target vocals", "Estimated vocals", "Vocal mask")
+        panel(figure, title) for title in ("Mixture", "Target vocals", "Estimated vocals", "Mask of vocals")
     )
     np.testing.assert_array_equal(target, estimate)
     of_voice, of_music = target.mean(axis=1).argmax(), (mixture - target).mean(axis=1).argmax()
@@ -58,7 +58,7 @@ def test_spectrogram_figure_shows_each_audio_in_its_panel(tmp_path: Path) -> Non
 def test_spectrogram_figure_of_silence_is_dark(tmp_path: Path) -> None:
     silence = np.zeros((1, RATE_HZ), np.float32)
     figure = spectrogram_figure(silence, silence, silence, RATE_HZ)
-    assert np.all(panel(figure, "Vocal mask") == 0)
+    assert np.all(panel(figure, "Mask of vocals") == 0)
     assert drawn(figure, tmp_path / "figure.png").shape[2] == 4
 
 

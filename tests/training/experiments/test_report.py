@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def compared(tiny_spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Comparison, Collector]:
-    """Of two songs with a quarter of the energy in the vocals, "even" gives them a quarter and "loud" all."""
+    """Two songs have a quarter of their energy in the vocals: "even" gives them a quarter and "loud" all."""
     songs = [StemFolder(name, write_folder(tmp_path / name, samples=132_300)) for name in ("A - <0>", "B - 1")]
     spec = replace(tiny_spec, audio=replace(tiny_spec.audio, sample_rate_hz=44_100))
     found = {"even": Separator(spec, Share(0.25, 0.75), CPU), "loud": Separator(spec, Share(0.9, 0.1), CPU)}

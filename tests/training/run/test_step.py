@@ -22,6 +22,8 @@ BATCH = 4
 class Mask(nn.Module):
     """A mask of its own for each bin: a network without statistics of the batch."""
 
+    trained_channels = 1
+
     def __init__(self, bins: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.linspace(-1, 1, bins)[:, None])

@@ -88,6 +88,7 @@ def test_a_run_ends_with_an_archive_of_its_best_weights_and_everything_in_mlflow
     archive = read_archive(tmp_path / "run" / "classic.mar")
     best, facts = read_tensors(tmp_path / "run" / "best.safetensors")
     assert all(torch.equal(tensor, best[name]) for name, tensor in archive.tensors.items())
+    assert archive.licences.to_json() == facts.pop("licences")
     assert archive.origin == facts and facts["run_id"] == result.run_id
     assert read_archive(tmp_path / "published" / "copy.mar").weights_sha256 == archive.weights_sha256
 
@@ -251,7 +252,7 @@ def test_a_run_that_starts_from_an_archive_has_its_weights(config: TrainConfig, 
 def test_songs_that_arrive_later_are_trained_on_from_then_on_and_after_a_resume(
     config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the songs to train on, one is there at the start; a group of one more arrives when the run is at step 2."""
+    """One song to train on is there at the start; a group of one more arrives when the run is at step 2."""
     monkeypatch.setattr(training.data.supply, "ENOUGH_SONGS", 1)
     real_arrived, calls = Supply.arrived, itertools.count()
 

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def test_the_average_that_separates_best_is_chosen_with_its_scores(
     tiny_spec: ModelSpec, tmp_path: Path, better_is: str
 ) -> None:
-    """Of songs whose vocals are the softer stem, to take all for vocals is worse than to take all for the accompaniment."""
+    """Vocals are the softer stem: to take all for vocals is worse than to take all for the accompaniment."""
     write_songs(tmp_path / "songs", train=2, test=2, seconds=2, seed=0)
     songs = list_dataset(str(tmp_path / "songs"), tmp_path / "work").test
     better, worse = Average(Share(0.1, 0.9), 0.99), Average(Share(0.9, 0.1), 0.999)
