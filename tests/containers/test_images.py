@@ -147,7 +147,7 @@ def test_a_stopped_run_goes_on_where_it_was(s3: S3Server, tmp_path: Path) -> Non
     ]
     container = docker("run", "-d", *flags, image, *train, "--steps", "10000").stdout.strip()
     try:
-        wait_for_line(container, ", step ")
+        wait_for_line(container, "; step ")
         docker("stop", "--time", "30", container)
         assert json.loads(docker("inspect", container).stdout)[0]["State"]["ExitCode"] == 143
         stopped = int(docker("logs", container).stderr.rsplit("stopped at step ", 1)[1].split(";")[0])
