@@ -129,7 +129,7 @@ def report(out: Path, run_dir: Path, models: Sequence[str]) -> str:
         [
             *lines,
             "",
-            f"listen:         {out / 'stems'}, and the starter's in {out / 'starter'}",
+            f"listen:         {out / 'stems'}",
             f"compare runs:   {programs}/mlflow ui --backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}",
             f"serve it again: {programs}/python -m serving serve --model {run_dir / 'classic.mar'}",
             f"and ask it:     curl -T '{example}' http://127.0.0.1:8080/predictions/stemwright -o stems.zip",
