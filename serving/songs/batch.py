@@ -22,6 +22,7 @@ SUFFIXES = {
         ".flac",
         ".ogg",
         ".oga",
+        ".ogv",
         ".opus",
         ".spx",
         ".mp3",
