@@ -155,7 +155,7 @@ def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.Part, name: str) -> Itera
 
 
 def position(file: BinaryIO | ogg.Part) -> int:
-    """Where libsndfile has read up to."""
+    """The place up to which libsndfile has read."""
     try:
         return os.lseek(file.fileno(), 0, os.SEEK_CUR)
     except io.UnsupportedOperation:

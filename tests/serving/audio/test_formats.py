@@ -233,7 +233,7 @@ class TestHeadsOfPipes:
 
 
 class TestFlac:
-    """What stands behind the last frame is no part of the song."""
+    """A FLAC ends with its last frame: a tag behind it is no part of the song, another FLAC is one song too many."""
 
     @pytest.mark.parametrize("behind", [b"TAG" + bytes(125), bytes(100_000)], ids=["ID3v1", "zeros"])
     @pytest.mark.parametrize("seconds", [0.01, 3.0])
