@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from serving.model.networks import build
 from serving.model.spec import ModelSpec
-from serving.storage.storage import no_progress
+from serving.storage.progress import no_progress
 from training.config import TrainConfig
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops, batches

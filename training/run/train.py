@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from serving.model.spec import ModelSpec
-from serving.storage.storage import exists, fetch_file, no_progress
+from serving.storage.progress import no_progress
+from serving.storage.storage import exists, fetch_file
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
 from training.config import TrainConfig, provenance, read_config, tracking_uri
