@@ -10,7 +10,7 @@ from torch import Tensor
 from serving.model.networks import build
 from serving.model.spectrogram import Stft
 from training.config import PRESETS, Budget
-from training.run.losses import relative_error_db
+from training.optimization.losses import relative_error_db
 
 EXCERPT_S = 10
 COPIES = 6

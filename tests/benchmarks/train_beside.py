@@ -33,10 +33,10 @@ from training.data.data_set import list_dataset
 from training.data.decoded import decode
 from training.data.song import SOURCES
 from training.evaluation.evaluate import Evaluation, evaluate_song
+from training.optimization.machine import Machine
+from training.optimization.precision import Precision, prepare
+from training.optimization.step import FULL_SCALE
 from training.progress import ProgressBar
-from training.run.machine import Machine
-from training.run.precision import Precision, prepare
-from training.run.step import FULL_SCALE
 from training.run.train import Places, train
 
 NARROW = {

@@ -18,7 +18,7 @@ from tests.processes import forked
 from training.checkpoints.tensor_file import read_tensors
 from training.config import Batches, Budget, TrainConfig, Validation, classic
 from training.demo.songs import write_songs
-from training.run.machine import Machine
+from training.optimization.machine import Machine
 from training.run.train import Places, train
 
 pytestmark = pytest.mark.slow

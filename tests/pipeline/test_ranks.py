@@ -18,9 +18,9 @@ from training.config import Batches, Budget, Optimization, TrainConfig, Validati
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
 from training.errors import RankLost
-from training.run.machine import Machine
-from training.run.ranks import Ranks
-from training.run.state import RunState
+from training.optimization.machine import Machine
+from training.optimization.ranks import Ranks
+from training.optimization.state import RunState
 from training.run.train import Places, train
 
 pytestmark = pytest.mark.slow

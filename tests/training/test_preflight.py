@@ -18,9 +18,9 @@ from training.config import Batches, Budget, TrainConfig, Validation, classic
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
 from training.errors import ConfigError, TrackingError
+from training.optimization.machine import Machine
 from training.preflight import preflight
 from training.run.export import publish
-from training.run.machine import Machine
 from training.run.train import Places, Result, train
 
 

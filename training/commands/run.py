@@ -50,9 +50,9 @@ def add(commands: Commands) -> None:
 
 
 def run_train(given: argparse.Namespace) -> int:
+    from training.optimization.machine import Machine
+    from training.optimization.ranks import Ranks
     from training.progress import say
-    from training.run.machine import Machine
-    from training.run.ranks import Ranks
     from training.run.train import Places, train
 
     ranks = Ranks(*launched())
@@ -77,9 +77,9 @@ def configuration(given: argparse.Namespace) -> TrainConfig:
 
 
 def run_profile(given: argparse.Namespace) -> int:
-    from training.run.machine import Machine
+    from training.optimization.machine import Machine
+    from training.optimization.ranks import Ranks
     from training.run.profile import profile
-    from training.run.ranks import Ranks
 
     ranks = Ranks(*launched())
     machine = Machine(device_of(given, ranks.local_rank), ranks)

@@ -16,10 +16,10 @@ from training.__main__ import main
 from training.config import PRESETS, Batches, Budget, TrainConfig, classic
 from training.data.crops import Crops
 from training.data.decoded import DecodedSong
-from training.run.machine import Machine
+from training.optimization.machine import Machine
+from training.optimization.state import RunState
+from training.optimization.step import Stepper
 from training.run.profile import Profile, Stopwatch, matrix_rate, measure, step_flop
-from training.run.state import RunState
-from training.run.step import Stepper
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARTS = ("data wait", "to device", "augment, STFT", "forward", "backward", "optimizer", "rest")

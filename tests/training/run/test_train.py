@@ -31,10 +31,10 @@ from training.data.supply import Supply
 from training.demo.songs import write_songs
 from training.errors import ConfigError, NotFinite, OutOfMemory
 from training.evaluation.evaluate import Score, SongScores, evaluate_song
-from training.run.machine import Machine
-from training.run.ranks import Ranks
-from training.run.schedule import schedule
-from training.run.step import Stepper
+from training.optimization.machine import Machine
+from training.optimization.ranks import Ranks
+from training.optimization.schedule import schedule
+from training.optimization.step import Stepper
 from training.run.train import Places, Result, stored_config, train
 from training.run.validate import Scored, Validator
 

@@ -10,7 +10,7 @@ from serving.model.spec import ModelSpec
 from training.checkpoints.tensor_file import read_tensors, write_tensors
 from training.config import Budget, TrainConfig, classic
 from training.errors import CheckpointError
-from training.run.state import RunState, load_network, optimizer_of
+from training.optimization.state import RunState, load_network, optimizer_of
 
 CPU = torch.device("cpu")
 
