@@ -22,8 +22,8 @@ TOP_LEVEL = {
 MAY_IMPORT = {
     "training/__main__": "training/commands training/run training/errors serving/version serving/errors",
     "training/commands": "training/doctor training/demo training/experiments training/run training/optimization "
-    "training/evaluation training/tracking training/data training/progress training/config "
-    "training/errors serving/__main__ serving/model",
+    "training/evaluation training/tracking training/data training/progress training/flags "
+    "training/presets training/config training/errors serving/__main__ serving/model",
     "training/doctor": "training/preflight training/optimization training/tracking training/errors serving/endpoint "
     "serving/model serving/storage serving/version serving/errors",
     "training/demo": "training/evaluation training/config training/errors serving/audio serving/storage",
@@ -35,13 +35,16 @@ MAY_IMPORT = {
     "serving/version serving/errors",
     "training/optimization": "training/checkpoints training/data training/progress training/config training/errors "
     "serving/model",
-    "training/evaluation": "training/data training/progress training/config training/errors serving/model serving/audio",
+    "training/evaluation": "training/data training/progress training/presets training/config training/errors "
+    "serving/model serving/audio",
     "training/tracking": "training/progress training/config training/errors serving/audio serving/storage",
     "training/checkpoints": "training/progress training/errors serving/storage serving/errors",
     "training/data": "training/transfer training/progress training/errors serving/model serving/audio serving/storage "
     "serving/errors",
     "training/transfer": "training/progress training/errors serving/storage serving/errors",
     "training/progress": "",
+    "training/flags": "training/presets training/config training/errors serving/model",
+    "training/presets": "training/config serving/model",
     "training/config": "training/errors serving/model serving/version serving/errors",
     "training/errors": "",
     "serving/__init__": "serving/client serving/model",

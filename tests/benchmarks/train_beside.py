@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from serving.audio import Audio
 from serving.model.spec import ModelSpec, Quality
-from training.config import PRESETS, Batches, Budget, TrainConfig, Validation
+from training.config import Batches, Budget, TrainConfig, Validation
 from training.data.augment import chances, samples_to_cut
 from training.data.crops import Crops, batches
 from training.data.data_set import list_dataset
@@ -36,6 +36,7 @@ from training.evaluation.evaluate import Evaluation, evaluate_song
 from training.optimization.machine import Machine
 from training.optimization.precision import Precision, prepare
 from training.optimization.step import FULL_SCALE
+from training.presets import PRESETS
 from training.progress import ProgressBar
 from training.run.train import Places, train
 

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from training.commands.options import DATA, Commands, add_cache, add_device, device_of
-from training.config import PRESETS, TrainConfig, add_flags, launched, resumed, started
+from training.config import TrainConfig, launched
+from training.flags import add_flags, resumed, started
+from training.presets import PRESETS
 
 PLACE = "name.mar, s3://bucket/name.mar, or a folder or prefix, which gets <preset>-<name of the run folder>.mar"
 

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 import training.optimization.step
 from serving.model.spec import ModelSpec
-from training.config import Batches, Budget, TrainConfig, classic
+from training.config import Batches, Budget, TrainConfig
 from training.errors import NotFinite, OutOfMemory
 from training.optimization.losses import relative_error_db
 from training.optimization.machine import Machine
 from training.optimization.state import RunState, optimizer_of
 from training.optimization.step import SKIPPED_IN_A_ROW, Stepper
+from training.presets import classic
 
 CPU = torch.device("cpu")
 BATCH = 4

@@ -24,7 +24,7 @@ from serving.model.archive import read_archive
 from serving.model.spec import ModelSpec
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.config import Batches, Budget, TrainConfig, Validation
 from training.data.crops import AHEAD
 from training.data.decoded import DecodedSong
 from training.data.supply import Supply
@@ -35,6 +35,7 @@ from training.optimization.machine import Machine
 from training.optimization.ranks import Ranks
 from training.optimization.schedule import schedule
 from training.optimization.step import Stepper
+from training.presets import classic
 from training.run.train import Places, Result, stored_config, train
 from training.run.validate import Scored, Validator
 
