@@ -271,7 +271,14 @@ def run_catalogue(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     form = Form(options.stems or "", options.format, options.bit_depth, options.quality)
-    summary = catalogue(options.songs, options.to, options.model, form, options.gpus_per_worker, options.price_per_hour)
+    summary = catalogue(
+        options.songs,
+        options.to,
+        options.model,
+        form,
+        gpus_per_worker=options.gpus_per_worker,
+        price_per_hour=options.price_per_hour,
+    )
     print(json.dumps(summary.to_json(options.price_per_hour), indent=2))
     return 1 if summary.states["failed"] else 0
 

@@ -70,6 +70,15 @@ class Batches:
     batch_size: int = flag(4, "excerpts in a step", POSITIVE)
     crop_s: float = flag(3.0, "length of an excerpt in seconds", POSITIVE)
 
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio in a step."""
+        return self.batch_size * self.crop_s
+
+    def crop_samples(self, rate_hz: int) -> int:
+        """The length of an excerpt after augmentation."""
+        return round(self.crop_s * rate_hz)
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -134,7 +143,7 @@ class TrainConfig:
     @property
     def crop_samples(self) -> int:
         """The length of an excerpt at the model's rate, after augmentation."""
-        return round(self.batches.crop_s * self.model.audio.sample_rate_hz)
+        return self.batches.crop_samples(self.model.audio.sample_rate_hz)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

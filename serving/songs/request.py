@@ -134,7 +134,7 @@ class Request:
         An error leaves nothing new behind. Raises as `open_audio` does, and OSError.
         """
         work = work or Work()
-        for done in self.writing(separator, source, folder, limits, work, song):
+        for done in self.writing(separator, source, folder, limits=limits, work=work, song=song):
             on_progress("separate", done, work.audio.samples if work.audio else 0)
         return self.paths(folder)
 
@@ -143,6 +143,7 @@ class Request:
         separator: "Separator",
         source: Source,
         folder: Path,
+        *,
         limits: Limits = NO_LIMITS,
         work: Work | None = None,
         song: SongFile | None = None,
@@ -168,7 +169,10 @@ class Request:
             encoding = Encoding.like(song.info, self.audio_format, self.bit_depth)
 
             def describe(written: Mapping[str, Written]) -> bytes:
-                return self.fact_sheet(separator, song, file or SongFile.of(source), encoding, written, work).to_json()
+                sheet = self.fact_sheet(
+                    separator, song, file=file or SongFile.of(source), encoding=encoding, written=written, work=work
+                )
+                return sheet.to_json()
 
             yield self.stems_of(separator, song, work), encoding, describe
 
@@ -183,6 +187,7 @@ class Request:
         self,
         separator: "Separator",
         song: Song,
+        *,
         file: SongFile,
         encoding: Encoding,
         written: Mapping[str, Written],

@@ -103,6 +103,7 @@ class Crops:
         batch_size: int,
         crop_samples: int,
         seed: int,
+        *,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:

@@ -74,6 +74,7 @@ def decode(
     stems: Sequence[str],
     cache_dir: Path,
     progress: Progress = no_progress,
+    *,
     stopping: Event | None = None,
 ) -> list[DecodedSong]:
     """Decode each song to the sample rate of `audio`, with the given stems in their order; reuse what `cache_dir` holds.

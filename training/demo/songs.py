@@ -80,7 +80,7 @@ class Score:
 
 
 def write_songs(
-    folder: Path, train: int, test: int, seconds: float, seed: int, progress: Progress = no_progress
+    folder: Path, *, train: int, test: int, seconds: float, seed: int, progress: Progress = no_progress
 ) -> None:
     """Write songs as FOLDER/{train,test}/<Artist - Title>/{mixture,drums,bass,other,vocals}.wav, PCM_16 stereo.
 

@@ -119,7 +119,9 @@ def tour(song: Path, separator: Separator | None, out: Path) -> str:
     percents = {"vocal band, 85-1,020 Hz": slices.vocal_band_percent}
     if slices.voice_percent is not None:
         percents["given to the voice"] = slices.voice_percent
-    figure = profile_figure(magnitudes, masks, slices.mean_magnitude, percents, rate_hz, stft_spec.hop_samples)
+    figure = profile_figure(
+        magnitudes, masks, slices.mean_magnitude, percents, rate_hz=rate_hz, hop_samples=stft_spec.hop_samples
+    )
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "tour.png")
     return "\n".join([song.name, *steps, "", slices.table(), "", f"picture: {out / 'tour.png'}"])

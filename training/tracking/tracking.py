@@ -123,7 +123,7 @@ class Tracker:
         """Log a file of JSON; it replaces the one of its name."""
         self._send_file(self._json_file(name, content))
 
-    def data(self, source: str, digest: str, split: Split, songs: int, measured: int, seconds: float) -> None:
+    def data(self, source: str, digest: str, split: Split, *, songs: int, measured: int, seconds: float) -> None:
         """Log the songs of a data set that the run learns from, or is validated with.
 
         `seconds` are those of the `measured` songs, the ones that have arrived.
