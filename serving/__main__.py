@@ -170,12 +170,12 @@ def require_commercial(model: str) -> None:
 
 
 def run_separate(options: argparse.Namespace) -> int:
-    from serving.songs.batch import plan, separate_all
+    from serving.songs.batch import select, separate_all
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         songs = [stack.enter_context(standard_input()) if str(song) == "-" else song for song in options.songs]
-        planned = plan(songs, options.out)
+        planned = select(songs, options.out)
         request, weights_sha256, separate = (by_server if options.server else here)(options)
         failed = separate_all(planned, separate, lambda job: not options.again and job.is_done(request, weights_sha256))
     return 1 if failed else 0

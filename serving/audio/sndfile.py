@@ -87,7 +87,7 @@ def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) ->
         raise AudioError(f"{name} is chained of {len(links):,} songs: send {MAX_LINKS:,} or fewer in one")
     kinds: set[tuple[int, int, str, str]] = set()
     promised, tags = 0, dict[str, str]()
-    for part in ogg.parts(file, links):
+    for part in ogg.link_files(file, links):
         with sound_file(part, None) as sound:
             kinds.add((sound.samplerate, sound.channels, sound.format, sound.subtype))
             promised += sound.frames
@@ -97,7 +97,7 @@ def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) ->
         raise AudioError(f"{name} is chained of songs that differ in sample rate or channels: send them one by one")
 
     def all_blocks() -> Iterator[Audio]:
-        for part in ogg.parts(file, links):
+        for part in ogg.link_files(file, links):
             with sound_file(part, None) as sound:
                 yield from blocks(sound, part, name)
 
@@ -123,7 +123,7 @@ def note_of_header(file: BinaryIO) -> str | None:
     return "it is shorter than its header says" if end + 1 < size < PIPE_BYTES else None
 
 
-def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.Part, name: str) -> Iterator[Audio]:
+def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.FileSection, name: str) -> Iterator[Audio]:
     # Not SoundFile.blocks(): it repeats old samples where a file ends before its header says.
     order = VORBIS_ORDER.get(sound.channels) if sound.format == "OGG" else None
     channels = slice(None) if order is None else list(order)
@@ -139,7 +139,7 @@ def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.Part, name: str) -> Itera
         raise damaged(name, seconds) from error
 
 
-def at_end(file: BinaryIO | ogg.Part) -> bool:
+def at_end(file: BinaryIO | ogg.FileSection) -> bool:
     """True if libsndfile has read all of the file."""
     try:
         descriptor = file.fileno()
@@ -152,7 +152,7 @@ def tags_of(sound: ForwardDecoder) -> dict[str, str]:
     return {name: value for name, value in sound.copy_metadata().items() if name in TAGS}
 
 
-def sound_file(file: BinaryIO | ogg.Part, source: bytes | bytearray | Path | None) -> ForwardDecoder:
+def sound_file(file: BinaryIO | ogg.FileSection, source: bytes | bytearray | Path | None) -> ForwardDecoder:
     # By descriptor, because a name that ends in .raw would be taken for headerless samples.
     return ForwardDecoder(file.fileno() if isinstance(source, Path) else file, closefd=False)
 

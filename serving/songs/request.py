@@ -13,9 +13,8 @@ from urllib.parse import quote
 import numpy as np
 
 from serving.audio import Audio
-from serving.audio.audio_io import Song, Source, open_audio
-from serving.audio.delivery import FactSheet as Describe
-from serving.audio.delivery import folder_of_files, one_file, zip_file
+from serving.audio.audio_io import AudioFile, FileOrBytes, open_audio
+from serving.audio.delivery import Describe, folder_of_files, one_file, zip_file
 from serving.audio.encoding import AUDIO_TYPES, AudioFormat, Encoding, Written
 from serving.errors import RequestError
 from serving.model.spec import ModelSpec, Quality
@@ -104,7 +103,7 @@ class Request:
     def answer(
         self,
         separator: "Separator",
-        source: Source,
+        source: FileOrBytes,
         limits: Limits = NO_LIMITS,
         work: Work | None = None,
         song: SongFile | None = None,
@@ -121,7 +120,7 @@ class Request:
     def files(
         self,
         separator: "Separator",
-        source: Source,
+        source: FileOrBytes,
         folder: Path,
         *,
         limits: Limits = NO_LIMITS,
@@ -141,7 +140,7 @@ class Request:
     def writing(
         self,
         separator: "Separator",
-        source: Source,
+        source: FileOrBytes,
         folder: Path,
         *,
         limits: Limits = NO_LIMITS,
@@ -159,7 +158,7 @@ class Request:
 
     @contextmanager
     def separated(
-        self, separator: "Separator", source: Source, limits: Limits, work: Work, file: SongFile | None
+        self, separator: "Separator", source: FileOrBytes, limits: Limits, work: Work, file: SongFile | None
     ) -> Iterator[tuple[Iterator[Audio], Encoding, Describe]]:
         """Open a song. Gives the blocks (s, c, n) of its stems, the form of their files, and what writes the fact sheet."""
         with ExitStack() as stack:
@@ -176,7 +175,7 @@ class Request:
 
             yield self.stems_of(separator, song, work), encoding, describe
 
-    def stems_of(self, separator: "Separator", song: Song, work: Work) -> Iterator[Audio]:
+    def stems_of(self, separator: "Separator", song: AudioFile, work: Work) -> Iterator[Audio]:
         """Yield the stems asked for (s, c, n), block by block."""
         parts = [separator.spec.rows_of(stem) for stem in self.stems]
         blocks = work.over("decode", song.blocks())
@@ -186,7 +185,7 @@ class Request:
     def fact_sheet(
         self,
         separator: "Separator",
-        song: Song,
+        song: AudioFile,
         *,
         file: SongFile,
         encoding: Encoding,

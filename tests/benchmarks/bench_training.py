@@ -26,7 +26,7 @@ from tests.steppers import state_of, stepper_of
 from training.checkpoints.checkpoints import Checkpoints
 from training.config import Batches, Budget, TrainConfig
 from training.data.augment import samples_to_cut
-from training.data.crops import Crops, batches
+from training.data.crops import Crops, prepared_batches
 from training.data.decoded import decode
 from training.data.song import SOURCES, Song
 from training.data.stem_folder import StemFolder
@@ -92,7 +92,7 @@ def stepper(config: TrainConfig) -> Stepper:
 
 
 def steps_of(stepper: Stepper, crops: Crops) -> Steps:
-    upcoming = batches(crops, stepper.state.step, pin_memory=GPU)
+    upcoming = prepared_batches(crops, stepper.state.step, pin_memory=GPU)
     stepper.fit(crops.batch(stepper.state.step))
 
     def steps() -> None:

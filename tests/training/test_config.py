@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.commands.options import device_of
+from training.commands.options import chosen_device
 from training.config import Budget, TrainConfig, launched, read_config, tracking_uri
 from training.errors import ConfigError
 from training.presets import classic
@@ -54,5 +54,5 @@ def test_tracking_is_beside_the_run_unless_the_environment_says_otherwise(tmp_pa
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
 def test_a_device_that_is_not_there_is_one_sentence(device: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        device_of(argparse.Namespace(device=device))
+        chosen_device(argparse.Namespace(device=device))
     assert re.fullmatch(rf"--device {device} cannot be used here \(.+\): name another one, or .+", str(refusal.value))

@@ -30,7 +30,7 @@ def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
 
 
-def device_of(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
+def chosen_device(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
     """The device that was asked for, else the GPU of this rank, else the CPU. Raises ConfigError for one that is not there."""
     import torch
 

@@ -23,7 +23,7 @@ from training.optimization.ranks import alone, reaching_all
 from training.optimization.state import RunState
 from training.progress import say
 
-FULL_SCALE = 32768.0
+INT16_FULL_SCALE = 32768.0
 SKIPPED_IN_A_ROW = 20
 """float16 finds the scale of its gradients by overflowing a few times in a row. Twenty times is no search."""
 
@@ -32,7 +32,7 @@ Phase = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
-class Report:
+class StepReport:
     """Mean loss of the finite steps since the last report (NaN if none), and the numbers of skipped steps."""
 
     loss: float
@@ -146,7 +146,7 @@ class Stepper:
         with self.phase("to device"):
             stems = integers.to(self.device, non_blocking=True)
         with self.phase("augment, STFT"):
-            augmented = augment(stems / FULL_SCALE, draw, self.state.network.trained_channels)
+            augmented = augment(stems / INT16_FULL_SCALE, draw, self.state.network.trained_channels)
             references = self.stft(model_stems(augmented, self.state.model))
             mixture = references.sum(dim=1)
         with self.phase("forward"):
@@ -176,7 +176,7 @@ class Stepper:
         self.state.statistics.forget()
         self.state.optimizer.zero_grad(set_to_none=True)
 
-    def report(self) -> Report:
+    def report(self) -> StepReport:
         """Report on the steps since the last report. Waits for the device. Raises NotFinite after too many skips in a row."""
         losses, finite_steps = self.ranks.mean(torch.stack(self.losses)), torch.stack(self.finite)
         loss = float(losses[finite_steps].mean())
@@ -194,4 +194,4 @@ class Stepper:
                     f"no gradient was finite from step {self.state.step} to {step}: take a --learning-rate below "
                     f"{self.state.optimization.learning_rate:g}"
                 )
-        return Report(loss, tuple(skipped))
+        return StepReport(loss, tuple(skipped))

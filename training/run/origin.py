@@ -6,7 +6,7 @@ from typing import Any
 from serving.model.licences import Licences
 from serving.version import commit
 from training.evaluation.cost import parameters
-from training.evaluation.evaluate import finite
+from training.evaluation.evaluate import or_none
 from training.optimization.state import RunState
 from training.run.validate import Scored
 
@@ -34,7 +34,7 @@ class Origin:
             "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},
             "cost": {
                 "parameters": parameters(state.network),
-                "real_time_factor": finite(scored.evaluation.real_time_factor),
+                "real_time_factor": or_none(scored.evaluation.real_time_factor),
                 "trained_s": round(state.trained_s, 1),
                 "trained_audio_s": audio_s,
             },

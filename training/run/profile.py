@@ -22,7 +22,7 @@ from serving.model.spec import ModelSpec
 from serving.storage.progress import no_progress
 from training.config import Batches, TrainConfig
 from training.data.augment import samples_to_cut
-from training.data.crops import Crops, batches
+from training.data.crops import Crops, prepared_batches
 from training.data.data_set import open_dataset
 from training.data.decoded import decode
 from training.evaluation.cost import flop
@@ -170,7 +170,7 @@ def measure(stepper: Stepper, crops: Crops, steps: int, preset: str) -> Profile:
     model, device = stepper.state.model, stepper.device
     crop_samples = stepper.batches.crop_samples(model.audio.sample_rate_hz)
     on_gpu = device.type == "cuda"
-    upcoming = batches(crops, stepper.state.step, pin_memory=on_gpu)
+    upcoming = prepared_batches(crops, stepper.state.step, pin_memory=on_gpu)
     stepper.fit(crops.batch(stepper.state.step))
     seconds_a_step(stepper, upcoming, WARMUP_STEPS, Stopwatch(nothing))
 
@@ -178,7 +178,7 @@ def measure(stepper: Stepper, crops: Crops, steps: int, preset: str) -> Profile:
     step_s = seconds_a_step(stepper, upcoming, steps, data_watch)
     stepper.phase = watch
     watched_s = seconds_a_step(stepper, upcoming, steps, watch)
-    peak_bytes, memory_bytes = memory(device)
+    peak_bytes, memory_bytes = memory_use(device)
     parts_s = {part: seconds / steps for part, seconds in watch.seconds.items()}
 
     return Profile(
@@ -250,7 +250,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / fastest_s
 
 
-def memory(device: torch.device) -> tuple[int, int]:
+def memory_use(device: torch.device) -> tuple[int, int]:
     """Bytes of the device's memory: those taken at the peak, on a CPU by the whole process, and all."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory

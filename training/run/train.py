@@ -58,7 +58,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """The end of a run. `stopped_by` is the signal that ended it early; `--resume` goes on then."""
 
     run_id: str | None
@@ -68,7 +68,7 @@ class Result:
     stopped_by: int | None
 
 
-def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> Result:
+def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> RunResult:
     """Train, keep the weights that score best in validation, export them. A copy of the archive goes to `publish`.
 
     The run folder holds config.json, training_songs.json, step-….safetensors, best.safetensors and, at the end,
@@ -105,7 +105,7 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
         try:
             excerpts = open_excerpts(data, state, config.batches, machine, cache=places.cache, stop=stop)
         except Stopped:
-            return Result(state.run_id, state.step, state.best_usdr, None, stop.signal)
+            return RunResult(state.run_id, state.step, state.best_usdr, None, stop.signal)
 
         validator = Validator(config.model, data.valid, config.validation.valid_excerpt_s, machine)
         archive = None
@@ -135,7 +135,7 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
                 show_archive(tracker, Path(archive))
                 if places.publish is not None:
                     archive = publish(places.run_dir, places.publish, places.overwrite)
-        return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)
+        return RunResult(state.run_id, state.step, state.best_usdr, archive, stop.signal)
 
 
 def try_places(places: Places, preset: str, going_on: bool) -> None:
