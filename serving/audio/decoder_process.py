@@ -55,7 +55,7 @@ class Facts:
     is_unproven: bool = False
 
 
-class Messages:
+class Outgoing:
     """The socket that the messages go to. Silence ends the process; time that whoever reads takes does not count."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -71,7 +71,7 @@ class Messages:
         self.send(json.dumps(facts).encode())
 
 
-def answer(file: BinaryIO, request: bytes, to: Messages) -> None:
+def answer(file: BinaryIO, request: bytes, to: Outgoing) -> None:
     try:
         packets = scan(AudioStream(file), file) if request == SCAN else None
         decoder = AudioStream(file)
@@ -147,7 +147,7 @@ def main() -> None:
             confine()
             try:
                 with os.fdopen(descriptors[0], "rb") as file, socket.socket(fileno=descriptors[1]) as connection:
-                    answer(file, request, Messages(connection))
+                    answer(file, request, Outgoing(connection))
             except (BrokenPipeError, ConnectionResetError):  # whoever asked has heard enough
                 pass
             except MemoryError:
