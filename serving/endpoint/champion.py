@@ -130,9 +130,8 @@ class Champion:
             time.sleep(0.1)
         try:
             self.ask("DELETE", f"/{MODEL_NAME}/{number}")
-        except (
-            ServerError
-        ):  # on newer Java TorchServe interrupts its own wait for the worker, which has ended: none is left to wait for
+        except ServerError:
+            # On newer Java, TorchServe interrupts its own wait for the worker, which has ended: none is left to wait for.
             self.ask("DELETE", f"/{MODEL_NAME}/{number}")
         shutil.rmtree(self.folder / "store" / name, ignore_errors=True)
 
