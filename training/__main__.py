@@ -49,9 +49,12 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="stemwright", description="Train, compare, serve and use music source separators."
     )
-    root.add_argument("--version", action=Version, help="print version, commit, torch and CUDA")
+    root.add_argument("--version", action=ShowVersion, help="print version, commit, torch and CUDA")
     root.add_argument(
-        "--completion", action=Completion, choices=("bash", "zsh", "tcsh"), help="print the completion of this shell"
+        "--completion",
+        action=ShowCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print the completion of this shell",
     )
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     for add in GROUPS:
@@ -59,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-class Version(argparse.Action):
+class ShowVersion(argparse.Action):
     """Prints what runs here, and exits."""
 
     def __init__(self, **options: Any) -> None:
@@ -72,7 +75,7 @@ class Version(argparse.Action):
         sys.exit()
 
 
-class Completion(argparse.Action):
+class ShowCompletion(argparse.Action):
     """Prints a script that completes commands, options and their choices in a shell, and exits."""
 
     def __call__(

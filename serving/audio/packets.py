@@ -10,7 +10,7 @@ from typing import BinaryIO
 import av
 
 from serving.audio.decoding import PIPE_BYTES
-from serving.audio.pyav import STREAMS, Decoder
+from serving.audio.pyav import STREAMS, AudioStream
 
 EQUAL_FRAMES = {"aac", "mp2", "mp3"}
 """Codecs whose packets all give the same number of samples, which FFmpeg says."""
@@ -50,7 +50,7 @@ class Packets:
     """Size of the smallest packet but the last."""
 
 
-def scan(decoder: Decoder, file: BinaryIO) -> Packets:
+def scan(decoder: AudioStream, file: BinaryIO) -> Packets:
     """Look at every packet. The decoder is at its end then."""
     found, position = Packets(), None
     duration = 0
@@ -92,7 +92,7 @@ def scan(decoder: Decoder, file: BinaryIO) -> Packets:
     return found
 
 
-def sample_count(decoder: Decoder, packets: Packets, rate_hz: int) -> int | None:
+def sample_count(decoder: AudioStream, packets: Packets, rate_hz: int) -> int | None:
     """Samples of the whole song, None where only decoding tells."""
     if packets.is_broken or ends_in_frame(decoder, packets):
         return None
@@ -105,7 +105,7 @@ def sample_count(decoder: Decoder, packets: Packets, rate_hz: int) -> int | None
     return None
 
 
-def promised_s(decoder: Decoder, packets: Packets, file: BinaryIO) -> float | None:
+def promised_s(decoder: AudioStream, packets: Packets, file: BinaryIO) -> float | None:
     """The length that the container gives, None where it gives none that can be believed."""
     if decoder.format == "mp3":
         return length_of_mp3(file, packets)
@@ -166,7 +166,7 @@ def size_of(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def ends_in_frame(decoder: Decoder, packets: Packets) -> bool:
+def ends_in_frame(decoder: AudioStream, packets: Packets) -> bool:
     """True if a stream of frames ends inside one."""
     if decoder.format not in STREAMS or not packets.last:
         return False

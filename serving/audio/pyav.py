@@ -28,7 +28,7 @@ class Refused(Exception):
     """A song that cannot be decoded. The reason is one of those in `ffmpeg.refusal`."""
 
 
-class Decoder:
+class AudioStream:
     """The audio stream of a file. Raises Refused for a file that holds none that can be decoded."""
 
     container: Any  # PyAV's own types do not tell what is read from what is written

@@ -93,7 +93,7 @@ def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) ->
         raise AudioError(f"{name} is chained of {len(links):,} songs: send {MAX_LINKS:,} or fewer in one")
     kinds: set[tuple[int, int, str, str]] = set()
     promised, tags = 0, dict[str, str]()
-    for part in ogg.parts(file, links):
+    for part in ogg.link_files(file, links):
         with sound_file(part, None) as sound:
             kinds.add((sound.samplerate, sound.channels, sound.format, sound.subtype))
             promised += sound.frames
@@ -103,7 +103,7 @@ def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) ->
         raise AudioError(f"{name} is chained of songs that differ in sample rate or channels: send them one by one")
 
     def all_blocks() -> Iterator[Audio]:
-        for part in ogg.parts(file, links):
+        for part in ogg.link_files(file, links):
             with sound_file(part, None) as sound:
                 yield from blocks(sound, part, name)
 
@@ -133,7 +133,7 @@ def note_of_header(file: BinaryIO) -> str | None:
     return "it is shorter than its header says" if end + 1 < size < PIPE_BYTES else None
 
 
-def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.Part, name: str) -> Iterator[Audio]:
+def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.FileSection, name: str) -> Iterator[Audio]:
     # Not SoundFile.blocks(): it repeats old samples where a file ends before its header says.
     order = VORBIS_ORDER.get(sound.channels) if sound.format == "OGG" else None
     channels = slice(None) if order is None else list(order)
@@ -154,7 +154,7 @@ def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.Part, name: str) -> Itera
         raise AudioError(f"{name} is joined of several FLAC files: send them one by one")
 
 
-def position(file: BinaryIO | ogg.Part) -> int:
+def position(file: BinaryIO | ogg.FileSection) -> int:
     """The place up to which libsndfile has read."""
     try:
         return os.lseek(file.fileno(), 0, os.SEEK_CUR)
@@ -162,12 +162,12 @@ def position(file: BinaryIO | ogg.Part) -> int:
         return file.tell()
 
 
-def at_end(file: BinaryIO | ogg.Part) -> bool:
+def at_end(file: BinaryIO | ogg.FileSection) -> bool:
     """True if libsndfile has read all of the file."""
     return position(file) >= file.seek(0, os.SEEK_END)
 
 
-def another_follows(file: BinaryIO | ogg.Part) -> bool:
+def another_follows(file: BinaryIO | ogg.FileSection) -> bool:
     """True if a second FLAC begins where libsndfile has come to the end of the first."""
     file.seek(max(1, position(file) - READ_AHEAD_BYTES))  # 0 is the head of the first
     return FLAC_HEAD in file.read(2 * READ_AHEAD_BYTES)
@@ -177,7 +177,7 @@ def tags_of(sound: ForwardDecoder) -> dict[str, str]:
     return {name: value for name, value in sound.copy_metadata().items() if name in TAGS}
 
 
-def sound_file(file: BinaryIO | ogg.Part, source: bytes | bytearray | Path | None) -> ForwardDecoder:
+def sound_file(file: BinaryIO | ogg.FileSection, source: bytes | bytearray | Path | None) -> ForwardDecoder:
     # By descriptor, because a name that ends in .raw would be taken for headerless samples.
     return ForwardDecoder(file.fileno() if isinstance(source, Path) else file, closefd=False)
 

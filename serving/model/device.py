@@ -27,6 +27,6 @@ def device_of(asked: str | None, usual: str | None = None, asked_by: str = "STEM
     return device
 
 
-def described(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The name of the GPU, or "cpu" and its number of threads."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

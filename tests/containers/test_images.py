@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from serving.storage.storage import exists, no_progress
+from serving.storage.progress import no_progress
+from serving.storage.storage import exists
 from tests.containers.engine import HARDENED, ROOT, build, docker, needs_docker, wait_for_line, wait_until_healthy
 from tests.readme import commands
 from training.data.push import push

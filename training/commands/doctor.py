@@ -26,7 +26,7 @@ def run_doctor(given: argparse.Namespace) -> int:
 
     from training.config import tracking_uri_given
     from training.doctor import machine, services
-    from training.doctor.finding import table
+    from training.doctor.finding import findings_table
 
     try:
         device = torch.device(given.device) if given.device and given.device != "auto" else None
@@ -39,5 +39,5 @@ def run_doctor(given: argparse.Namespace) -> int:
         findings.append(services.mlflow(uri))
     if given.model:
         findings.append(services.archive(given.model, device))
-    print(table(findings))
+    print(findings_table(findings))
     return 1 if any(finding.verdict == "wrong" for finding in findings) else 0

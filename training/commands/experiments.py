@@ -91,7 +91,7 @@ def run_promote(given: argparse.Namespace) -> int:
     use_store(uri)
     data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
     songs, device = data.split(given.split), told_device(given)
-    reason = promote(uri, given.version, given.alias, songs, device, given.slower, given.force)
+    reason = promote(uri, given.version, given.alias, songs, device, slower=given.slower, force=given.force)
     print(f"{given.version} is the {given.alias}: {reason}")
     return 0
 

@@ -28,7 +28,7 @@ def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="auto, cpu, cuda or cuda:N (default auto: a GPU where there is one)")
 
 
-def device_of(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
+def chosen_device(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
     """The device that was asked for, else the GPU of this rank, else the CPU. Raises ServerError for one that is not there."""
     import torch
 
@@ -39,10 +39,10 @@ def device_of(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
 
 
 def told_device(given: argparse.Namespace) -> "torch.device":
-    """The same, and a line that says which it is."""
-    from serving.model.device import described
+    """Choose the device as `chosen_device` does, and say which it is."""
+    from serving.model.device import device_name
     from training.progress import say
 
-    device = device_of(given)
-    say(f"computing on {described(device)}")
+    device = chosen_device(given)
+    say(f"computing on {device_name(device)}")
     return device

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from threading import Event
 from typing import IO
 
+from serving.storage.progress import Progress, counter
 from serving.storage.s3 import CONNECTIONS
-from serving.storage.storage import BLOCK_BYTES, Progress, StoredFile, counter, read_file
+from serving.storage.storage import BLOCK_BYTES, StoredFile, read_file
 from training.errors import DataError, Stopped
 from training.transfer.arrivals import Arrivals, Expected
 from training.transfer.parallel import run_parallel
@@ -80,7 +81,7 @@ def opener(stored: StoredFile) -> Callable[[Event], IO[bytes]]:
 
 
 @contextmanager
-def readable(zip_url: str) -> Iterator[None]:
+def zip_errors(zip_url: str) -> Iterator[None]:
     """Turns errors of the zipfile module into a DataError that names the zip."""
     try:
         yield
@@ -88,7 +89,7 @@ def readable(zip_url: str) -> Iterator[None]:
         raise DataError(f"{zip_url} cannot be unpacked ({error}): get it again") from error
 
 
-def unpack(
+def bring_members(
     open_zip: Callable[[Event], IO[bytes]],
     members: Mapping[str, zipfile.ZipInfo],
     folder: Arrivals,

@@ -21,7 +21,7 @@ def test_what_is_there_is_taken() -> None:
     usual = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert device_of(None) == device_of("auto") == usual
     assert device_of("auto", "cpu") == device_of("cpu") == torch.device("cpu")
-    assert options.device_of(argparse.Namespace(device=None)).type == usual.type
+    assert options.chosen_device(argparse.Namespace(device=None)).type == usual.type
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_what_is_not_there_is_refused(name: str, reason: str) -> None:
     with pytest.raises(ServerError, match=f"^{reason}: set STEMWRIGHT_DEVICE to auto"):
         device_of(name, "cpu")
     with pytest.raises(ServerError, match=f"^{reason}: set --device to auto"):
-        options.device_of(argparse.Namespace(device=name))
+        options.chosen_device(argparse.Namespace(device=name))
 
 
 def test_both_programs_say_it(

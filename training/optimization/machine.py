@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from serving.model.device import described
-from training.run.ranks import Ranks
+from serving.model.device import device_name
+from training.optimization.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,4 @@ class Machine:
     @property
     def name(self) -> str:
         """The name of the GPU, or "cpu" and its number of threads."""
-        return described(self.device)
+        return device_name(self.device)
