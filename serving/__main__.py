@@ -213,6 +213,7 @@ def here(options: argparse.Namespace) -> "tuple[Request, str, Separate]":
     """The same on this machine, with a model of its own."""
     import torch
 
+    from serving.model.device import device_name, device_of
     from serving.model.separator import Separator
     from serving.model.source import resolve
     from serving.model.starter import LICENCES
@@ -223,7 +224,9 @@ def here(options: argparse.Namespace) -> "tuple[Request, str, Separate]":
         if options.model == STARTER:
             print(f"the starter makes the stems: {LICENCES.source}", file=sys.stderr)
         path = resolve(options.model, Path(folder))
-        separator = Separator.open(path, settings.device, settings.engine, cache_folder())
+        device = device_of(settings.device)
+        separator = Separator.open(path, device, settings.engine, cache_folder())
+        print(f"separating on {device_name(device)}, {separator.engine.description}", file=sys.stderr)
     stems = stems_named(options.stems or "", separator.spec)
     request = Request(stems, options.format, zipped=True, bit_depth=options.bit_depth, quality=options.quality)
 

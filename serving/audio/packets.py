@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import av
 
+from serving.audio.decoding import PIPE_BYTES
 from serving.audio.pyav import STREAMS, AudioStream
 
 EQUAL_FRAMES = {"aac", "mp2", "mp3"}
@@ -83,6 +84,7 @@ def scan(decoder: AudioStream, file: BinaryIO) -> Packets:
     except av.error.FFmpegError:
         found.is_broken = True
     found.is_broken |= decoder.format == "avi" and lacks_bytes(file)
+    found.is_broken &= not has_open_end(file)
     found.duration_s = duration * Fraction(decoder.stream.time_base)
     reached_s = {n: float(end * decoder.container.streams[n].time_base) for n, end in ends.items()}
     found.reached_s = reached_s.pop(index, 0.0)
@@ -149,8 +151,15 @@ def length_of_asf(file: BinaryIO) -> float | None:
 
 
 def lacks_bytes(file: BinaryIO) -> bool:
-    """True if a RIFF file is shorter than its first chunk says."""
-    return 8 + int.from_bytes(os.pread(file.fileno(), 4, 4), "little") > size_of(file)
+    """True if a RIFF file is shorter than its first chunk says; not where that was written into a pipe."""
+    return size_of(file) < 8 + int.from_bytes(os.pread(file.fileno(), 4, 4), "little") < PIPE_BYTES
+
+
+def has_open_end(file: BinaryIO) -> bool:
+    """True for a CAF or WAV whose samples go on to the end of the file: its writer did not come back to give their size."""
+    head = os.pread(file.fileno(), 1 << 16, 0)
+    unknown = {b"caff": b"\xff" * 8, b"RIFF": bytes(4)}.get(head[:4])
+    return unknown is not None and b"data" + unknown in head
 
 
 def size_of(file: BinaryIO) -> int:

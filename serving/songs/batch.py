@@ -22,6 +22,7 @@ AUDIO_SUFFIXES = {
         ".flac",
         ".ogg",
         ".oga",
+        ".ogv",
         ".opus",
         ".spx",
         ".mp3",
