@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import ConfigError, RankLost
@@ -142,7 +141,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return mean
 
 
-class SyncedBatchNorm(_BatchNorm):
+class SyncedBatchNorm(nn.BatchNorm1d):
     """Batch normalization with the statistics of the batch on all ranks, for CPUs: `nn.SyncBatchNorm` needs a GPU."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -177,7 +176,8 @@ def synced(network: nn.Module, device: torch.device) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
                 wide = SyncedBatchNorm(child.num_features, child.eps, child.momentum)
-                wide._parameters, wide._buffers = child._parameters, child._buffers
+                for shared, tensor in (*child.named_parameters(), *child.named_buffers()):
+                    setattr(wide, shared, tensor)
                 setattr(module, name, wide)
 
 

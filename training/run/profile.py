@@ -1,11 +1,10 @@
 """The time of a training step by part on this device, the limit of the run, and the flag to change.
 
-The parts are timed here and not by `torch.profiler`: the command has to tell the time that the device waits for data, and a
-step without a watch.
+The parts are timed here, as `torch.profiler` gives a part the kernels that its own thread starts: autograd starts those of
+the backward pass in another. On an H200 it counts 0.1 ms for a backward pass of 18 ms.
 """
 
 import os
-import resource
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from training.data.augment import samples_to_cut
 from training.data.crops import Crops, prepared_batches
 from training.data.data_set import open_dataset
 from training.data.decoded import decode
-from training.evaluation.cost import flop
+from training.evaluation.cost import flop, peak_process_bytes
 from training.optimization.losses import relative_error_db
 from training.optimization.machine import Machine
 from training.optimization.precision import prepare
@@ -254,5 +253,4 @@ def memory_use(device: torch.device) -> tuple[int, int]:
     """Bytes of the device's memory: those taken at the peak, on a CPU by the whole process, and all."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return 1024 * kibibytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return peak_process_bytes(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
