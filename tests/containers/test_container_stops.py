@@ -19,6 +19,8 @@ pytestmark = needs_docker
 
 WITHIN_S = 8
 STEPS = 12
+LONGEST_S = 100
+"""A run takes 30 s on two idle cores; on busy ones it comes to its end in several goes."""
 
 
 @pytest.fixture
@@ -72,17 +74,11 @@ def test_a_container_stops_at_random_moments(container: str, tmp_path: Path, tim
     push(str(tmp_path / "songs"), "s3://a-bucket/songs", no_progress)
     training = Training(build("train"), container)
 
-    began = time.monotonic()
-    training.start("timed")
-    assert training.ends_within(600) and training.exit_code() == 0, training.said()[-4000:]
-    whole_s = time.monotonic() - began
-    print(f"\na run that nobody stops takes {whole_s:.0f} s")
-
     rng = random.Random(0)
     run, stops, stopped_at = 0, 0, 0
     while stops < times(2, 30):
         training.start(f"run-{run}")
-        if not training.ends_within(rng.uniform(0, whole_s)):
+        if not training.ends_within(rng.uniform(0, LONGEST_S)):
             began = time.monotonic()
             docker("stop", container)
             took_s = time.monotonic() - began
