@@ -77,6 +77,7 @@ def test_a_container_stops_at_random_moments(container: str, tmp_path: Path, tim
     rng = random.Random(0)
     run, stops, stopped_at = 0, 0, 0
     while stops < times(2, 30):
+        took_s = 0.0
         training.start(f"run-{run}")
         if not training.ends_within(rng.uniform(0, LONGEST_S)):
             began = time.monotonic()

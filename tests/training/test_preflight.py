@@ -15,6 +15,7 @@ from serving.errors import StorageError
 from serving.model.archive import read_archive
 from serving.model.spec import ModelSpec
 from tests.s3 import bucket_fixture  # noqa: F401
+from training.__main__ import main
 from training.config import Batches, Budget, TrainConfig, Validation
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
@@ -141,6 +142,9 @@ def test_a_run_publishes_under_its_own_name_and_overwrites_nothing_unasked(
     monkeypatch.setattr("training.tracking.tracking.END_S", 0.1)
     with pytest.raises(TrackingError, match="takes no runs"):
         start(config, tmp_path / "other")
+    export = ["export", "--run-dir", str(tmp_path / "first"), "--to", str(tmp_path / "registered.mar"), "--register"]
+    assert main(export) == 1 and not (tmp_path / "registered.mar").exists(), "the registry is tried before it publishes"
+    assert "takes no runs" in capsys.readouterr().err
     start(config, tmp_path / "first", resume=True, publish="s3://a-bucket/models/")
     assert "the run goes on" in capsys.readouterr().err
     assert published.read_bytes() == first

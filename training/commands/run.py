@@ -94,11 +94,16 @@ def run_profile(given: argparse.Namespace) -> int:
 def run_export(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
     from training.run.export import publish, run_id_of
+    from training.tracking.reach import reach
     from training.tracking.registry import register
 
+    uri = tracking_uri(given.run_dir)
+    if given.register:  # tried before anything is published
+        reach(uri, given.run_dir)
+        run_id = run_id_of(given.run_dir)
     print(publish(given.run_dir, given.to, given.overwrite))
     if given.register:
-        print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
+        print(register(uri, run_id))
     return 0
 
 
