@@ -21,7 +21,7 @@ import urllib3
 
 from tests.processes import forked
 from tests.readme import ROOT, blocks, commands
-from training.__main__ import process
+from training.__main__ import process as run_command
 from training.demo.local_s3 import free_port, serve_s3
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def stemwright(arguments: list[str], folder: Path, environ: dict[str, str], outp
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     sys.argv = ["stemwright", *arguments]
-    process()
+    run_command()
 
 
 def answers(url: str) -> bool:
