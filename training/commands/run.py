@@ -1,6 +1,8 @@
 """Runs: train, profile, export, sync."""
 
 import argparse
+import os
+import signal
 from pathlib import Path
 
 from training.commands.options import DATA, Commands, add_cache, add_device, chosen_device
@@ -52,6 +54,10 @@ def add(commands: Commands) -> None:
 
 
 def run_train(given: argparse.Namespace) -> int:
+    # Nothing is there to save until `train` takes signals itself. The system ends a process inside the loading of a library,
+    # too, where Python cannot; the first process of a container it never ends.
+    if os.getpid() != 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from training.optimization.machine import Machine
     from training.optimization.ranks import Ranks
     from training.progress import say
