@@ -123,8 +123,6 @@ class Request:
         source: FileOrBytes,
         folder: Path,
         *,
-        limits: Limits = NO_LIMITS,
-        work: Work | None = None,
         song: SongFile | None = None,
         on_progress: Progress = no_progress,
     ) -> dict[str, Path]:
@@ -132,8 +130,8 @@ class Request:
 
         An error leaves nothing new behind. Raises as `open_audio` does, and OSError.
         """
-        work = work or Work()
-        for done in self.writing(separator, source, folder, limits=limits, work=work, song=song):
+        work = Work()
+        for done in self.writing(separator, source, folder, work=work, song=song):
             on_progress("separate", done, work.audio.samples if work.audio else 0)
         return self.paths(folder)
 
