@@ -175,7 +175,7 @@ def separate_all(planned: Selection, separate: Callable[[Job], Sequence[Path]], 
 
 
 def remarks(job: Job) -> list[str]:
-    """Yield remarks on stems that were written, such as clipping."""
+    """Remarks on stems that were written: clipping, and a song whose end is not proven."""
     sheet = read_sheet(job.out / FACT_SHEET)
     return [] if sheet is None else [remark for remark in (sheet.clipping(), sheet.song.note) if remark]
 
