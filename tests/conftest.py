@@ -12,9 +12,16 @@ from serving.model.networks import build
 from serving.model.spec import ModelSpec
 from tests.tiny import BANDED, CLASSIC
 
+LONGEST = ("test_readme.py", "test_demo.py", "test_catalogue.py")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="repeat what is random as often as a night allows")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, then those that start servers: so no process works at the end while the others wait."""
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture
