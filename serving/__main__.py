@@ -155,18 +155,9 @@ def run_serve(options: argparse.Namespace) -> int:
     if not model:
         print("RequestError: there is no model to serve: give --model or set STEMWRIGHT_MODEL", file=sys.stderr)
         return NOT_CONFIGURED
-    if options.commercial:
-        require_commercial(model)
-    return serve(model, settings if options.port is None else replace(settings, http_port=options.port))
-
-
-def require_commercial(model: str) -> None:
-    """Raises LicenceError unless all licences of the model allow commercial use."""
-    from serving.model.archive import read_archive
-    from serving.model.source import resolve
-
-    with tempfile.TemporaryDirectory() as folder:
-        read_archive(resolve(model, Path(folder))).licences.require_commercial(model)
+    if options.port is not None:
+        settings = replace(settings, http_port=options.port)
+    return serve(model, settings, options.commercial)
 
 
 def run_separate(options: argparse.Namespace) -> int:

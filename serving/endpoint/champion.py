@@ -30,15 +30,18 @@ IDLE_S = 1.5
 
 
 @contextmanager
-def following(model: str, served: str | None, folder: Path, settings: Settings) -> Iterator[None]:
+def following(
+    model: str, served: str | None, folder: Path, settings: Settings, commercial: bool = False
+) -> Iterator[None]:
     """Within the block, serve the version that an alias names, from `served` on; SIGHUP asks for a look at once.
 
-    Does nothing where `served` is None, for a model that is no alias.
+    `commercial` keeps the version that is served where another one's licences do not allow commercial use. Does nothing
+    where `served` is None, for a model that is no alias.
     """
     if served is None:
         yield
         return
-    champion = Champion(model, served, folder, settings)
+    champion = Champion(model, served, folder, settings, commercial)
     before = signal.signal(signal.SIGHUP, champion.asked)
     champion.thread.start()
     try:
@@ -52,8 +55,8 @@ def following(model: str, served: str | None, folder: Path, settings: Settings) 
 class Champion:
     """The version that is served, and the thread that looks for another one."""
 
-    def __init__(self, model: str, served: str, folder: Path, settings: Settings) -> None:
-        self.model, self.served = model, served
+    def __init__(self, model: str, served: str, folder: Path, settings: Settings, commercial: bool) -> None:
+        self.model, self.served, self.commercial = model, served, commercial
         self.folder, self.settings = folder, settings
         self.loaded = 0
         self.look, self.ended = threading.Event(), threading.Event()
@@ -103,7 +106,9 @@ class Champion:
         shutil.rmtree(fetched, ignore_errors=True)
         fetched.mkdir()
         archive = resolve(f"{self.model.partition('@')[0]}/{wanted}", fetched)
-        read_archive(archive)
+        opened = read_archive(archive)
+        if self.commercial:
+            opened.licences.require_commercial(f"version {wanted} of {self.model}")
         with zipfile.ZipFile(archive) as members:
             members.extractall(unpacked)
         shutil.rmtree(fetched)

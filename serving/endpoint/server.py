@@ -29,16 +29,18 @@ from serving.settings import Settings, report
 LINGER_S = 1
 
 
-def serve(model: str, settings: Settings) -> int:
+def serve(model: str, settings: Settings, commercial: bool = False) -> int:
     """Serve a model archive until SIGTERM or SIGINT, then finish the requests in progress; a second signal cuts them.
 
+    `commercial` refuses a model, also a later version behind an alias, whose licences do not allow commercial use.
     Returns 0 after a signal.
 
-    Raises ArchiveError or StorageError where there is no archive to serve, ServerError where the server does not come up in
-    time or is lost.
+    Raises LicenceError for such a model, ArchiveError or StorageError where there is no archive to serve, ServerError where
+    the server does not come up in time or is lost.
     """
     # Slow to import, like the client below, and `ready` is asked every few seconds.
     from serving.endpoint.champion import following
+    from serving.model.archive import read_archive
     from serving.model.source import resolve, version_behind
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -49,11 +51,13 @@ def serve(model: str, settings: Settings) -> int:
             settings, inner_ports = take_ports(settings)
             served = version_behind(model)
             archive = resolve(model, folder)
+            if commercial:
+                read_archive(archive).licences.require_commercial(model)
             lay_out(folder, archive, settings, inner_ports)
             with running(folder, settings) as process:
                 wait_until_ready(process, settings, folder)
                 try:
-                    with following(model, served, folder, settings):
+                    with following(model, served, folder, settings, commercial):
                         watch(process, settings)
                 except KeyboardInterrupt:
                     drain(process, settings, Drain(folder))

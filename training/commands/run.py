@@ -1,10 +1,12 @@
 """Runs: train, profile, export, sync."""
 
 import argparse
+import tempfile
 from pathlib import Path
 
-from training.commands.options import DATA, Commands, add_cache, add_device, device_of
+from training.commands.options import ARCHIVE, DATA, Commands, add_cache, add_device, device_of
 from training.config import PRESETS, TrainConfig, add_flags, launched, resumed, started
+from training.errors import ConfigError
 
 PLACE = "name.mar, s3://bucket/name.mar, or a folder or prefix, which gets <preset>-<name of the run folder>.mar"
 
@@ -34,9 +36,20 @@ def add(commands: Commands) -> None:
     add_flags(profile)
     profile.set_defaults(run=run_profile, resume=False, steps=20)
 
-    export = commands.add_parser("export", help="make an archive of a run's best weights")
-    export.add_argument("--run-dir", type=Path, required=True)
-    export.add_argument("--to", required=True, metavar="URL", help=PLACE)
+    export = commands.add_parser(
+        "export", help="make an archive of a run's best weights, or an ONNX model of an archive"
+    )
+    whose = export.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--run-dir", type=Path, help="a run, for its best weights")
+    whose.add_argument("--model", help=f"{ARCHIVE}, or starter; for --onnx")
+    where = export.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", metavar="URL", help=f"write the archive there: {PLACE}")
+    where.add_argument(
+        "--onnx",
+        type=Path,
+        metavar="DIR",
+        help="write model.onnx, its test vectors and a program that uses it there; needs the extra onnx",
+    )
     export.add_argument("--overwrite", action="store_true", help="replace an archive of that name")
     export.add_argument("--register", action="store_true", help="also make it the next version of the registered model")
     export.set_defaults(run=run_export)
@@ -94,9 +107,28 @@ def run_export(given: argparse.Namespace) -> int:
     from training.run.export import publish, run_id_of
     from training.tracking.registry import register
 
+    if given.onnx:
+        return run_export_onnx(given)
+    if given.model:
+        raise ConfigError(
+            "--model is exported with --onnx alone: an archive is copied as a file, or pushed with --run-dir"
+        )
     print(publish(given.run_dir, given.to, given.overwrite))
     if given.register:
         print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
+    return 0
+
+
+def run_export_onnx(given: argparse.Namespace) -> int:
+    from serving.model.source import resolve
+    from training.run.export import export
+    from training.run.onnx_model import export_onnx
+
+    if given.register or given.overwrite:
+        raise ConfigError("--register and --overwrite are for archives: leave them out with --onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(resolve(given.model, Path(folder)) if given.model else export(given.run_dir), given.onnx)
+    print(f"{given.onnx}: model.onnx, vectors.npz and example.py, which separates songs with them and without torch")
     return 0
 
 
