@@ -68,7 +68,8 @@ def classic(mixture: Array) -> Array:
         heard = middle_and_sides(mixture) / 2
         return middle_and_sides(core(np.abs(heard)[:, None])[:, 0] * heard)[None]
     level = np.sqrt(np.mean(np.abs(mixture) ** 2, axis=0))
-    return (core(level[None, None])[0] * mixture)[None]
+    vocals: Array = core(level[None, None])[0] * mixture
+    return vocals[None]
 
 
 def banded(mixture: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from xml.etree import ElementTree
 
 import openvino
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -52,10 +53,8 @@ class OpenVinoEngine:
         Raises EngineError where float32 strays too far.
         """
         runtime = openvino.Core()
-        model = converted(network, runtime, weights_sha256, cache)
-        mixture = Stft(spec.stft)(torch.from_numpy(probe(spec.audio.sample_rate_hz)))[None]
+        model, mixture, wanted = converted(network, spec, runtime, weights_sha256, cache)
         with torch.inference_mode():
-            wanted = network(mixture)
             if computes_bfloat16():
                 core = compiled(runtime, model, "bf16")
                 distance = distance_db(network(mixture, core), wanted)
@@ -71,30 +70,44 @@ class OpenVinoEngine:
         return cls(network, core, "float32", distance)
 
 
-def converted(network: Network, runtime: openvino.Core, weights_sha256: str, cache: Path) -> Any:
-    """The core as an OpenVINO model, from the cache, or converted now and put there under its final name when whole."""
+def converted(
+    network: Network, spec: ModelSpec, runtime: openvino.Core, weights_sha256: str, cache: Path
+) -> tuple[Any, Tensor, Tensor]:
+    """The core as an OpenVINO model, and for its trial a mixture spectrogram with torch's stems of it.
+
+    From the cache, or made now and put there under its final name when whole.
+    """
     version = openvino.get_version().split("-")[0]
     kept = cache / f"core{CONVERSION}-{type(network).__name__.lower()}-{weights_sha256[:32]}-openvino-{version}"
-    if (kept / "core.xml").is_file():
-        return runtime.read_model(kept / "core.xml")
-    logger.info("converting the network for OpenVINO %s, once for these weights; it is kept in %s", version, cache)
-    with torch.no_grad(), warnings.catch_warnings():
-        # Tracing warns of every shape that it follows; `start` compares the result with torch.
-        warnings.simplefilter("ignore")
-        model = openvino.convert_model(RealCore(network), example_input=network.core_example(EXAMPLE_FRAMES))
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".core-") as folder:
-            whole = Path(folder, "whole")
-            whole.mkdir()
-            openvino.save_model(model, whole / "core.xml", compress_to_fp16=False)
-            keep_float32(whole / "core.xml", network.kept_float32)
-            if not kept.exists():  # another worker may have been faster
-                whole.rename(kept)
-        return runtime.read_model(kept / "core.xml")
-    except OSError as error:
-        logger.warning("the conversion cannot be kept (%s): the next start converts again", error)
-    return model
+    if not kept.is_dir():
+        logger.info("converting the network for OpenVINO %s, once for these weights; it is kept in %s", version, cache)
+        with torch.no_grad(), warnings.catch_warnings():
+            # Tracing warns of every shape that it follows; `start` compares the result with torch.
+            warnings.simplefilter("ignore")
+            model = openvino.convert_model(RealCore(network), example_input=network.core_example(EXAMPLE_FRAMES))
+        with torch.inference_mode():
+            mixture = Stft(spec.stft)(torch.from_numpy(probe(spec.audio.sample_rate_hz)))[None]
+            stems = network(mixture)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".core-") as folder:
+                whole = Path(folder, "whole")
+                whole.mkdir()
+                openvino.save_model(model, whole / "core.xml", compress_to_fp16=False)
+                keep_float32(whole / "core.xml", network.kept_float32)
+                trial = {
+                    "mixture": torch.view_as_real(mixture).contiguous(),
+                    "stems": torch.view_as_real(stems).contiguous(),
+                }
+                safetensors.torch.save_file(trial, whole / "trial.safetensors")
+                if not kept.exists():  # another worker may have been faster
+                    whole.rename(kept)
+        except OSError as error:
+            logger.warning("the conversion cannot be kept (%s): the next start converts again", error)
+            return model, mixture, stems
+    trial = safetensors.torch.load_file(kept / "trial.safetensors")
+    mixture, stems = (torch.view_as_complex(trial[name]) for name in ("mixture", "stems"))
+    return runtime.read_model(kept / "core.xml"), mixture, stems
 
 
 def keep_float32(xml: Path, modules: Collection[str]) -> None:

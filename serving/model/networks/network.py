@@ -22,7 +22,7 @@ class Network(nn.Module):
 
     trained_channels = 1
     kept_float32: tuple[str, ...] = ()
-    """Modules, by name, that an engine computes in float32 where it takes bfloat16 for the others: their rounding costs most."""
+    """Modules, by name, that an engine computes in float32 where it takes bfloat16 for the others: rounding hurts them most."""
 
     bins_heard: int
     """Bins of the spectrogram, f."""
