@@ -1,22 +1,16 @@
-"""The facts of a run: frozen, stored in its folder and in MLflow. Presets are functions, flags are made from the fields.
+"""The facts of a run, frozen, stored in its folder and in MLflow; and the environment, which training reads nowhere else."""
 
-The only reader of the environment in the training package.
-"""
-
-import argparse
 import dataclasses
 import json
 import math
 import os
-import typing
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from serving.errors import SpecError
-from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
-from serving.model.starter_spec import SPEC as STARTER_SPEC
+from serving.model.spec import ModelSpec, read_dataclass
 from serving.version import commit
 from training.errors import ConfigError
 
@@ -24,8 +18,8 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """The values that a number may have. Infinity and NaN are never among them."""
+class Interval:
+    """The values that a number may have. Infinity and NaN are never allowed."""
 
     above: float | None = None
     least: float | None = None
@@ -44,17 +38,17 @@ class Bounds:
         return low if self.below is None else f"{low} and below {self.below:g}"
 
 
-POSITIVE, COUNTED, SHARE = Bounds(above=0), Bounds(least=0), Bounds(least=0, below=1)
+POSITIVE, COUNTED, SHARE = Interval(above=0), Interval(least=0), Interval(least=0, below=1)
 
 
-def flag(default: Any, help: str, bounds: Bounds | None = None) -> Any:
-    """A field that `stemwright train` offers as a flag of its name; every number of it has to be within bounds."""
+def flag(default: Any, help: str, bounds: Interval | None = None) -> Any:
+    """A field that is a flag of `stemwright train`. Every number in it must lie within `bounds`."""
     return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The length of training: a number of steps, or of minutes on the wall. The schedule is planned over it."""
+    """The length of a run, in steps or minutes of wall time. The schedule spans it."""
 
     steps: int | None = flag(None, "train for so many steps", POSITIVE)
     minutes: float | None = flag(
@@ -62,7 +56,7 @@ class Budget:
     )
 
     def progress(self, step: int, trained_s: float, closing_s: float = 0.0) -> float:
-        """The share of the budget that is spent, 0..1. Of minutes, the last `closing_s` seconds are kept for the end."""
+        """The share of the budget that is spent, 0..1. The last `closing_s` seconds of a budget in minutes are set aside."""
         if self.steps is not None:
             return min(1.0, step / self.steps)
         left_s = 60 * (self.minutes or 0) - closing_s
@@ -71,15 +65,24 @@ class Budget:
 
 @dataclass(frozen=True)
 class Batches:
-    """The excerpts of one step."""
+    """The excerpts of a step."""
 
     batch_size: int = flag(4, "excerpts in a step", POSITIVE)
     crop_s: float = flag(3.0, "length of an excerpt in seconds", POSITIVE)
 
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio in a step."""
+        return self.batch_size * self.crop_s
+
+    def crop_samples(self, rate_hz: int) -> int:
+        """The length of an excerpt after augmentation."""
+        return round(self.crop_s * rate_hz)
+
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with a linear warm-up and a cosine to zero at the end of the budget. Averages of the weights are scored."""
+    """AdamW with linear warm-up and a cosine to zero at the end of the budget. Averages of the weights are scored."""
 
     learning_rate: float = flag(2e-3, "peak learning rate", POSITIVE)
     weight_decay: float = flag(1e-2, "decoupled weight decay", COUNTED)
@@ -98,15 +101,15 @@ class Validation:
         12, "validations in a run; fewer where they would take more than a quarter of --minutes", POSITIVE
     )
     valid_share: float = flag(
-        0.15, "share of own songs kept for validation (MUSDB18 has its own 14)", Bounds(above=0, below=1)
+        0.15, "share of own songs kept for validation (MUSDB18 has its own 14)", Interval(above=0, below=1)
     )
-    valid_excerpt_s: float = flag(30.0, "seconds scored from the middle of each validation song", Bounds(least=1))
+    valid_excerpt_s: float = flag(30.0, "seconds scored from the middle of each validation song", Interval(least=1))
     patience: int | None = flag(None, "end after so many validations without a better score", POSITIVE)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The facts that decide the numbers of a run."""
+    """The facts that determine the numbers of a run."""
 
     preset: str
     data: str
@@ -115,7 +118,7 @@ class TrainConfig:
     batches: Batches
     optimization: Optimization
     validation: Validation
-    seed: int = flag(0, "seed of the weights, the excerpts and the augmentation", Bounds(least=0, below=2**63))
+    seed: int = flag(0, "seed of the weights, the excerpts and the augmentation", Interval(least=0, below=2**63))
     init: str | None = flag(None, "start from the weights of an archive: a .mar file, s3://…, runs:/… or models:/…")
     precision: str | None = flag(
         None, "float32, bfloat16 or float16 (default: the fastest that the device has natively)"
@@ -139,8 +142,8 @@ class TrainConfig:
 
     @property
     def crop_samples(self) -> int:
-        """The length of an excerpt at the model's rate, after augmentation."""
-        return round(self.batches.crop_s * self.model.audio.sample_rate_hz)
+        """The length of an excerpt after augmentation, at the model's rate."""
+        return self.batches.crop_samples(self.model.audio.sample_rate_hz)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -155,143 +158,8 @@ class TrainConfig:
         return config
 
 
-def classic(data: str, budget: Budget) -> TrainConfig:
-    """The plan's U-Net: 22,050 Hz, 2048/512, vocals and accompaniment; 15 s are 1,025 x 646."""
-    return TrainConfig(
-        preset="classic",
-        data=data,
-        model=ModelSpec(
-            architecture="classic",
-            dimensions={"channels": (48, 96, 128), "fold": 8, "memory_inputs": 384, "memory_units": 256},
-            stems=("vocals", "accompaniment"),
-            audio=AudioSpec(sample_rate_hz=22_050),
-            stft=StftSpec(n_fft=2048, hop_samples=512),
-            chunk=ChunkSpec(length_s=15, overlap_s=1),
-        ),
-        budget=budget,
-        batches=Batches(),
-        optimization=Optimization(),
-        validation=Validation(),
-    )
-
-
-def studio(data: str, budget: Budget) -> TrainConfig:
-    """The band-split U-Net: 44.1 kHz, 4096/1024, four stems."""
-    return banded(
-        "studio", data, budget, channels=(80, 160, 224), paths=2, units=128, memory_inputs=192, memory_units=96
-    )
-
-
-def studio_small(data: str, budget: Budget) -> TrainConfig:
-    """The same for laptops."""
-    return banded(
-        "studio-small", data, budget, channels=(40, 80, 112), paths=1, units=96, memory_inputs=96, memory_units=48
-    )
-
-
-def banded(preset: str, data: str, budget: Budget, **size: int | tuple[int, ...]) -> TrainConfig:
-    return TrainConfig(
-        preset=preset,
-        data=data,
-        model=ModelSpec(
-            architecture="banded",
-            dimensions={"band_bins": (256, 512, 1280), "band_widths": (2, 8, 20), **size},
-            stems=("vocals", "drums", "bass", "other"),
-            audio=AudioSpec(sample_rate_hz=44_100),
-            stft=StftSpec(n_fft=4096, hop_samples=1024),
-            chunk=ChunkSpec(length_s=12, overlap_s=1),
-        ),
-        budget=budget,
-        batches=Batches(),
-        optimization=Optimization(weight_decay=1e-1),  # without, they learn few songs by heart
-        validation=Validation(),
-    )
-
-
-def spleeter(data: str, budget: Budget) -> TrainConfig:
-    """Spleeter's two U-Nets, to fine-tune the starter: `--init` with its archive. Few small steps, long excerpts, and few
-    validations, because the start is good already."""
-    return TrainConfig(
-        preset="spleeter",
-        data=data,
-        model=STARTER_SPEC,
-        budget=budget,
-        batches=Batches(batch_size=2, crop_s=4.4),
-        optimization=Optimization(learning_rate=1e-4),
-        validation=Validation(validations=4),
-    )
-
-
-PRESETS = {"classic": classic, "studio": studio, "studio-small": studio_small, "spleeter": spleeter}
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field made with `flag`. A flag that is not given is not in the namespace."""
-    for section in (Budget, Batches, Optimization, Validation, TrainConfig):
-        hints = typing.get_type_hints(section)
-        for field in dataclasses.fields(section):
-            if "help" in field.metadata:
-                add_flag(parser, field.name, hints[field.name], field.default, field.metadata["help"])
-
-
-def add_flag(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, help: str) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    if hint is bool:
-        parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=help)
-        return
-    readers: dict[type, Callable[[str], Any]] = {int: int, float: float, str: str, tuple: numbers}
-    kinds = (hint, typing.get_origin(hint), *typing.get_args(hint))
-    reader = next(readers[kind] for kind in kinds if kind in readers)
-    default = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    shown = f" (default {default})" if default is not None else ""
-    parser.add_argument(flag, type=reader, default=argparse.SUPPRESS, help=help + shown)
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """The numbers in "0.99,0.999"."""
-    return tuple(float(word) for word in text.split(","))
-
-
-def with_flags(config: Any, given: Mapping[str, Any]) -> Any:
-    """The (nested) configuration with the given flags in place of its own values."""
-    changes = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if "help" in field.metadata and field.name in given:
-            changes[field.name] = given[field.name]
-        elif dataclasses.is_dataclass(value) and not isinstance(value, ModelSpec):
-            changes[field.name] = with_flags(value, given)
-    return dataclasses.replace(config, **changes)
-
-
-def started(preset: str | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a new run: a preset, `classic` if none is named, with the given flags. Raises ConfigError."""
-    data = flags.get("data")
-    if data is None:
-        raise ConfigError("--data is missing: name a folder, a zip or an s3:// prefix of songs")
-    budget = Budget(steps=flags.get("steps"), minutes=flags.get("minutes"))
-    config: TrainConfig = with_flags(PRESETS[preset or "classic"](data, budget), flags)
-    return config
-
-
-def resumed(stored: TrainConfig, preset: str | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """The stored configuration of a run with the given flags. Raises ConfigError for those that would make it another run."""
-    if preset is not None and preset != stored.preset:
-        raise ConfigError(
-            f"--preset {preset} is not that of the run, {stored.preset}: leave it out, or start a new run"
-        )
-    planned, other = ("steps", "minutes") if stored.budget.steps is not None else ("minutes", "steps")
-    if flags.get(other) is not None:
-        raise ConfigError(
-            f"--{other} does not fit a run that is planned in {planned}: give its new length with --{planned}, which is "
-            f"{getattr(stored.budget, planned):g} now"
-        )
-    config: TrainConfig = with_flags(stored, flags)
-    return config if flags.get("data") is None else dataclasses.replace(config, data=flags["data"])
-
-
 def leaves(config: Any) -> Iterator[tuple[str, Any]]:
-    """(name, value) of every field that is not itself a group of fields."""
+    """(name, value) of every field that is not a section."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -306,9 +174,9 @@ def tracking_uri(run_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str:
-    """The address of the store of the runs in a folder: MLFLOW_TRACKING_URI, else the SQLite file that training makes there.
+    """The MLflow store of the runs in a folder: MLFLOW_TRACKING_URI, else the SQLite file that training made there.
 
-    Raises ConfigError where there is neither.
+    Raises ConfigError if there is neither.
     """
     uri = known_store_uri(runs, environ)
     if uri is None:
@@ -319,38 +187,38 @@ def store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def known_store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str | None:
-    """As `store_uri`, None where there is neither."""
+    """As `store_uri`, but None if there is neither."""
     file = runs.resolve() / "mlflow.db"
     return tracking_uri_given(environ) or (f"sqlite:///{file}" if file.exists() else None)
 
 
 def tracking_uri_given(environ: Mapping[str, str] = os.environ) -> str | None:
-    """MLFLOW_TRACKING_URI, None where it is not set."""
+    """MLFLOW_TRACKING_URI, None if it is not set."""
     return environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def public_uri(environ: Mapping[str, str] = os.environ) -> str | None:
-    """STEMWRIGHT_MLFLOW_PUBLIC_URL: the address of MLflow in a browser, where a container knows it by another name."""
+    """STEMWRIGHT_MLFLOW_PUBLIC_URL: MLflow's address in a browser, if a container knows it by another name."""
     return environ.get("STEMWRIGHT_MLFLOW_PUBLIC_URL", "").strip() or None
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a child process: this one and `extra`."""
+    """The environment of a child process: this one's and `extra`."""
     return {**os.environ, **extra}
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
-    """Rank, world size and rank on this host as torchrun gives them; 0, 1, 0 for a process that it did not start."""
+    """Rank, world size and local rank from torchrun; 0, 1, 0 for a process that it did not start."""
     return int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)), int(environ.get("LOCAL_RANK", 0))
 
 
 def allow_deterministic_cublas(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Give cuBLAS the workspace without which torch refuses to be deterministic on a GPU; before its first use."""
+    """Set cuBLAS's workspace, which deterministic GPU work requires, before its first use."""
     environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def provenance(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The commit of the code, whether the checkout differs from it, and the image, where the container names it."""
+    """The commit of the code, whether the checkout differs from it, and the image if the container names it."""
     code = commit()
     image = {"image": environ["STEMWRIGHT_IMAGE"]} if "STEMWRIGHT_IMAGE" in environ else {}
     return {"commit": code.removesuffix("-dirty"), "dirty": code.endswith("-dirty"), **image}
@@ -367,8 +235,8 @@ def read_config(run_dir: Path) -> TrainConfig:
         raise ConfigError(f"{path} is damaged: {error}") from error
 
 
-def check_bounds(name: str, value: Any, bounds: Bounds | None) -> None:
-    """Raises ConfigError, with the name of the flag, for a number out of bounds."""
+def check_bounds(name: str, value: Any, bounds: Interval | None) -> None:
+    """Raises ConfigError, which names the flag, for a number out of bounds."""
     for number in value if isinstance(value, tuple) else (value,):
         if bounds is not None and number is not None:
             check(

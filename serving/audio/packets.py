@@ -1,4 +1,4 @@
-"""A song's packets, looked at without decoding them: how many samples they hold, and whether all of them are there."""
+"""A scan of a song's packets without decoding: the number of samples, and whether the song is whole."""
 
 import os
 import struct
@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import av
 
-from serving.audio.pyav import STREAMS, Decoder
+from serving.audio.decoding import PIPE_BYTES
+from serving.audio.pyav import STREAMS, AudioStream
 
 EQUAL_FRAMES = {"aac", "mp2", "mp3"}
 """Codecs whose packets all give the same number of samples, which FFmpeg says."""
@@ -28,7 +29,7 @@ KBITS_PER_S = {
 
 @dataclass
 class Packets:
-    """The packets of a file from the first to the last."""
+    """The packets of a file."""
 
     count: int = 0
     duration_s: Fraction = Fraction(0)
@@ -49,8 +50,8 @@ class Packets:
     """Size of the smallest packet but the last."""
 
 
-def scan(decoder: Decoder, file: BinaryIO) -> Packets:
-    """Look at every packet. The decoder is at its end then."""
+def scan(decoder: AudioStream, file: BinaryIO) -> Packets:
+    """Scan all packets. The stream is at its end then."""
     found, position = Packets(), None
     duration = 0
     ends: dict[int, int] = {}  # of each stream, in its own time base
@@ -59,7 +60,7 @@ def scan(decoder: Decoder, file: BinaryIO) -> Packets:
     try:
         for packet in decoder.container.demux():
             start, size, of_stream = packet.pts, packet.size, packet.stream_index
-            if size == 0:  # tells a decoder that there are no more
+            if size == 0:  # the flush packet after the last one
                 continue
             if start is not None:
                 ends[of_stream] = max(ends.get(of_stream, 0), start + (packet.duration or 0))
@@ -83,6 +84,7 @@ def scan(decoder: Decoder, file: BinaryIO) -> Packets:
     except av.error.FFmpegError:
         found.is_broken = True
     found.is_broken |= decoder.format == "avi" and lacks_bytes(file)
+    found.is_broken &= not has_open_end(file)
     found.duration_s = duration * Fraction(decoder.stream.time_base)
     reached_s = {n: float(end * decoder.container.streams[n].time_base) for n, end in ends.items()}
     found.reached_s = reached_s.pop(index, 0.0)
@@ -90,8 +92,8 @@ def scan(decoder: Decoder, file: BinaryIO) -> Packets:
     return found
 
 
-def sample_count(decoder: Decoder, packets: Packets, rate_hz: int) -> int | None:
-    """Samples of the whole song, None where only decoding tells."""
+def sample_count(decoder: AudioStream, packets: Packets, rate_hz: int) -> int | None:
+    """Samples of the whole song; None if only decoding tells."""
     if packets.is_broken or ends_in_frame(decoder, packets):
         return None
     if decoder.codec in EQUAL_FRAMES and (packets.is_regular or decoder.format not in STREAMS):
@@ -103,8 +105,8 @@ def sample_count(decoder: Decoder, packets: Packets, rate_hz: int) -> int | None
     return None
 
 
-def promised_s(decoder: Decoder, packets: Packets, file: BinaryIO) -> float | None:
-    """The length that the container gives, None where it gives none that can be believed."""
+def promised_s(decoder: AudioStream, packets: Packets, file: BinaryIO) -> float | None:
+    """The length in the container; None if it gives none, or none that is reliable."""
     if decoder.format == "mp3":
         return length_of_mp3(file, packets)
     if decoder.format == "asf":
@@ -121,10 +123,10 @@ def promised_s(decoder: Decoder, packets: Packets, file: BinaryIO) -> float | No
 def length_of_mp3(file: BinaryIO, packets: Packets) -> float | None:
     """Seconds in the tag of an MP3's encoder (Xing's layout: name, flags, frames, bytes).
 
-    None where there are as many frames, or where the number of bytes shows that the tag is wrong and the file whole.
+    None if the file has as many frames, or if the number of bytes shows that the tag is wrong and the file whole.
     """
     start = max(0, packets.first_position - MAX_TAG_BYTES)
-    head = os.pread(file.fileno(), packets.first_position - start, start)  # the file's position is FFmpeg's
+    head = os.pread(file.fileno(), packets.first_position - start, start)  # FFmpeg shares the file's position
     at = max(head.rfind(b"Xing"), head.rfind(b"Info"))
     if at < 0 or len(head) < at + 16 or packets.count == 0:
         return None
@@ -138,7 +140,7 @@ def length_of_mp3(file: BinaryIO, packets: Packets) -> float | None:
 
 
 def length_of_asf(file: BinaryIO) -> float | None:
-    """Seconds in the head of a WMA, which FFmpeg does not give where the file is cut. [MS-ASF], file properties object."""
+    """Seconds in the header of a WMA, which FFmpeg omits if the file is cut. [MS-ASF], file properties object."""
     head = os.pread(file.fileno(), 1 << 16, 0)
     at = head.find(ASF_PROPERTIES)
     if at < 0 or len(head) < at + 92:
@@ -149,15 +151,22 @@ def length_of_asf(file: BinaryIO) -> float | None:
 
 
 def lacks_bytes(file: BinaryIO) -> bool:
-    """True if a RIFF file is shorter than its first chunk says."""
-    return 8 + int.from_bytes(os.pread(file.fileno(), 4, 4), "little") > size_of(file)
+    """True if a RIFF file is shorter than its first chunk says, unless it was written into a pipe."""
+    return size_of(file) < 8 + int.from_bytes(os.pread(file.fileno(), 4, 4), "little") < PIPE_BYTES
+
+
+def has_open_end(file: BinaryIO) -> bool:
+    """True for a CAF or WAV whose samples go on to the end of the file: its writer did not come back to give their size."""
+    head = os.pread(file.fileno(), 1 << 16, 0)
+    unknown = {b"caff": b"\xff" * 8, b"RIFF": bytes(4)}.get(head[:4])
+    return unknown is not None and b"data" + unknown in head
 
 
 def size_of(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def ends_in_frame(decoder: Decoder, packets: Packets) -> bool:
+def ends_in_frame(decoder: AudioStream, packets: Packets) -> bool:
     """True if a stream of frames ends inside one."""
     if decoder.format not in STREAMS or not packets.last:
         return False
@@ -166,9 +175,9 @@ def ends_in_frame(decoder: Decoder, packets: Packets) -> bool:
     return len(packets.last) < frame_bytes(packets.last[:7])
 
 
-@lru_cache(maxsize=1024)  # the heads of a song are a few, again and again
+@lru_cache(maxsize=1024)  # a song has few different headers
 def frame_bytes(head: bytes) -> int:
-    """The size of a frame by its first seven bytes, 0 where they are no head.
+    """The size of a frame from its first seven bytes; 0 if they are no frame header.
 
     ISO/IEC 11172-3, 2.4.1.3 and 13818-3 for MPEG audio, 13818-7, 6.2 for AAC in ADTS.
     """

@@ -1,7 +1,7 @@
-"""The version behind an alias of MLflow's registry is followed while the server runs: `models:/name@champion`.
+"""Follows an alias of MLflow's registry, `models:/name@champion`, while the server runs.
 
-Another version is fetched and checked, loaded beside the present one, made the default, and the present one unloaded once its
-workers are idle. If a step fails, the present one stays, and the log says why.
+A new version is fetched and checked, loaded beside the present one and made the default; then the present one is unloaded
+once its workers are idle. If a step fails, the present one stays and the log says why.
 """
 
 import json
@@ -33,10 +33,10 @@ IDLE_S = 1.5
 def following(
     model: str, served: str | None, folder: Path, settings: Settings, commercial: bool = False
 ) -> Iterator[None]:
-    """Within the block, serve the version that an alias names, from `served` on; SIGHUP asks for a look at once.
+    """Within the block, follow the alias `model`, starting from version `served`; SIGHUP checks at once.
 
-    `commercial` keeps the version that is served where another one's licences do not allow commercial use. Does nothing
-    where `served` is None, for a model that is no alias.
+    `commercial` refuses a version whose licences do not allow commercial use. Does nothing if `served` is None, for a model
+    that is no alias.
     """
     if served is None:
         yield
@@ -53,7 +53,7 @@ def following(
 
 
 class Champion:
-    """The version that is served, and the thread that looks for another one."""
+    """The served version, and the thread that looks for another."""
 
     def __init__(self, model: str, served: str, folder: Path, settings: Settings, commercial: bool) -> None:
         self.model, self.served, self.commercial = model, served, commercial
@@ -74,17 +74,21 @@ class Champion:
             try:
                 wanted = version_behind(self.model)
                 if wanted is not None and wanted != self.served:
-                    self.change_to(wanted)
+                    replaced = self.change_to(wanted)
                     print(f"serving version {wanted} of {self.model} in place of {self.served}", flush=True)
                     self.served = wanted
+                    self.unload(replaced["modelVersion"], Path(replaced["modelUrl"]).name)
             except (StemwrightError, urllib3.exceptions.HTTPError, OSError, zipfile.BadZipFile) as error:
                 print(f"version {self.served} of {self.model} stays: {error}", flush=True)
 
-    def change_to(self, wanted: str) -> None:
-        """Serve another version. Raises StemwrightError, HTTPError, OSError or BadZipFile, with the present one as it was."""
+    def change_to(self, wanted: str) -> Any:
+        """Load another version and make it the default; returns TorchServe's facts of the old one.
+
+        Raises StemwrightError, HTTPError, OSError or BadZipFile and leaves the present one as it was.
+        """
         (present,) = self.ask("GET", "")
         self.loaded += 1
-        number = f"{1000 + self.loaded}.0"  # of TorchServe, which wants another one each time
+        number = f"{1000 + self.loaded}.0"  # TorchServe's version, which must differ each time
         unpacked = self.folder / "store" / f"{MODEL_NAME}-{number}"
         try:
             self.unpack(wanted, unpacked, number)
@@ -98,10 +102,10 @@ class Champion:
         except (StemwrightError, urllib3.exceptions.HTTPError, OSError, zipfile.BadZipFile):
             shutil.rmtree(unpacked, ignore_errors=True)
             raise
-        self.unload(present["modelVersion"], Path(present["modelUrl"]).name)
+        return present
 
     def unpack(self, wanted: str, unpacked: Path, number: str) -> None:
-        """Fetch and check the archive, and lay it out as TorchServe reads it, with the limits of this deployment."""
+        """Fetch and check the archive, and unpack it for TorchServe with this deployment's limits."""
         fetched = self.folder / "fetched"
         shutil.rmtree(fetched, ignore_errors=True)
         fetched.mkdir()
@@ -119,14 +123,21 @@ class Champion:
         manifest.write_text(json.dumps(facts))
 
     def unload(self, number: str, name: str) -> None:
-        """Unload a version once it has had no request for a while; workers that never get idle are cut."""
+        """Unload a version once it has had no request for a while; workers that never get idle are cut.
+
+        Raises ServerError if TorchServe keeps the version.
+        """
         deadline = time.monotonic() + self.settings.request_timeout_s
         idle_since = time.monotonic()
         while time.monotonic() - idle_since < IDLE_S and time.monotonic() < deadline:
             if self.at_work(number):
                 idle_since = time.monotonic()
             time.sleep(0.1)
-        self.ask("DELETE", f"/{MODEL_NAME}/{number}")
+        try:
+            self.ask("DELETE", f"/{MODEL_NAME}/{number}")
+        except ServerError:
+            # On newer Java, TorchServe interrupts its own wait for the worker, which has ended: none is left to wait for.
+            self.ask("DELETE", f"/{MODEL_NAME}/{number}")
         shutil.rmtree(self.folder / "store" / name, ignore_errors=True)
 
     def at_work(self, number: str) -> bool:
@@ -137,7 +148,7 @@ class Champion:
         return waiting or bool(pids & holders(self.folder / "working"))
 
     def ask(self, method: str, path: str, may_fail: bool = False) -> Any:
-        """An answer of TorchServe's management port. Raises ServerError for a refusal."""
+        """Send a request to TorchServe's management port; returns its answer. Raises ServerError if it refuses."""
         path = path or f"/{MODEL_NAME}"
         address = f"http://{LOOPBACK}:{self.settings.management_port}/models{path}"
         response = urllib3.request(method, address, timeout=self.settings.startup_timeout_s, retries=False)
@@ -147,7 +158,7 @@ class Champion:
 
 
 def holders(lock: Path) -> set[int]:
-    """The processes that hold a lock on a file, as Linux tells in /proc/locks."""
+    """The processes that hold a lock on a file, from Linux's /proc/locks."""
     if not lock.exists():
         return set()
     inode = str(lock.stat().st_ino)

@@ -1,4 +1,4 @@
-"""Many songs, one after the other: each gets a folder of its own, and those done before are left out."""
+"""Many songs, one after the other. Each gets a folder of its own; songs that are done are skipped."""
 
 import errno
 import sys
@@ -12,7 +12,7 @@ from serving.errors import RequestError, SpecError, StemwrightError
 from serving.songs.fact_sheet import FactSheet, printable
 from serving.songs.request import Request
 
-SUFFIXES = {
+AUDIO_SUFFIXES = {
     *(
         ".wav",
         ".wave",
@@ -22,6 +22,7 @@ SUFFIXES = {
         ".flac",
         ".ogg",
         ".oga",
+        ".ogv",
         ".opus",
         ".spx",
         ".mp3",
@@ -53,13 +54,13 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class Job:
-    """A song, and the folder of its stems."""
+    """A song and the folder for its stems."""
 
     song: Path
     out: Path
 
     def is_done(self, request: Request, weights_sha256: str) -> bool:
-        """True where the fact sheet says that this song was separated as a request to a model asks, and its files are there."""
+        """True if the fact sheet matches song, request and model, and the files are there."""
         path = self.out / FACT_SHEET
         sheet = read_sheet(path)
         if sheet is None or not sheet.answers(request, weights_sha256) or not sheet.is_kept_in(self.out):
@@ -68,19 +69,19 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The songs to separate, and the suffixes of the files that are skipped as no audio, one for each."""
+class Selection:
+    """The songs to separate, and the suffix of each file that was skipped because it is no audio."""
 
     jobs: Sequence[Job]
     skipped: Sequence[str] = ()
 
 
-def plan(paths: Sequence[Path], out: Path) -> Plan:
-    """Find the songs of files and folders, with folders below `out` like those they lie in.
+def select(paths: Sequence[Path], out: Path) -> Selection:
+    """Find songs in files and folders. Output folders below `out` mirror the folders of the songs.
 
-    A folder's songs are the files below it with a suffix of audio, without hidden ones and those that are stems. The folder
-    of a song is named after it, with its suffix only where songs differ in nothing else. Raises RequestError where two
-    share a folder, and where there is no song.
+    A folder's songs are the files below it with an audio suffix, without hidden files and stems. Each output folder has the
+    song's name; the suffix is added if songs would otherwise share a folder. Raises RequestError if two songs share a
+    folder or if there are none.
     """
     skipped: list[str] = []
     found = [(song, out / song.parent.relative_to(top)) for top, song in songs(paths, out, skipped)]
@@ -96,11 +97,12 @@ def plan(paths: Sequence[Path], out: Path) -> Plan:
     if not jobs:
         where = printable(", ".join(map(str, paths)))
         raise RequestError(f"there are no songs in {where}: name files, or folders with audio files")
-    return Plan(jobs, skipped)
+    return Selection(jobs, skipped)
 
 
 def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tuple[Path, Path]]:
-    """Yield each song after the folder that its place is counted from; adds the suffixes of skipped files to `skipped`."""
+    """Yield (top, song) pairs, where `top` is the folder that paths are relative to; append suffixes of skipped files to
+    `skipped`."""
     for path in paths:
         if not path.is_dir():
             yield path.parent, path
@@ -113,20 +115,20 @@ def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tupl
                 continue
             if is_stem(file):
                 continue
-            if file.suffix.lower() in SUFFIXES:
+            if file.suffix.lower() in AUDIO_SUFFIXES:
                 yield path, file
             else:
                 skipped.append(file.suffix.lower() or file.name)
 
 
 def folder_name(song: Path) -> str:
-    """The name of a song's folder: the song's without its suffix, with it where nothing but dots would be left."""
+    """The song's file name without suffix; with it if only dots would remain."""
     names = (song.stem, song.name, f"song {song.name}")
     return next(name for name in names if name.strip("."))
 
 
 def is_stem(file: Path) -> bool:
-    """True for a fact sheet, and for a file that the fact sheet beside it names."""
+    """True for a fact sheet, and for a file that the fact sheet beside it lists."""
     if file.name == FACT_SHEET:
         return True
     sheet = read_sheet(file.with_name(FACT_SHEET))
@@ -134,18 +136,18 @@ def is_stem(file: Path) -> bool:
 
 
 def read_sheet(path: Path) -> FactSheet | None:
-    """Read a fact sheet, None where there is none that can be read."""
+    """Read a fact sheet; None if it is missing or unreadable."""
     try:
         return FactSheet.from_json(path.read_bytes())
     except (OSError, SpecError):
         return None
 
 
-def separate_all(planned: Plan, separate: Callable[[Job], Sequence[Path]], is_done: Callable[[Job], bool]) -> int:
-    """Separate what is not done yet. Prints the files on stdout; on stderr a line for each song that fails, for what full
-    scale clipped, for a song without proof of its end, and for what was left out.
+def separate_all(planned: Selection, separate: Callable[[Job], Sequence[Path]], is_done: Callable[[Job], bool]) -> int:
+    """Separate the songs that are not done. Returns the number that failed.
 
-    Returns the number of songs that failed.
+    Prints files on stdout. On stderr it prints a line for each song that fails, for clipped stems, for a song whose end is
+    not proven, and for skipped files.
     """
     failed = passed_over = 0
     for job in planned.jobs:
@@ -160,7 +162,7 @@ def separate_all(planned: Plan, separate: Callable[[Job], Sequence[Path]], is_do
             tell(job, f"{type(error).__name__}: {error}")
         except OSError as error:
             failed += 1
-            tell(job, explained(error, job))
+            tell(job, refused(error, job))
         else:
             for remark in remarks(job):
                 tell(job, remark)
@@ -173,7 +175,7 @@ def separate_all(planned: Plan, separate: Callable[[Job], Sequence[Path]], is_do
 
 
 def remarks(job: Job) -> list[str]:
-    """Say what a person should know of stems that are there."""
+    """Remarks on stems that were written: clipping, and a song whose end is not proven."""
     sheet = read_sheet(job.out / FACT_SHEET)
     return [] if sheet is None else [remark for remark in (sheet.clipping(), sheet.song.note) if remark]
 
@@ -182,8 +184,8 @@ def tell(job: Job, message: str) -> None:
     print(printable(f"{job.song}: {message}"), file=sys.stderr, flush=True)
 
 
-def explained(error: OSError, job: Job) -> str:
-    """Say in one sentence what the system refused, and the remedy."""
+def refused(error: OSError, job: Job) -> str:
+    """One sentence on what the system refused, with the remedy."""
     where = error.filename or job.out
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:

@@ -12,16 +12,16 @@ import torch
 
 from serving.errors import StorageError
 from serving.model.archive import read_archive
-from serving.model.spec import ModelSpec
 from tests.s3 import bucket_fixture  # noqa: F401
-from training.config import Batches, Budget, TrainConfig, Validation, classic
+from tests.tiny import tiny_run
+from training.config import TrainConfig
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
 from training.errors import ConfigError, TrackingError
+from training.optimization.machine import Machine
 from training.preflight import preflight
 from training.run.export import publish
-from training.run.machine import Machine
-from training.run.train import Places, Result, train
+from training.run.train import Places, RunResult, train
 
 
 @pytest.fixture
@@ -102,16 +102,11 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def config(songs: str, tiny_spec: ModelSpec) -> TrainConfig:
-    return dataclasses.replace(
-        classic(songs, Budget(steps=1)),
-        model=tiny_spec,
-        batches=Batches(batch_size=1, crop_s=0.5),
-        validation=Validation(validations=1, valid_excerpt_s=2),
-    )
+def config(songs: str) -> TrainConfig:
+    return tiny_run(songs, steps=1, batch_size=1, crop_s=0.5, validations=1, valid_excerpt_s=2)
 
 
-def start(config: TrainConfig, run_dir: Path, resume: bool = False, **places: object) -> Result:
+def start(config: TrainConfig, run_dir: Path, resume: bool = False, **places: object) -> RunResult:
     where = Places(run_dir, run_dir.parent / "cache", **places)  # type: ignore[arg-type]
     return train(config, where, Machine(torch.device("cpu")), resume=resume, wait=False)
 

@@ -1,12 +1,14 @@
-"""Runs: train, profile, export, sync."""
+"""Commands of one run: train, profile, export, sync."""
 
 import argparse
 import tempfile
 from pathlib import Path
 
-from training.commands.options import ARCHIVE, DATA, Commands, add_cache, add_device, device_of
-from training.config import PRESETS, TrainConfig, add_flags, launched, resumed, started
+from training.commands.options import ARCHIVE, DATA, Commands, add_cache, add_device, chosen_device
+from training.config import TrainConfig, launched
 from training.errors import ConfigError
+from training.flags import add_flags, resumed, started
+from training.presets import PRESETS
 
 PLACE = "name.mar, s3://bucket/name.mar, or a folder or prefix, which gets <preset>-<name of the run folder>.mar"
 
@@ -63,14 +65,14 @@ def add(commands: Commands) -> None:
 
 
 def run_train(given: argparse.Namespace) -> int:
+    from training.optimization.machine import Machine
+    from training.optimization.ranks import Ranks
     from training.progress import say
-    from training.run.machine import Machine
-    from training.run.ranks import Ranks
     from training.run.train import Places, train
 
     ranks = Ranks(*launched())
     places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish, given.overwrite)
-    machine = Machine(device_of(given, ranks.local_rank), ranks)
+    machine = Machine(chosen_device(given, ranks.local_rank), ranks)
     result = train(configuration(given), places, machine, resume=given.resume, wait=given.wait)
     if result.stopped_by is not None:
         say(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}")
@@ -81,7 +83,7 @@ def run_train(given: argparse.Namespace) -> int:
 
 
 def configuration(given: argparse.Namespace) -> TrainConfig:
-    """The stored configuration of a run that is resumed, else the preset; with the flags that were given."""
+    """The configuration of a run: the stored one if it is resumed, else the preset; with the given flags."""
     from training.run.train import stored_config
 
     stored = stored_config(given.run_dir, given.checkpoint_uri) if given.resume else None
@@ -90,12 +92,12 @@ def configuration(given: argparse.Namespace) -> TrainConfig:
 
 
 def run_profile(given: argparse.Namespace) -> int:
-    from training.run.machine import Machine
+    from training.optimization.machine import Machine
+    from training.optimization.ranks import Ranks
     from training.run.profile import profile
-    from training.run.ranks import Ranks
 
     ranks = Ranks(*launched())
-    machine = Machine(device_of(given, ranks.local_rank), ranks)
+    machine = Machine(chosen_device(given, ranks.local_rank), ranks)
     profiled = profile(configuration(given), given.steps, given.cache, machine)
     if ranks.first:
         print(f"{profiled.table()}\n\n{profiled.advice()}")

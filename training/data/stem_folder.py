@@ -17,31 +17,34 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from serving.audio import Audio
 from serving.audio.audio_io import open_audio
 from serving.errors import AudioError
-from training.data.song import BLOCK_SAMPLES, PAIR, SOURCES, Audio, Header, Song
+from training.data.song import BLOCK_SAMPLES, PAIR, SOURCES, Header, Song
 from training.errors import DataError
 
-LOSSLESS = (".wav", ".flac", ".aif", ".aiff")
-LOSSY = (".mp3", ".m4a", ".ogg", ".opus")
-SUFFIXES = (*LOSSLESS, *LOSSY)
-"""Endings of files. The first one that is there is read."""
+LOSSLESS_SUFFIXES = (".wav", ".flac", ".aif", ".aiff")
+LOSSY_SUFFIXES = (".mp3", ".m4a", ".ogg", ".opus")
+STEM_SUFFIXES = (*LOSSLESS_SUFFIXES, *LOSSY_SUFFIXES)
+"""File suffixes in order of preference."""
 
 WITH_MIXTURE = ("vocals", "mixture")
-FILES = (SOURCES, PAIR, WITH_MIXTURE)
-"""The files that a song may consist of."""
+LAYOUTS = (SOURCES, PAIR, WITH_MIXTURE)
+"""The sets of files that make a song."""
 
 LOSSY_TOLERANCE_SAMPLES = 2_400  # two frames of any of the codecs: encoders pad to whole ones
 LEAST_SHARE = 0.5
-"""Share of the energy of vocals that their mixture must hold, by correlation. A mixture that is a sum holds about all of it;
-another song, another take, or vocals a few milliseconds away hold about none."""
+"""The share of the vocals' energy, by correlation, that a mixture must hold.
+
+A sum holds nearly all of it. Another song, another take, or vocals shifted by milliseconds hold nearly none.
+"""
 SILENT = 1e-6
-"""Energy of an accompaniment, relative to that of its mixture (-60 dB), up to which it counts as silent."""
+"""Energy relative to the mixture's (-60 dB) up to which an accompaniment counts as silent."""
 
 
 @dataclass(frozen=True)
 class StemFolder(Song):
-    """A folder with a file for each of `stems`, one of FILES."""
+    """A folder with a file for each of `stems`, one of LAYOUTS."""
 
     stems: tuple[str, ...] = SOURCES
 
@@ -55,10 +58,10 @@ class StemFolder(Song):
 
     @property
     def tolerance_samples(self) -> int:
-        return LOSSY_TOLERANCE_SAMPLES if any(file.suffix in LOSSY for file in self.files) else 0
+        return LOSSY_TOLERANCE_SAMPLES if any(file.suffix in LOSSY_SUFFIXES for file in self.files) else 0
 
     def file(self, stem: str) -> Path:
-        for suffix in SUFFIXES:
+        for suffix in STEM_SUFFIXES:
             path = self.path / f"{stem}{suffix}"
             if path.is_file():
                 return path
@@ -85,7 +88,7 @@ class StemFolder(Song):
         return blocks_of(self.file(source))
 
     def without_vocals(self) -> Iterator[Audio]:
-        """The mixture minus the vocals. Raises DataError at its end if the one does not hold the other."""
+        """The mixture minus the vocals. Raises DataError at the end if the mixture does not contain the vocals."""
         mixture_energy = vocals_energy = shared = left = 0.0
         for mixture, vocals in side_by_side([blocks_of(self.file("mixture")), blocks_of(self.file("vocals"))]):
             accompaniment = mixture - vocals
@@ -104,11 +107,11 @@ class StemFolder(Song):
 
 
 def needed() -> str:
-    return f"{', '.join(SOURCES)}, or vocals with accompaniment or mixture, as {', '.join(SUFFIXES)}"
+    return f"{', '.join(SOURCES)}, or vocals with accompaniment or mixture, as {', '.join(STEM_SUFFIXES)}"
 
 
 def side_by_side(streams: Sequence[Iterator[Audio]]) -> Iterator[list[Audio]]:
-    """Blocks of several streams, cut to equal lengths; they end with the shortest."""
+    """Cut the blocks of several streams to equal lengths. Ends with the shortest stream."""
     blocks = [next(stream, None) for stream in streams]
     while all(block is not None for block in blocks):
         found = [block for block in blocks if block is not None]
@@ -121,9 +124,9 @@ def side_by_side(streams: Sequence[Iterator[Audio]]) -> Iterator[list[Audio]]:
 
 
 def header_of(path: Path) -> Header:
-    """The facts of a file. Raises DataError if it cannot be read."""
-    if path.suffix in LOSSLESS:
-        with readable(path) as file:
+    """The header of a file. Raises DataError if the file cannot be read."""
+    if path.suffix in LOSSLESS_SUFFIXES:
+        with open_sound(path) as file:
             return Header(file.samplerate, file.channels, file.frames)
     facts = path.stat()
     return measured(path, facts.st_size, facts.st_mtime_ns)
@@ -131,7 +134,7 @@ def header_of(path: Path) -> Header:
 
 @lru_cache(maxsize=10_000)
 def measured(path: Path, _size_bytes: int, _mtime_ns: int) -> Header:
-    """The same of a lossy file, which has to be decoded for it; remembered for as long as the file does not change."""
+    """The header of a lossy file, which takes decoding. Cached until size or modification time change."""
     try:
         with open_audio(path) as song:
             return Header(song.info.rate_hz, song.info.channels, song.info.samples)
@@ -140,15 +143,15 @@ def measured(path: Path, _size_bytes: int, _mtime_ns: int) -> Header:
 
 
 def blocks_of(path: Path) -> Iterator[Audio]:
-    """The samples (c, n) of a file in blocks. Raises DataError if it is damaged."""
-    if path.suffix not in LOSSLESS:
+    """Samples (c, n) of a file in blocks. Raises DataError if the file is damaged."""
+    if path.suffix not in LOSSLESS_SUFFIXES:
         try:
             with open_audio(path) as song:
                 yield from song.blocks()
         except AudioError as error:
             raise DataError(f"{path} is damaged ({error}): get the song again") from error
         return
-    with readable(path) as file:
+    with open_sound(path) as file:
         left = file.frames
         while left > 0:
             try:
@@ -163,7 +166,7 @@ def blocks_of(path: Path) -> Iterator[Audio]:
             yield block
 
 
-def readable(path: Path) -> soundfile.SoundFile:
+def open_sound(path: Path) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:

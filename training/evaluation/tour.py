@@ -1,6 +1,6 @@
-"""One song through the seven steps of the plan, in real numbers, and its profile in 18 slices.
+"""One song through the seven steps of the plan, with real numbers, and its profile in 18 slices.
 
-The tour stays at the plan's front end, the model's rate and mono; what is served goes on to the song's own rate and channels.
+The tour stays at the plan's front end: the model's rate, mono. What is served returns to the song's rate and channels.
 
 Axes: b batch, c channel, f bin, t frame, n sample.
 """
@@ -19,9 +19,10 @@ from serving.model.networks.classic import Classic
 from serving.model.separator import Separator
 from serving.model.spec import AudioSpec, StftSpec
 from serving.model.spectrogram import Stft
-from training.config import Budget, classic
+from training.config import Budget
 from training.errors import ConfigError, DataError
 from training.evaluation.plots import Image, profile_figure
+from training.presets import classic
 
 PLAN = classic(data="", budget=Budget(steps=1)).model
 
@@ -33,8 +34,8 @@ They overlap, so that together they are this one band."""
 
 
 @dataclass(frozen=True)
-class Profile:
-    """A song in 18 equal slices, one value each. Percentages are of all the magnitude in a slice."""
+class Slices:
+    """A song in 18 equal slices, one value each. Percentages are shares of all magnitude in a slice."""
 
     start_s: list[float]
     mean_magnitude: list[float]
@@ -52,7 +53,7 @@ class Profile:
 
 
 def tour(song: Path, separator: Separator | None, out: Path) -> str:
-    """Walk a song through the steps; write `tour.png` into the folder `out`, and with a model the two stems as WAV files.
+    """Walk a song through the steps; write `tour.png` and, with a model, two stems as WAV files into the folder `out`.
 
     Returns the text to print. Raises AudioError for a song that cannot be read, DataError for one too short for 18 slices,
     ConfigError for a model that is not the plan's U-Net.
@@ -114,18 +115,20 @@ def tour(song: Path, separator: Separator | None, out: Path) -> str:
         )
 
     magnitudes, masks = magnitude.cpu().numpy(), None if mask is None else mask.cpu().numpy()
-    slices = profile(magnitudes, masks, audio_spec, stft_spec)
+    slices = slices_of(magnitudes, masks, audio_spec, stft_spec)
     percents = {"vocal band, 85-1,020 Hz": slices.vocal_band_percent}
     if slices.voice_percent is not None:
         percents["given to the voice"] = slices.voice_percent
-    figure = profile_figure(magnitudes, masks, slices.mean_magnitude, percents, rate_hz, stft_spec.hop_samples)
+    figure = profile_figure(
+        magnitudes, masks, slices.mean_magnitude, percents, rate_hz=rate_hz, hop_samples=stft_spec.hop_samples
+    )
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "tour.png")
     return "\n".join([song.name, *steps, "", slices.table(), "", f"picture: {out / 'tour.png'}"])
 
 
 def load(song: Path, rate_hz: int) -> Audio:
-    """Samples (n,) as `librosa.load` gives them, channels averaged and resampled by soxr, but of every format served."""
+    """Samples (n,) as `librosa.load` gives them, averaged over channels and resampled by soxr, from any format served."""
     audio, song_rate_hz = read(song)
     samples: Audio = librosa.resample(librosa.to_mono(audio), orig_sr=song_rate_hz, target_sr=rate_hz)
     return samples
@@ -133,15 +136,15 @@ def load(song: Path, rate_hz: int) -> Audio:
 
 @torch.inference_mode()
 def vocal_mask(separator: Separator, magnitude: Tensor, window_frames: int) -> Tensor:
-    """The U-Net's mask (1, 1, f, t) of magnitudes (1, 1, f, t), window by window, so that a long song fits into memory."""
+    """The U-Net's mask (1, 1, f, t) of magnitudes (1, 1, f, t), window by window to fit long songs into memory."""
     if not isinstance(separator.network, Classic):
         raise ConfigError(f"the tour follows the mask of a classic model: {separator.spec.architecture} has none")
     windows = torch.split(magnitude, window_frames, dim=-1)
     return torch.cat([separator.network.core(window) for window in windows], dim=-1)
 
 
-def profile(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: StftSpec) -> Profile:
-    """The profile of magnitudes (f, t); where the frames do not divide by 18, the first slices have one more."""
+def slices_of(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: StftSpec) -> Slices:
+    """The slices of magnitudes (f, t). If frames do not divide by 18, the first slices have one more."""
     bins_hz = librosa.fft_frequencies(sr=audio.sample_rate_hz, n_fft=stft.n_fft)
     vocal_band = (bins_hz >= VOCAL_BAND_HZ[0]) & (bins_hz <= VOCAL_BAND_HZ[1])
     slices = np.array_split(magnitude, SLICES, axis=1)
@@ -150,7 +153,7 @@ def profile(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: StftSp
     if mask is not None:
         of_voice = np.array_split(mask * magnitude, SLICES, axis=1)
         voices = [percent(voice, part) for voice, part in zip(of_voice, slices, strict=True)]
-    return Profile(
+    return Slices(
         start_s=[float(frame) * stft.hop_samples / audio.sample_rate_hz for frame in frames],
         mean_magnitude=[float(part.mean()) for part in slices],
         vocal_band_percent=[percent(part[vocal_band], part) for part in slices],
@@ -159,7 +162,7 @@ def profile(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: StftSp
 
 
 def percent(part: Image, whole: Image) -> float:
-    """The part's share of the whole's sum; 0 of silence."""
+    """The part's sum as a percentage of the whole's; 0 for silence."""
     return float(100 * part.sum() / whole.sum()) if whole.any() else 0.0
 
 

@@ -1,4 +1,4 @@
-"""A run in progress: validate, save, stop, step, log; until the budget is spent, validation stalls or a stop is asked for."""
+"""The loop of a run: validate, save, stop, step, log; until the budget is spent, scores stall or a stop is requested."""
 
 import json
 import math
@@ -9,59 +9,55 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import StemwrightError
-from serving.model.licences import Licences
-from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
-from training.config import TrainConfig
 from training.errors import CheckpointError, NotFinite, TrainingError
-from training.evaluation.cost import parameters
-from training.evaluation.evaluate import finite
+from training.optimization.schedule import schedule
+from training.optimization.step import Stepper
 from training.progress import run_bar, say
 from training.run.excerpts import Excerpts
-from training.run.machine import Machine
-from training.run.schedule import schedule
+from training.run.origin import Origin
+from training.run.plan import Plan
 from training.run.showcase import show, show_best
 from training.run.signals import StopRequest
-from training.run.state import RunState
-from training.run.step import Stepper
-from training.run.validate import Scored, Validator
+from training.run.validate import Validator
 from training.tracking.tracking import Tracker
 
 SAVE_INTERVAL_S = 300
 LOG_INTERVAL_STEPS = 10
 LAST_WAIT_S = 0.5
-"""Seconds that each part of the end may take once the process is to end at once."""
+"""Seconds that each part of the ending may take when the process has to end at once."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """The places that a run writes to: its folder, its checkpoints, and MLflow, which only the first rank has."""
+    """The targets of a run: its folder, its checkpoints, and MLflow, which only the first rank has."""
 
     run_dir: Path
     checkpoints: Checkpoints
     tracker: Tracker | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
-    """The loop of a run and all that it works with. All ranks run it in step; only the first one writes."""
+    """The loop and its parts. All ranks run it in step; only the first one writes."""
 
-    config: TrainConfig
-    machine: Machine
+    plan: Plan
+    stepper: Stepper
     excerpts: Excerpts
     validator: Validator
-    state: RunState
+    origin: Origin
     output: Output
     stop: StopRequest
-    data_digest: str
-    data_licence: str
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int = -1
     ticked_at: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self.state, self.ranks = self.stepper.state, self.stepper.ranks
+
     def go(self) -> None:
-        """Run to the end. If memory runs out or a rank is gone, save a checkpoint before raising that error."""
+        """Run to the end. If memory runs out or a rank is lost, save a checkpoint, then raise the error."""
         self.saved_step = self.state.step
         self.stop.save = self.save_and_close
         self.log_songs()
@@ -75,16 +71,15 @@ class Run:
             raise type(error)(message) from error
 
     def steps(self) -> None:
-        config, state, machine = self.config, self.state, self.machine
-        stepper = Stepper(config, state, machine)
+        state, stepper, plan, optimization = self.state, self.stepper, self.plan, self.state.optimization
         stepper.fit(self.excerpts.batch(state.step))
-        upcoming = self.excerpts.batches(state.step, pin_memory=machine.on_gpu)
-        audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
-        with closing(upcoming), closing(run_bar(config.preset, machine.ranks.first, self.progress)) as bar:
+        upcoming = self.excerpts.batches(state.step, pin_memory=stepper.machine.on_gpu)
+        audio_s_per_s = Rate(stepper.batches.audio_s)
+        with closing(upcoming), closing(run_bar(self.origin.preset, self.ranks.first, plan.progress)) as bar:
             self.ticked_at = time.monotonic()
             while not self.finished():
                 self.take_songs()
-                rate = config.optimization.learning_rate * schedule(self.progress, config.optimization.warmup)
+                rate = optimization.learning_rate * schedule(plan.progress, optimization.warmup)
                 stepper(next(upcoming), rate)
                 if state.step % LOG_INTERVAL_STEPS == 0:
                     report = stepper.report()
@@ -92,59 +87,44 @@ class Run:
                     numbers["audio_s_per_s"] = audio_s_per_s(state.step)
                     self.log(numbers, report.skipped)
                     heard = f", {rate_s:.3g} s of audio a second" if (rate_s := numbers["audio_s_per_s"]) else ""
-                    bar.at(self.progress, f"step {state.step}, loss {report.loss:.2f}{heard}{self.best}")
-            bar.at(self.progress, f"step {state.step}{self.best}")
+                    bar.at(plan.progress, f"step {state.step}, loss {report.loss:.2f}{heard}{self.best}")
+            bar.at(plan.progress, f"step {state.step}{self.best}")
 
     @property
     def best(self) -> str:
-        """The best score for the bar, nothing before the first validation."""
+        """The best score as text for the bar; empty before the first validation."""
         return f", best {self.state.best_usdr:.2f} dB" if math.isfinite(self.state.best_usdr) else ""
 
-    @property
-    def progress(self) -> float:
-        """The share of the budget that is spent, 0..1."""
-        return self.config.budget.progress(self.state.step, self.state.trained_s, self.state.validation_s)
-
     def finished(self) -> bool:
-        """True on all ranks alike if the run ends here. Validates and saves when it is time to, and at the end."""
-        state, validation = self.state, self.config.validation
+        """Validate and save when due. Returns True, on all ranks alike, when the run is over."""
+        state, plan = self.state, self.plan
         self.tick()
-        state.trained_s, signal = self.machine.ranks.largest(state.trained_s, self.stop.signal or 0)
+        state.trained_s, signal = self.ranks.largest(state.trained_s, self.stop.signal or 0)
         self.stop.note(signal)
-        stopped = signal > 0  # as all ranks know it: a signal that comes from here on waits for the next time
-        due = self.progress * validation.validations >= state.validations + 1 and self.has_time_to_validate()
+        stopped = signal > 0  # agreed by all ranks: a signal that comes later waits for the next step
+        due = plan.validates
         if due and not stopped:
             stopped = not self.validate()
-        stalled = state.stale_validations >= (validation.patience or math.inf)
-        finished = self.progress >= 1 or stalled or stopped
-        if stalled and self.output.tracker is not None:
+        finished = plan.progress >= 1 or plan.stalled or stopped
+        if plan.stalled and self.output.tracker is not None:
             self.output.tracker.end = "stalled"
         if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
             self.save()
         return finished
 
     def tick(self) -> None:
-        """Add the time since the last call to that of the run: time on the wall, from the first step on."""
+        """Add the time since the last call to `trained_s`: wall time from the first step on."""
         now = time.monotonic()
         self.state.trained_s, self.ticked_at = self.state.trained_s + now - self.ticked_at, now
 
-    def has_time_to_validate(self) -> bool:
-        """False while one more validation of a run in minutes would leave less than three quarters of the time, or none, to
-        the steps around it. The last one always has time."""
-        state, budget = self.state, self.config.budget
-        if budget.minutes is None or self.progress >= 1:
-            return True
-        over = budget.progress(state.step, state.trained_s + state.validation_s, state.validation_s) >= 1
-        return not over and state.trained_s - state.validated_at_s >= 3 * state.validation_s
-
     def take_songs(self) -> None:
-        """Let the batches that are not prepared yet draw from the songs that have arrived."""
+        """Let batches that are not prepared yet draw from songs that have arrived."""
         if self.excerpts.take_arrived(self.state.step):
             self.state.songs = self.excerpts.schedule
             self.log_songs()
 
     def validate(self) -> bool:
-        """Score the averages, keep the best weights of the run and show what they do. False if a stop came meanwhile."""
+        """Score the averages; keep and report the best weights of the run. False if a stop was requested meanwhile."""
         state, output = self.state, self.output
         scored = self.validator.best(state.averages, self.stop)
         if scored is None:
@@ -153,28 +133,29 @@ class Run:
         if not math.isfinite(usdr):
             raise NotFinite(f"the scores at step {state.step} are not finite: take a lower --learning-rate")
         better = usdr > state.best_usdr
-        if (
-            output.tracker is not None and better
-        ):  # before the state knows of them: a checkpoint never lacks its best weights
-            best, origin = output.run_dir / "best.safetensors", self.origin(scored, output.tracker.run_id)
+        if output.tracker is not None and better:
+            # Stored before the state mentions them: no checkpoint refers to best weights that are not there.
+            best, trained_audio_s = output.run_dir / "best.safetensors", state.step * self.stepper.batches.audio_s
+            origin = self.origin.of(scored, state, trained_audio_s, output.tracker.run_id)
             write_tensors(best, scored.average.network.state_dict(), origin)
             output.checkpoints.mirror(best)
         with state.lock:
-            state.validations = math.floor(self.progress * self.config.validation.validations)
+            state.validations = self.plan.validations
             state.stale_validations = 0 if better else state.stale_validations + 1
             state.best_usdr = max(state.best_usdr, usdr)
         if output.tracker is not None:
             if better:
-                show_best(output.tracker, self.config, origin)
+                show_best(output.tracker, origin)
             separator, song = self.validator.separator(scored.average), self.validator.songs[0]
-            show(output.tracker, scored, separator, song, state.step, state.validations, better=better)
+            show(output.tracker, scored, separator, song, step=state.step, number=state.validations, better=better)
         began_s = state.trained_s
         self.tick()
-        state.validated_at_s, took_s = self.machine.ranks.largest(state.trained_s, state.trained_s - began_s)
+        state.validated_at_s, took_s = self.ranks.largest(state.trained_s, state.trained_s - began_s)
         state.validation_s = max(state.validation_s, took_s)
         return True
 
     def save(self) -> None:
+        """Save a checkpoint, on the first rank."""
         with self.state.lock:
             self.saved_at, self.saved_step = time.monotonic(), self.state.step
             if self.output.tracker is not None:
@@ -182,7 +163,7 @@ class Run:
                 self.output.checkpoints.save(self.state.step, self.state.write)
 
     def save_and_close(self) -> None:
-        """Save the last step unless it is saved; leave the mirror and MLflow as well as a moment allows. For any thread."""
+        """Save the last step unless it is saved, and close mirror and MLflow within moments. Any thread may call it."""
         if self.state.lock.acquire(timeout=LAST_WAIT_S):
             if self.state.step > self.saved_step:
                 self.save()
@@ -191,7 +172,7 @@ class Run:
             self.output.tracker.close("interrupted", LAST_WAIT_S)
 
     def log(self, numbers: dict[str, float], skipped: tuple[int, ...]) -> None:
-        """Log numbers of the step. Say which songs were in the batches of skipped steps."""
+        """Log numbers of the step. Name the songs in the batches of skipped steps."""
         if self.output.tracker is not None:
             self.output.tracker.numbers({f"train/{name}": value for name, value in numbers.items()}, self.state.step)
             for step in skipped:
@@ -200,9 +181,10 @@ class Run:
                 )
 
     def log_songs(self) -> None:
-        """Record the names of the songs by the step that they are known from, and log them and their number.
+        """Record and log the songs by the first step that may draw from them.
 
-        The record comes before the first batch with a new song: a run that is killed then and resumed draws the same batches.
+        The record is written before the first batch with a new song, so a run that is killed and resumed draws the same
+        batches.
         """
         tracker, checkpoints = self.output.tracker, self.output.checkpoints
         if tracker is not None:
@@ -211,34 +193,9 @@ class Run:
             tracker.numbers({"train/songs": sum(len(names) for _, names in self.state.songs)}, self.state.step)
             tracker.facts("training_songs.json", by_step)
 
-    def origin(self, scored: Scored, run_id: str | None) -> dict[str, Any]:
-        """The origin of weights, as their archive tells it."""
-        return {
-            "preset": self.config.preset,
-            "run_id": run_id,
-            "step": self.state.step,
-            "ema_decay": scored.average.decay,
-            "commit": commit(),
-            "data": self.config.data,
-            "data_digest": self.data_digest,
-            "licences": self.licences(run_id).to_json(),
-            "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},
-            "cost": {
-                "parameters": parameters(self.state.network),
-                "real_time_factor": finite(scored.evaluation.real_time_factor),
-                "trained_s": round(self.state.trained_s, 1),
-                "trained_audio_s": self.state.step * self.config.batches.batch_size * self.config.batches.crop_s,
-            },
-        }
-
-    def licences(self, run_id: str | None) -> Licences:
-        """The licences of the run's weights, by its songs and by what it started from."""
-        started_from = Licences.from_json(self.state.started_from) if self.state.started_from else None
-        return Licences.of_training(self.data_licence, f"run {run_id}, preset {self.config.preset}", started_from)
-
 
 def write_json(path: Path, content: Any) -> Path:
-    """Write a file that appears only when it is complete. Returns its path."""
+    """Write a JSON file that appears only when it is complete. Returns its path."""
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(content, indent=2) + "\n")
@@ -246,7 +203,7 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 class Rate:
-    """Amount per second since the last call, for a counter that grows."""
+    """The growth of a counter per second since the last call, times `amount`."""
 
     def __init__(self, amount: float) -> None:
         self.amount = amount

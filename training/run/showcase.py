@@ -1,4 +1,4 @@
-"""Reports of a run to MLflow: its data, the scores of each validation, and its best weights in numbers, picture and sound.
+"""A run's reports to MLflow: its data, each validation, and its best weights as numbers, picture and sound.
 
 Axes: c channel, n sample.
 """
@@ -11,7 +11,6 @@ import numpy as np
 
 from serving.model.archive import read_archive
 from serving.model.separator import Separator
-from training.config import TrainConfig
 from training.data.data_set import DataSet
 from training.data.song import Song
 from training.evaluation.evaluate import decimal, middle
@@ -25,7 +24,7 @@ EXCERPT_S = 10
 
 
 def show_data(tracker: Tracker, data: DataSet, here: Sequence[str]) -> None:
-    """Log the songs to train on and to validate with; `here` names the songs to train on that have arrived."""
+    """Log the songs of train and valid; `here` names the training songs that have arrived."""
     show_split(tracker, data, "training", data.train, [song for song in data.train if song.name in here])
     show_split(tracker, data, "validation", data.valid, data.valid)
 
@@ -37,12 +36,12 @@ def show_split(tracker: Tracker, data: DataSet, split: Split, songs: Sequence[So
 
 
 def show(
-    tracker: Tracker, scored: Scored, separator: Separator, song: Song, step: int, number: int, *, better: bool
+    tracker: Tracker, scored: Scored, separator: Separator, song: Song, *, step: int, number: int, better: bool
 ) -> None:
-    """Log the validation of this number: its scores, and a picture of `song`, the first of the scored ones.
+    """Log validation `number`: its scores and a picture of `song`, the first of the scored songs.
 
-    The page's slider begins at 0: there is the picture of the first validation. Where the scores are better than any
-    before, log excerpts beside the true stems, and a table by song.
+    MLflow's slider counts pictures from 0, validations count from 1. If `better`, log excerpts beside the true stems, and a
+    table by song.
     """
     evaluation, spec, stem = scored.evaluation, separator.spec, separator.spec.stems[0]
     numbers = {"usdr_db": evaluation.usdr, "ema_decay": scored.average.decay}
@@ -54,7 +53,9 @@ def show(
     *true, mixture = middle(np.stack([*true, mixture]), EXCERPT_S * rate_hz)
     estimates = separator.separate(mixture, rate_hz)
     title = f"{song.name}, step {step:,}, {stem} {decimal(evaluation.songs[0].stems[stem].usdr_db)} dB"
-    tracker.picture(stem, spectrogram_figure(mixture, true[0], estimates[stem], rate_hz, stem, title), number - 1)
+    tracker.picture(
+        stem, spectrogram_figure(mixture, true[0], estimates[stem], rate_hz, stem=stem, title=title), number - 1
+    )
 
     if better:
         truth = {f"{name}_true": audio for name, audio in zip(spec.stems, true, strict=True)}
@@ -67,10 +68,10 @@ def show(
         tracker.table("songs.json", columns, rows)
 
 
-def show_best(tracker: Tracker, config: TrainConfig, origin: Mapping[str, Any]) -> None:
-    """Log the scores of the best weights, in place of those before, and describe the run by them.
+def show_best(tracker: Tracker, origin: Mapping[str, Any]) -> None:
+    """Log the scores of new best weights, which replace those before, and describe the run by them.
 
-    `origin` is what `best.safetensors` says of itself.
+    `origin` is stored in `best.safetensors`.
     """
     numbers = {"step": origin["step"], "ema_decay": origin["ema_decay"]}
     for stem, score in origin["validation"].items():
@@ -78,11 +79,11 @@ def show_best(tracker: Tracker, config: TrainConfig, origin: Mapping[str, Any]) 
     best = mean_usdr(origin)
     tracker.summary({"best/usdr_db": best, **{f"best/{name}": value for name, value in numbers.items()}})
     tracker.summary({f"cost/{name}": value for name, value in origin["cost"].items() if value is not None})
-    tracker.note(described(config, origin))
+    tracker.note(described(origin))
 
 
 def show_archive(tracker: Tracker, archive: Path) -> None:
-    """Log the archive of the run, with the facts by which people choose one."""
+    """Log the archive of the run with the facts by which people choose one."""
     opened = read_archive(archive)
     origin = opened.origin
     scores = {f"best/{stem}_usdr_db": score["usdr_db"] for stem, score in origin["validation"].items()}
@@ -98,11 +99,11 @@ def show_archive(tracker: Tracker, archive: Path) -> None:
     tracker.archive(archive, facts)
 
 
-def described(config: TrainConfig, origin: Mapping[str, Any]) -> str:
-    """The description of a run in Markdown: a headline, a table of the stems, the next command."""
+def described(origin: Mapping[str, Any]) -> str:
+    """The description of a run in Markdown: headline, table of stems, next command."""
     lines = [
         f"**{mean_usdr(origin):.2f} dB** uSDR, the mean over stems, at step {origin['step']:,}: "
-        f"`{config.preset}` on `{config.data}`",
+        f"`{origin['preset']}` on `{origin['data']}`",
         "",
         "| stem | uSDR, dB | cSDR, dB | recovered |",
         "|---|---|---|---|",
@@ -112,10 +113,10 @@ def described(config: TrainConfig, origin: Mapping[str, Any]) -> str:
         cells = ("-", "-") if csdr_db is None else (f"{csdr_db:.2f}", f"{recovered_percent(csdr_db):.0f} %")
         lines.append(f"| {stem} | {score['usdr_db']:.2f} | {cells[0]} | {cells[1]} |")
     run = origin["run_id"] or "RUN"
-    command = f"stemwright compare runs:/{run}/archive OTHER.mar --data {config.data} --report report.html"
+    command = f"stemwright compare runs:/{run}/archive OTHER.mar --data {origin['data']} --report report.html"
     return "\n".join([*lines, "", "Next, against another archive:", "", f"    {command}"])
 
 
 def mean_usdr(origin: Mapping[str, Any]) -> float:
-    """The mean uSDR in dB over the stems, by which the weights were chosen."""
+    """The mean uSDR in dB over the stems; weights are chosen by it."""
     return float(np.mean([score["usdr_db"] for score in origin["validation"].values()]))

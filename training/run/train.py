@@ -1,4 +1,4 @@
-"""A run, from a data set to a model archive; reads top to bottom."""
+"""A run, from a data set to a model archive. Read `train` from top to bottom."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from serving.model.spec import ModelSpec
-from serving.storage.storage import exists, fetch_file, no_progress
+from serving.storage.progress import no_progress
+from serving.storage.storage import exists, fetch_file
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import TrainConfig, provenance, read_config, tracking_uri
+from training.config import Batches, TrainConfig, provenance, read_config, tracking_uri
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
@@ -22,30 +22,33 @@ from training.data.decoded import DecodedSong, decode
 from training.data.song import Song
 from training.data.supply import Schedule, first_songs, scheduled
 from training.errors import ConfigError, Stopped
+from training.optimization.ema import Average
+from training.optimization.machine import Machine
+from training.optimization.precision import prepare
+from training.optimization.ranks import synced
+from training.optimization.state import RunState
+from training.optimization.step import Stepper
 from training.preflight import preflight, refuse_to_overwrite
 from training.progress import ProgressBar, say
-from training.run.ema import Average
 from training.run.excerpts import Excerpts
 from training.run.export import export, publish, published_as
 from training.run.loop import Output, Run, write_json
-from training.run.machine import Machine
-from training.run.precision import Precision, prepare
+from training.run.origin import Origin
+from training.run.plan import Plan
 from training.run.pretrained import take_weights
-from training.run.ranks import synced
 from training.run.showcase import show_archive, show_best, show_data
 from training.run.signals import StopRequest, stop_requests
-from training.run.state import RunState
 from training.run.validate import Validator
 from training.tracking.tracking import Tracker
 
 KEPT_CHECKPOINTS = 3
 CLOSING_S = 10
-"""Seconds that the mirror and the tracker may each take at the end of a run that nobody stops."""
+"""Seconds that mirror and tracker may each take at the end of a run that nobody stops."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """The places of a run: its own folder, data for any number of runs, and copies in object storage."""
+    """The places of a run: its own folder, a cache that runs share, and copies in object storage."""
 
     run_dir: Path
     cache: Path
@@ -55,8 +58,8 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Result:
-    """The end of a run. `stopped_by` is the signal that ended it early; `--resume` goes on then."""
+class RunResult:
+    """The end of a run. `stopped_by` is the signal that ended it early; `--resume` continues then."""
 
     run_id: str | None
     steps: int
@@ -65,13 +68,13 @@ class Result:
     stopped_by: int | None
 
 
-def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> Result:
-    """Train, keep the weights that score best in validation, export them. A copy of the archive goes to `publish`.
+def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> RunResult:
+    """Train, keep the weights that validate best, export them, and copy the archive to `publish`.
 
     The run folder holds config.json, training_songs.json, step-….safetensors, best.safetensors and, at the end,
-    <preset>.mar. With `resume` the run goes on from its newest good checkpoint, there or at `checkpoint_uri`; if there is
-    none it starts. With `wait` it starts when all songs are here. Raises TrainingError or StemwrightError with one sentence
-    on what is wrong.
+    <preset>.mar. With `resume` the run continues from its newest intact checkpoint, local or at `checkpoint_uri`, and
+    starts if there is none. With `wait` it starts when all songs are here. Raises TrainingError or StemwrightError with one
+    sentence on what is wrong.
     """
     ranks = machine.ranks
     with ranks.connected(machine.device), stop_requests() as stop:
@@ -82,25 +85,27 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
             try_places(places, config.preset, going_on=saved is not None)
         config = ranks.from_first(config)
         ranks.require_share_of(config.batches.batch_size)
-        if ranks.first:
-            say(f"training on {machine.name} in {Precision.of(machine.device, config.precision).name}")
 
-        state = RunState(config, machine.device)
+        state = RunState(
+            config.model, config.optimization, machine.device, seed=config.seed, precision=config.precision
+        )
+        if ranks.first:
+            say(f"training on {machine.name} in {state.precision.name}")
         if saved is not None:
             state.restore(*saved)
         elif config.init is not None:
-            start_from(config.init, state, config.model, quiet=not ranks.first)
+            start_from(config.init, state, quiet=not ranks.first)
         if ranks.world_size > 1:
             synced(state.network, machine.device)
 
         recorded = ranks.from_first(recorded_songs(places.run_dir, checkpoints) if ranks.first and resume else [])
         data = list_dataset(config.data, places.cache / "data", config.validation.valid_share)
         complete = wait or config.deterministic or ranks.world_size > 1
-        state.songs = plan_songs(data, state, recorded, complete, config.seed)
+        state.songs = plan_songs(data, state, recorded, complete)
         try:
-            excerpts = open_excerpts(config, data, places.cache, machine, state, stop)
+            excerpts = open_excerpts(data, state, config.batches, machine, cache=places.cache, stop=stop)
         except Stopped:
-            return Result(state.run_id, state.step, state.best_usdr, None, stop.signal)
+            return RunResult(state.run_id, state.step, state.best_usdr, None, stop.signal)
 
         validator = Validator(config.model, data.valid, config.validation.valid_excerpt_s, machine)
         archive = None
@@ -111,8 +116,15 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
                     tracker.tag({"data.digest": data.digest})
                     show_data(tracker, data, [name for _, names in state.songs for name in names])
                     checkpoints.mirror(write_json(places.run_dir / "config.json", config.to_json()))
-                licence = data.licence(config.data_licence)
-                Run(config, machine, excerpts, validator, state, output, stop, data.digest, licence).go()
+                Run(
+                    plan=Plan(config.budget, config.validation, state),
+                    stepper=Stepper(state, config.batches, machine, compile=config.compile),
+                    excerpts=excerpts,
+                    validator=validator,
+                    origin=Origin(config.preset, config.data, data.digest, data.licence(config.data_licence)),
+                    output=output,
+                    stop=stop,
+                ).go()
             finally:
                 if ranks.first:
                     checkpoints.close(min(CLOSING_S, stop.left_s))
@@ -123,11 +135,11 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
                 show_archive(tracker, Path(archive))
                 if places.publish is not None:
                     archive = publish(places.run_dir, places.publish, places.overwrite)
-        return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)
+        return RunResult(state.run_id, state.step, state.best_usdr, archive, stop.signal)
 
 
 def try_places(places: Places, preset: str, going_on: bool) -> None:
-    """Try the places of a run before its first step. A run that goes on does so without MLflow, too.
+    """Write to every place of a run before its first step. A resumed run may continue without MLflow.
 
     Raises ConfigError, StorageError or TrackingError.
     """
@@ -143,25 +155,25 @@ def try_places(places: Places, preset: str, going_on: bool) -> None:
 
 
 def open_excerpts(
-    config: TrainConfig, data: DataSet, cache: Path, machine: Machine, state: RunState, stop: StopRequest
+    data: DataSet, state: RunState, batch: Batches, machine: Machine, *, cache: Path, stop: StopRequest
 ) -> Excerpts:
-    """Bring the songs to validate on and those that training starts with; excerpts of these, with the others on their way."""
+    """Fetch the validation songs and those that training starts with; make their excerpts, and fetch the others meanwhile."""
     ranks = machine.ranks
     progress = ProgressBar() if ranks.first else no_progress
 
-    stems = data.decoded_stems(config.model.stems)
+    stems = data.decoded_stems(state.model.stems)
+    cut = samples_to_cut(batch.crop_samples(state.model.audio.sample_rate_hz))
 
     def prepared(songs: Sequence[Song], stopping: Event) -> list[DecodedSong]:
-        data.bring(songs, progress, stopping)
-        return decode(songs, config.model.audio, stems, cache / "decoded", progress, stopping)
+        data.bring(songs, progress, stopping=stopping)
+        return decode(songs, state.model.audio, stems, cache / "decoded", progress, stopping=stopping)
 
     def crops(songs: Sequence[DecodedSong]) -> Crops:
-        cut = samples_to_cut(config.crop_samples)
-        return Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
+        return Crops(songs, batch.batch_size, cut, state.seed, rank=ranks.rank, world_size=ranks.world_size)
 
     data.bring(data.valid, progress, stop.event)
     excerpts = Excerpts.open(data.train, state.songs, prepared, crops, stop.event)
-    progress = no_progress  # the others come in silence
+    progress = no_progress  # the background shows no bar
     state.songs = excerpts.schedule
     if ranks.first:
         for report in data.reports():
@@ -172,19 +184,17 @@ def open_excerpts(
     return excerpts
 
 
-def plan_songs(
-    data: DataSet, state: RunState, recorded: Schedule, complete: bool, seed: int
-) -> list[tuple[int, list[str]]]:
-    """The songs of a run by the step that they are known from, as far as that is decided.
+def plan_songs(data: DataSet, state: RunState, recorded: Schedule, complete: bool) -> list[tuple[int, list[str]]]:
+    """The schedule of a run's songs, as far as it is decided.
 
-    What was recorded after the checkpoint, or before the first one, is done again: so the steps from there on are the same.
-    If the run is to be `complete`, as several ranks have to be, the other songs follow now.
+    A recorded schedule that goes beyond the checkpoint is followed, so the steps after the checkpoint are repeated exactly.
+    If `complete`, as several ranks require, the remaining songs are added now.
     """
     known = list(state.songs)
     if list(recorded[: len(known)]) == known and len(recorded) > len(known):
         known = [(step, list(names)) for step, names in recorded]
     if not known:
-        known = [(step, list(names)) for step, names in first_songs(data.train, seed, complete)]
+        known = [(step, list(names)) for step, names in first_songs(data.train, state.seed, complete)]
     _, others = scheduled(data.train, known)
     if others and complete:
         known.append((state.step, sorted(song.name for song in others)))
@@ -192,7 +202,7 @@ def plan_songs(
 
 
 def recorded_songs(run_dir: Path, checkpoints: Checkpoints) -> list[tuple[int, list[str]]]:
-    """The songs of a run by the step that they are known from, as its `training_songs.json` has them; none without it."""
+    """The schedule in a run's `training_songs.json`; empty without the file."""
     path = run_dir / "training_songs.json"
     if not path.exists() and not checkpoints.fetch(path.name):
         return []
@@ -202,7 +212,7 @@ def recorded_songs(run_dir: Path, checkpoints: Checkpoints) -> list[tuple[int, l
 def find_saved(
     checkpoints: Checkpoints, places: Places, resume: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest good checkpoint, None if there is none. Raises ConfigError if there is one and `resume` is not asked for."""
+    """The newest intact checkpoint; None if there is none. Raises ConfigError if there is one and `resume` is false."""
     newest = checkpoints.newest()
     if newest is None:
         if resume:
@@ -217,9 +227,9 @@ def find_saved(
     return read_tensors(newest)
 
 
-def start_from(archive: str, state: RunState, model: ModelSpec, *, quiet: bool) -> None:
-    """Begin with the weights of an archive, in the averages, too."""
-    fresh, licences = take_weights(state.network, model, archive)
+def start_from(archive: str, state: RunState, *, quiet: bool) -> None:
+    """Start weights and averages from an archive."""
+    fresh, licences = take_weights(state.network, state.model, archive)
     state.started_from = licences.to_json()
     state.statistics.remember()
     state.averages = [Average(state.network, average.decay) for average in state.averages]
@@ -228,7 +238,7 @@ def start_from(archive: str, state: RunState, model: ModelSpec, *, quiet: bool) 
 
 
 def stored_config(run_dir: Path, checkpoint_uri: str | None) -> TrainConfig | None:
-    """The configuration of the run in a folder or, if the folder has none, in its mirror; None if neither has one."""
+    """The configuration of a run, from its folder or else its mirror; None if neither has one."""
     path, copy = run_dir / "config.json", f"{checkpoint_uri}/config.json"
     if not path.exists() and checkpoint_uri is not None and exists(copy):
         fetch_file(copy, path)
@@ -237,7 +247,7 @@ def stored_config(run_dir: Path, checkpoint_uri: str | None) -> TrainConfig | No
 
 @contextmanager
 def tracked(config: TrainConfig, run_dir: Path, machine: Machine, state: RunState) -> Iterator[Tracker | None]:
-    """The run in MLflow, described there, a resumed one with its best weights so far; None on every rank but the first."""
+    """Describe a run in MLflow, a resumed one with its best weights. Yields None on all ranks but the first."""
     if not machine.ranks.first:
         yield None
         return
@@ -248,5 +258,5 @@ def tracked(config: TrainConfig, run_dir: Path, machine: Machine, state: RunStat
             tracker.tag({"resumed": f"at step {state.step}"})
             best = run_dir / "best.safetensors"
             if best.exists():
-                show_best(tracker, config, read_tensors(best)[1])
+                show_best(tracker, read_tensors(best)[1])
         yield tracker

@@ -21,21 +21,21 @@ import training.run.loop
 import training.run.signals
 import training.run.validate
 from serving.model.archive import read_archive
-from serving.model.spec import ModelSpec
+from tests.tiny import tiny_run
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.config import Budget, TrainConfig, Validation
 from training.data.crops import AHEAD
 from training.data.decoded import DecodedSong
 from training.data.supply import Supply
 from training.demo.songs import write_songs
 from training.errors import ConfigError, NotFinite, OutOfMemory
 from training.evaluation.evaluate import Score, SongScores, evaluate_song
-from training.run.machine import Machine
-from training.run.ranks import Ranks
-from training.run.schedule import schedule
-from training.run.step import Stepper
-from training.run.train import Places, Result, stored_config, train
+from training.optimization.machine import Machine
+from training.optimization.ranks import Ranks
+from training.optimization.schedule import schedule
+from training.optimization.step import Stepper
+from training.run.train import Places, RunResult, stored_config, train
 from training.run.validate import Scored, Validator
 
 CPU = torch.device("cpu")
@@ -50,13 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
-    return dataclasses.replace(
-        classic(str(folder / "songs"), Budget(steps=6)),
-        model=tiny_spec,
-        batches=Batches(batch_size=2, crop_s=0.5),
-        validation=Validation(validations=2),
-    )
+def config(folder: Path) -> TrainConfig:
+    return tiny_run(folder / "songs", steps=6, batch_size=2, crop_s=0.5, validations=2)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +63,7 @@ def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.Ml
     yield mlflow.MlflowClient(uri)
 
 
-def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> Result:
+def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> RunResult:
     return train(
         config, Places(run_dir, run_dir.parent / "cache", publish=publish), Machine(CPU), resume=resume, wait=False
     )

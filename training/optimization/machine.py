@@ -1,15 +1,16 @@
-"""The machine of a run: the device of this process, and the ranks that share the run."""
+"""The machine of a run: this process's device, and the ranks that share the run."""
 
 from dataclasses import dataclass
 
 import torch
 
-from training.run.ranks import Ranks
+from serving.model.device import device_name
+from training.optimization.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and the ranks; one rank where nothing else is said."""
+    """A device and the ranks; one rank by default."""
 
     device: torch.device
     ranks: Ranks = Ranks()  # noqa: RUF009 - frozen, too
@@ -21,4 +22,4 @@ class Machine:
     @property
     def name(self) -> str:
         """The name of the GPU, or "cpu" and its number of threads."""
-        return torch.cuda.get_device_name(self.device) if self.on_gpu else f"cpu, {torch.get_num_threads()} threads"
+        return device_name(self.device)
