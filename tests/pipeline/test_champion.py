@@ -54,7 +54,7 @@ def test_promotions_and_a_rollback_drop_no_request(tmp_path: Path, times: Callab
     champions = [find_version(uri, f"models:/{NAME}/{number}") for number in (1, 2, 3, 4, 5)]
     point(uri, champions[0], "champion", "the first")
 
-    with serving(f"models:/{NAME}@champion", tmp_path / "log", {"MLFLOW_TRACKING_URI": uri}) as server:  # type: ignore[arg-type]
+    with serving(f"models:/{NAME}@champion", tmp_path / "log", {"MLFLOW_TRACKING_URI": uri}) as server:
         wait_for(lambda: "\nready: " in server.log.read_text(), timeout_s=240)  # a registry first, then a server
         song = encoded(np.random.default_rng(0).uniform(-0.1, 0.1, (4_000, 2)), 8_000)
         answers: Counter[tuple[int, str]] = Counter()
