@@ -207,6 +207,11 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+def settings_of_runs(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that a run on another host needs, too."""
+    return {name: value for name, value in environ.items() if name.startswith(("AWS_", "MLFLOW_", "STEMWRIGHT_"))}
+
+
 def launched(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
     """Rank, world size and local rank from torchrun; 0, 1, 0 for a process that it did not start."""
     return int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)), int(environ.get("LOCAL_RANK", 0))

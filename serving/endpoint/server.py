@@ -47,7 +47,7 @@ def serve(model: str, settings: Settings) -> int:
             settings, inner_ports = take_ports(settings)
             served = version_behind(model)
             archive = resolve(model, folder)
-            lay_out(folder, archive, settings, inner_ports)
+            lay_out(folder, archive, settings, inner_ports, served)
             with running(folder, settings) as process:
                 wait_until_ready(process, settings, folder)
                 try:

@@ -4,6 +4,7 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
+from serving.settings import ray_address
 from training.commands.options import DATA, Commands, add_cache, add_device, add_store, told_device
 from training.config import store_uri, tracking_uri
 from training.errors import ConfigError
@@ -38,7 +39,9 @@ def add(commands: Commands) -> None:
     add_store(rollback)
     rollback.set_defaults(run=run_rollback)
 
-    sweep = commands.add_parser("sweep", help="train several times with other flags, and compare the runs")
+    sweep = commands.add_parser(
+        "sweep", help="train several times with other flags, here or on the hosts of a Ray cluster (RAY_ADDRESS), and compare the runs"
+    )
     sweep.add_argument("--try", dest="tries", action="append", required=True, metavar="FLAG=VALUES")
     sweep.add_argument(
         "--draw", type=int, metavar="N", help="N tries drawn by chance, also from ranges such as 1e-4..1e-2"
@@ -105,10 +108,13 @@ def run_rollback(given: argparse.Namespace) -> int:
 
 
 def run_sweep(given: argparse.Namespace) -> int:
-    from training.experiments.sweep import drawn, grid, sweep, train_in_process
+    from training.experiments.ray_hosts import on_ray
+    from training.experiments.sweep import drawn, grid, one_by_one, sweep
 
     tries = grid(given.tries) if given.draw is None else drawn(given.tries, given.draw, given.draw_seed)
     given.run_dir.mkdir(parents=True, exist_ok=True)
-    train = train_in_process(given.train[1:] if given.train[:1] == ["--"] else given.train)
+    arguments = given.train[1:] if given.train[:1] == ["--"] else given.train
+    address = ray_address()
+    train = on_ray(address, arguments) if address else one_by_one(arguments)
     print(sweep(tracking_uri(given.run_dir / "try"), given.run_dir, tries, train))
     return 0
