@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     train.add_argument("--data", help=DATA)
     train.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
     train.add_argument("--preset", choices=PRESETS, help="(default classic)")
-    train.add_argument("--resume", action="store_true", help="go on with the run where there is one, else start it")
+    train.add_argument("--resume", action="store_true", help="continue the run if there is one, else start it")
     train.add_argument("--wait", action="store_true", help="start when all songs are here, not with the first sixteen")
     train.add_argument(
         "--checkpoint-uri", metavar="URL", help="keep a copy of what --resume needs there: s3://… or a folder"
@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
     export.add_argument("--register", action="store_true", help="also make it the next version of the registered model")
     export.set_defaults(run=run_export)
 
-    sync = commands.add_parser("sync", help="send MLflow what it did not get while a run lasted")
+    sync = commands.add_parser("sync", help="send MLflow the reports that it missed during a run")
     sync.add_argument("--run-dir", type=Path, required=True)
     sync.add_argument(
         "--to", metavar="URL", help="then copy the run to another MLflow, as from a SQLite file to a server"
