@@ -17,7 +17,7 @@ PATIENCE_S = 4.5
 """Seconds until the thread ends the process. `docker stop` waits ten; saving takes some of them, on a busy machine more."""
 
 
-def nothing() -> None:
+def save_nothing() -> None:
     """Save nothing."""
 
 
@@ -27,7 +27,7 @@ class StopRequest:
 
     signal: int | None = None
     event: threading.Event = field(default_factory=threading.Event)
-    save: Callable[[], None] = nothing
+    save: Callable[[], None] = save_nothing
     """Saves what is not saved yet. Called from another thread if the process does not stop by itself."""
     noted_at: float | None = None
 
