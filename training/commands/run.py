@@ -1,6 +1,8 @@
 """Commands of one run: train, profile, export, sync."""
 
 import argparse
+import os
+import signal
 from pathlib import Path
 
 from training.commands.options import DATA, Commands, add_cache, add_device, chosen_device
@@ -52,6 +54,10 @@ def add(commands: Commands) -> None:
 
 
 def run_train(given: argparse.Namespace) -> int:
+    # Nothing is there to save until `train` takes signals itself. The system ends a process inside the loading of a library,
+    # too, where Python cannot; the first process of a container it never ends.
+    if os.getpid() != 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from training.optimization.machine import Machine
     from training.optimization.ranks import Ranks
     from training.progress import say
@@ -94,11 +100,16 @@ def run_profile(given: argparse.Namespace) -> int:
 def run_export(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
     from training.run.export import publish, run_id_of
+    from training.tracking.reach import reach
     from training.tracking.registry import register
 
+    uri = tracking_uri(given.run_dir)
+    if given.register:  # tried before anything is published
+        reach(uri, given.run_dir)
+        run_id = run_id_of(given.run_dir)
     print(publish(given.run_dir, given.to, given.overwrite))
     if given.register:
-        print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
+        print(register(uri, run_id))
     return 0
 
 
