@@ -42,7 +42,7 @@ class StopRequest:
     @property
     def left_s(self) -> float:
         """Seconds until the process is ended; infinity before a signal."""
-        patience_s = SHORT_PATIENCE_S if self.save is nothing else PATIENCE_S
+        patience_s = SHORT_PATIENCE_S if self.save is save_nothing else PATIENCE_S
         return float("inf") if self.noted_at is None else max(0.0, self.noted_at + patience_s - time.monotonic())
 
 
