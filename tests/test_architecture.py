@@ -251,3 +251,14 @@ def test_a_class_shares_its_name_with_no_other() -> None:
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
+
+
+def test_more_than_five_arguments_are_named() -> None:
+    long = set()
+    for path in SERVING + TRAINING:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                positional = [argument.arg for argument in node.args.posonlyargs + node.args.args]
+                if len([name for name in positional if name not in ("self", "cls")]) > 5:
+                    long.add(f"{path.relative_to(ROOT)}: {node.name}")
+    assert long <= {"serving/model/engines/__init__.py: start_engine"}

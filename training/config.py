@@ -50,9 +50,9 @@ def flag(default: Any, help: str, bounds: Interval | None = None) -> Any:
 class Budget:
     """The length of a run, in steps or minutes of wall time. The schedule spans it."""
 
-    steps: int | None = flag(None, "train for so many steps", POSITIVE)
+    steps: int | None = flag(None, "number of steps", POSITIVE)
     minutes: float | None = flag(
-        None, "train for so many minutes from the first step on, with validation and saving", POSITIVE
+        None, "minutes of training from the first step on, including validation and saving", POSITIVE
     )
 
     def progress(self, step: int, trained_s: float, closing_s: float = 0.0) -> float:

@@ -85,6 +85,14 @@ REQUEST_HEADERS = (
 )
 """The headers that mean something here."""
 WORKER_LOST = "Retry worker: "
+# Java speaks of what is inside TorchServe, and TorchServe of NVIDIA's tool where there is no GPU; nobody here can mend either.
+NOISE = re.compile(
+    r"WARNING: (sun\.reflect\.Reflection\.getCallerClass is not supported|A terminally deprecated method in sun\.misc\.Unsafe"
+    r"|sun\.misc\.Unsafe::|Please consider reporting this to the maintainers of class io\.netty"
+    r"|A restricted method in java\.lang\.System|java\.lang\.System::loadLibrary has been called by io\.netty"
+    r"|Use --enable-native-access=ALL-UNNAMED|Restricted methods will be blocked)"
+    r"|nvidia-smi not available or failed: Cannot run program|\s*$"
+)
 
 # oneDNN keeps what it has compiled for every length of audio it has met, by default 1024 of them at up to 3 MB; the whole
 # windows of songs need a handful, and the last windows meet again by chance only.
@@ -172,8 +180,9 @@ class TorchServe:
     def read_log(self) -> None:
         assert self.java.stdout is not None
         for line in self.java.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            if not NOISE.match(line):
+                sys.stdout.write(line)
+                sys.stdout.flush()
             self.last_lines.append(line)
             self.lost_worker |= WORKER_LOST in line
 
