@@ -23,13 +23,13 @@ MAY_IMPORT = {
     "training/__main__": "training/commands training/run training/errors serving/version serving/errors",
     "training/commands": "training/doctor training/demo training/experiments training/run training/optimization "
     "training/evaluation training/tracking training/data training/progress training/flags "
-    "training/presets training/config training/errors serving/__main__ serving/model",
+    "training/presets training/config training/errors serving/__main__ serving/model serving/settings",
     "training/doctor": "training/preflight training/optimization training/tracking training/errors serving/endpoint "
     "serving/model serving/storage serving/version serving/errors",
     "training/demo": "training/evaluation training/data training/config training/errors serving/audio serving/storage",
     "training/preflight": "training/tracking training/errors serving/storage serving/errors",
-    "training/experiments": "training/evaluation training/tracking training/data training/progress training/errors "
-    "serving/model serving/audio",
+    "training/experiments": "training/evaluation training/tracking training/data training/progress training/config "
+    "training/errors serving/catalogue serving/model serving/audio",
     "training/run": "training/preflight training/optimization training/evaluation training/tracking training/checkpoints "
     "training/data training/progress training/config training/errors serving/model serving/storage "
     "serving/version serving/errors",

@@ -43,7 +43,8 @@ def add(commands: Commands) -> None:
     rollback.set_defaults(run=run_rollback)
 
     sweep = commands.add_parser(
-        "sweep", help="train several times with other flags, here or on the hosts of a Ray cluster (RAY_ADDRESS), and compare the runs"
+        "sweep",
+        help="train several times with other flags, here or on the Ray cluster in RAY_ADDRESS, and compare the runs",
     )
     sweep.add_argument("--try", dest="tries", action="append", required=True, metavar="FLAG=VALUES")
     sweep.add_argument(

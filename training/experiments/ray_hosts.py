@@ -16,7 +16,6 @@ from training.config import environment, settings_of_runs
 from training.errors import ConfigError
 from training.experiments.sweep import Train, words_of
 from training.progress import say
-from training.run.signals import exit_on_signal
 from training.tracking.sweeps import Child
 
 
@@ -32,9 +31,14 @@ def on_ray(address: str, arguments: Sequence[str]) -> Train:
     require_cluster(address)
 
     def train(children: Sequence[Child]) -> Iterator[tuple[Child, int]]:
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(address, include_dashboard=False, logging_level=logging.ERROR)
-        signal.signal(signal.SIGTERM, exit_on_signal)  # in place of Ray's own, whose exit code says nothing
-        hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        signal.signal(signal.SIGTERM, before)  # Ray's own exits with 15
+        hosts = [
+            node["Resources"]
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"]
+        ]
         gpus = sum(host.get("GPU", 0) for host in hosts)
         cores = 1.0 if gpus else min(host.get("CPU", 1) for host in hosts)
         say(f"{len(children)} runs on {len(hosts)} hosts with {gpus:g} GPUs")
