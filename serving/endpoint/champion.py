@@ -18,6 +18,7 @@ from typing import Any
 
 import urllib3
 
+from serving.endpoint.registered import write_number
 from serving.endpoint.torchserve import LOOPBACK, MODEL_NAME
 from serving.errors import ServerError, StemwrightError
 from serving.model.archive import read_archive
@@ -117,6 +118,7 @@ class Champion:
             members.extractall(unpacked)
         shutil.rmtree(fetched)
         shutil.copy(self.folder / "store" / "model-config.yaml", unpacked)
+        write_number(unpacked, wanted)
         manifest = unpacked / "MAR-INF" / "MANIFEST.json"
         facts = json.loads(manifest.read_text())
         facts["model"]["modelVersion"] = number

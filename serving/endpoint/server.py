@@ -43,6 +43,7 @@ def serve(model: str, settings: Settings, commercial: bool = False) -> int:
     from serving.model.source import resolve, version_behind
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    require_temporary_folder()
     try:
         with tempfile.TemporaryDirectory(prefix="stemwright-") as name:
             folder = Path(name)
@@ -52,7 +53,7 @@ def serve(model: str, settings: Settings, commercial: bool = False) -> int:
             archive = resolve(model, folder)
             if commercial:
                 read_archive(archive).licences.require_commercial(model)
-            lay_out(folder, archive, settings, inner_ports)
+            lay_out(folder, archive, settings, inner_ports, served)
             with running(folder, settings) as process:
                 wait_until_ready(process, settings, folder)
                 try:
@@ -64,6 +65,16 @@ def serve(model: str, settings: Settings, commercial: bool = False) -> int:
         pass
     print("stopped", flush=True)
     return 0
+
+
+def require_temporary_folder() -> None:
+    """Raises ServerError where nothing can be written for a while, as in a container that is all read-only."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ServerError(
+            "there is no folder for temporary files: mount one with --tmpfs /tmp, or set TMPDIR"
+        ) from error
 
 
 def ready(settings: Settings) -> bool:

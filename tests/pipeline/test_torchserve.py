@@ -51,6 +51,10 @@ def test_a_song_becomes_stems_that_sum_to_it(server: Server, song: bytes, mixtur
     np.testing.assert_allclose(stems["vocals"] + stems["accompaniment"], mixture, atol=1e-4)
 
 
+def test_the_log_has_no_warnings_of_what_nobody_here_can_mend(server: Server) -> None:
+    assert not [line for line in server.log.read_text().splitlines() if "WARNING" in line or "nvidia-smi" in line]
+
+
 def test_one_stem_is_a_file_of_its_own(server: Server, song: bytes, mixture: np.ndarray) -> None:
     answer = server.post(song, accept="audio/flac", x_stems="vocals")
     assert answer.headers["content-type"] == "audio/flac"

@@ -1,6 +1,8 @@
 """Commands of one run: train, profile, export, sync."""
 
 import argparse
+import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -18,7 +20,7 @@ def add(commands: Commands) -> None:
     train.add_argument("--data", help=DATA)
     train.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
     train.add_argument("--preset", choices=PRESETS, help="(default classic)")
-    train.add_argument("--resume", action="store_true", help="go on with the run where there is one, else start it")
+    train.add_argument("--resume", action="store_true", help="continue the run if there is one, else start it")
     train.add_argument("--wait", action="store_true", help="start when all songs are here, not with the first sixteen")
     train.add_argument(
         "--checkpoint-uri", metavar="URL", help="keep a copy of what --resume needs there: s3://… or a folder"
@@ -56,7 +58,7 @@ def add(commands: Commands) -> None:
     export.add_argument("--register", action="store_true", help="also make it the next version of the registered model")
     export.set_defaults(run=run_export)
 
-    sync = commands.add_parser("sync", help="send MLflow what it did not get while a run lasted")
+    sync = commands.add_parser("sync", help="send MLflow the reports that it missed during a run")
     sync.add_argument("--run-dir", type=Path, required=True)
     sync.add_argument(
         "--to", metavar="URL", help="then copy the run to another MLflow, as from a SQLite file to a server"
@@ -65,6 +67,10 @@ def add(commands: Commands) -> None:
 
 
 def run_train(given: argparse.Namespace) -> int:
+    # Nothing is there to save until `train` takes signals itself. The system ends a process inside the loading of a library,
+    # too, where Python cannot; the first process of a container it never ends.
+    if os.getpid() != 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from training.optimization.machine import Machine
     from training.optimization.ranks import Ranks
     from training.progress import say
@@ -107,17 +113,20 @@ def run_profile(given: argparse.Namespace) -> int:
 def run_export(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
     from training.run.export import publish, run_id_of
+    from training.tracking.reach import reach
     from training.tracking.registry import register
 
     if given.onnx:
         return run_export_onnx(given)
     if given.model:
-        raise ConfigError(
-            "--model is exported with --onnx alone: an archive is copied as a file, or pushed with --run-dir"
-        )
+        raise ConfigError("--model goes with --onnx: --to publishes the archive of a run, named by --run-dir")
+    uri = tracking_uri(given.run_dir)
+    if given.register:  # tried before anything is published
+        reach(uri, given.run_dir)
+        run_id = run_id_of(given.run_dir)
     print(publish(given.run_dir, given.to, given.overwrite))
     if given.register:
-        print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
+        print(register(uri, run_id))
     return 0
 
 

@@ -220,7 +220,7 @@ def resolved(archives: Sequence[str], folder: Path) -> dict[str, Path]:
     Raises ConfigError unless there are two or more, all different, and what `serving.model.source.resolve` raises.
     """
     if len(archives) < 2:
-        raise ConfigError("to compare takes two archives or more: python -m training evaluate scores one")
+        raise ConfigError("compare needs two archives or more: `stemwright evaluate` scores one")
     found = {}
     for number, (name, archive) in enumerate(zip(names(archives), archives, strict=True)):
         of_its_own = folder / str(number)  # copies may have the same name

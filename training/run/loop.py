@@ -177,7 +177,7 @@ class Run:
             self.output.tracker.numbers({f"train/{name}": value for name, value in numbers.items()}, self.state.step)
             for step in skipped:
                 say(
-                    f"step {step} is skipped, its gradients are not finite; it heard {', '.join(self.excerpts.names(step))}"
+                    f"step {step} is skipped, its gradients are not finite; its songs: {', '.join(self.excerpts.names(step))}"
                 )
 
     def log_songs(self) -> None:
