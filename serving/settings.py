@@ -134,6 +134,11 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "stemwright"
 
 
+def ray_address(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The Ray cluster that takes the work; None for this machine alone."""
+    return environ.get("RAY_ADDRESS") or None
+
+
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:
     """The key that the client shows to a proxy. It is no setting: a server has no use for it."""
     return environ.get(f"{PREFIX}API_KEY", "").strip() or None

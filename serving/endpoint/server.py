@@ -29,14 +29,17 @@ from serving.settings import Settings, print_settings
 LINGER_S = 1
 
 
-def serve(model: str, settings: Settings) -> int:
+def serve(model: str, settings: Settings, commercial: bool = False) -> int:
     """Serve a model archive until SIGTERM or SIGINT, then finish requests in progress; a second signal cuts them.
 
-    Returns 0 after a signal. Raises ArchiveError or StorageError if there is no archive to serve, ServerError if the server
-    does not start in time or is lost.
+    `commercial` refuses a model whose licences do not allow commercial use, and later versions of an alias, too.
+
+    Returns 0 after a signal. Raises LicenceError for a refused model, ArchiveError or StorageError if there is no archive to
+    serve, ServerError if the server does not start in time or is lost.
     """
     # Imported here, like the client below: it is slow, and `ready` runs every few seconds.
     from serving.endpoint.champion import following
+    from serving.model.archive import read_archive
     from serving.model.source import resolve, version_behind
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -48,11 +51,13 @@ def serve(model: str, settings: Settings) -> int:
             settings, inner_ports = take_ports(settings)
             served = version_behind(model)
             archive = resolve(model, folder)
-            lay_out(folder, archive, settings, inner_ports)
+            if commercial:
+                read_archive(archive).licences.require_commercial(model)
+            lay_out(folder, archive, settings, inner_ports, served)
             with running(folder, settings) as process:
                 wait_until_ready(process, settings, folder)
                 try:
-                    with following(model, served, folder, settings):
+                    with following(model, served, folder, settings, commercial):
                         watch_java(process, settings)
                 except KeyboardInterrupt:
                     drain(process, settings, Drain(folder))

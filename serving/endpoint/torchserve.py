@@ -21,6 +21,7 @@ from pathlib import Path
 
 from serving.endpoint import disconnects
 from serving.endpoint.metrics import torchserve_config
+from serving.endpoint.registered import write_number
 from serving.errors import ArchiveError, ServerError
 from serving.model.archive import torchserve_yaml
 from serving.settings import Settings, worker_environment
@@ -98,8 +99,13 @@ NOISE = re.compile(
 FEW_LENGTHS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 
 
-def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[int, int, int]) -> None:
-    """Write the files that TorchServe reads: the unpacked archive, configuration. Raises ArchiveError for another file."""
+def lay_out(
+    folder: Path, archive: Path, settings: Settings, inner_ports: tuple[int, int, int], registered: str | None = None
+) -> None:
+    """Write the files that TorchServe reads: the unpacked archive, configuration. Raises ArchiveError for another file.
+
+    `registered` is the number of the archive's version in a registry, for the header of answers.
+    """
     unpacked = folder / "store" / MODEL_NAME
     try:
         with zipfile.ZipFile(archive) as members:
@@ -111,6 +117,8 @@ def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[
     # The deployment's configuration takes the place of the archive's, which would beat TorchServe's own.
     limits = (settings.workers, settings.response_timeout_s, settings.startup_timeout_s, settings.queue_size)
     (unpacked / "model-config.yaml").write_text(torchserve_yaml(*limits))
+    if registered is not None:
+        write_number(unpacked, registered)
     shutil.copy(unpacked / "model-config.yaml", folder / "store")  # for the versions that `champion.py` loads
     (folder / "log4j2.xml").write_text(LOG_CONFIG)
     (folder / "config.properties").write_text(

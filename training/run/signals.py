@@ -19,7 +19,7 @@ SHORT_PATIENCE_S = 1.5
 """The same for a process that has nothing to save yet."""
 
 
-def nothing() -> None:
+def save_nothing() -> None:
     """Save nothing."""
 
 
@@ -29,7 +29,7 @@ class StopRequest:
 
     signal: int | None = None
     event: threading.Event = field(default_factory=threading.Event)
-    save: Callable[[], None] = nothing
+    save: Callable[[], None] = save_nothing
     """Saves what is not saved yet. Called from another thread if the process does not stop by itself."""
     noted_at: float | None = None
 
@@ -42,7 +42,7 @@ class StopRequest:
     @property
     def left_s(self) -> float:
         """Seconds until the process is ended; infinity before a signal."""
-        patience_s = SHORT_PATIENCE_S if self.save is nothing else PATIENCE_S
+        patience_s = SHORT_PATIENCE_S if self.save is save_nothing else PATIENCE_S
         return float("inf") if self.noted_at is None else max(0.0, self.noted_at + patience_s - time.monotonic())
 
 

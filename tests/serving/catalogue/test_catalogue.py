@@ -63,7 +63,7 @@ def environment(buckets: Path) -> Iterator[dict[str, str]]:
             **s3.environment,
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
-            "STEMWRIGHT_ENGINE": "torch",
+            "STEMWRIGHT_ENGINE": os.environ["STEMWRIGHT_ENGINE"],
         }
         start = "start --head --node-ip-address=127.0.0.1 --port=6399 --include-dashboard=false --num-cpus=2"
         subprocess.run(
