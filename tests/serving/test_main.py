@@ -25,6 +25,13 @@ from serving.model.starter import write_starter
 from tests.serving.test_client import SONG, Answer, chunked, plain, serving, stems_zip
 
 
+def about_songs(told: str) -> str:
+    """The lines on stderr but the first, which names device and engine."""
+    first, _, rest = told.partition("\n")
+    assert first.startswith("separating on cpu, ")
+    return rest
+
+
 @pytest.fixture
 def songs(tmp_path: Path) -> Path:
     (tmp_path / "songs" / "more").mkdir(parents=True)
@@ -46,10 +53,10 @@ def test_a_folder_here_and_the_rest_of_it_later(
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.ogg")) == [
         *("a/accompaniment.ogg", "a/vocals.ogg", "more/b/accompaniment.ogg", "more/b/vocals.ogg"),
     ]
-    assert told.err.startswith(f"{songs / 'bad.wav'}: UnsupportedAudio: bad.wav is no ")
+    assert about_songs(told.err).startswith(f"{songs / 'bad.wav'}: UnsupportedAudio: bad.wav is no ")
     (songs / "bad.wav").unlink()
     assert main(command) == 0
-    assert capsys.readouterr().err == "2 of 2 songs were done before\n"
+    assert about_songs(capsys.readouterr().err) == "2 of 2 songs were done before\n"
 
 
 def test_stems_that_were_not_asked_for_before_come_later(
@@ -63,7 +70,7 @@ def test_stems_that_were_not_asked_for_before_come_later(
     there = {path.stem for path in (tmp_path / "out" / "a").iterdir()}
     assert there == {"vocals", "accompaniment", "drums", "bass", "other", "stems"}
     assert main(command) == 0
-    assert capsys.readouterr().err == "1 of 1 songs were done before\n"
+    assert about_songs(capsys.readouterr().err) == "1 of 1 songs were done before\n"
 
 
 def test_a_server_does_it(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +135,7 @@ def test_songs_that_fail_are_lines_and_leave_no_folder(
     assert main(command) == 1
     told = capsys.readouterr()
     assert told.out == f"{out}/..wav/vocals.wav\n"
-    taken, bad, gone = told.err.splitlines()
+    taken, bad, gone = about_songs(told.err).splitlines()
     assert (
         taken
         == f"{songs}/a.wav: {out}/a is in the way of the folder {out}/a: move it, or name another folder with --out"
@@ -148,10 +155,10 @@ def test_a_stem_beyond_full_scale_is_told_and_float_keeps_it(
     soundfile.write(song, mixture, 8_000, "FLOAT")
     command = ["separate", str(song), "--model", str(tmp_path / "tiny.mar"), "--out", str(tmp_path / "out")]
     assert main([*command, "--bit-depth", "16"]) == 0
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = about_songs(capsys.readouterr().err).splitlines()
     assert re.search(r"clipped in .*\(\d+, peak \d\.\d\d\): ask for --bit-depth float$", line)
     assert main([*command, "--bit-depth", "float"]) == 0
-    assert capsys.readouterr().err == ""
+    assert about_songs(capsys.readouterr().err) == ""
     stems = [soundfile.read(tmp_path / "out" / "loud" / f"{stem}.wav", dtype="float32")[0] for stem in tiny_spec.stems]
     np.testing.assert_allclose(sum(stems), mixture, rtol=0, atol=1e-6)
     sheet = json.loads((tmp_path / "out" / "loud" / "stems.json").read_text())
