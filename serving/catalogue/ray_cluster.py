@@ -83,7 +83,7 @@ def connected(gpus_per_worker: float, engine: EngineName) -> Iterator[Cluster]:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except ConnectionError as error:
         raise RequestError(
-            f"no Ray cluster answers where RAY_ADDRESS says ({error}): start one, or unset it"
+            f"no Ray cluster answers where RAY_ADDRESS says ({error}): start one, unset it, or set RAY_AUTH_MODE as it is there"
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
