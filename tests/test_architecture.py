@@ -20,43 +20,45 @@ TOP_LEVEL = {
 
 # A room is a folder or a module beside the folders. From the upper ones to the lower ones, as in DESIGN.
 MAY_IMPORT = {
-    "training/__main__": "training/commands training/config training/data training/demo training/errors "
-    "training/evaluation training/progress training/run training/tracking serving/errors serving/model serving/version",
-    "training/commands": "training/config training/data training/demo training/doctor training/errors "
-    "training/evaluation training/experiments training/progress training/run training/tracking training/preflight "
-    "serving/__main__ serving/endpoint serving/errors serving/model serving/settings serving/storage serving/version",
-    "training/doctor": "training/config training/data training/errors training/preflight training/progress training/run "
-    "training/tracking serving/audio serving/endpoint serving/errors serving/model serving/settings serving/storage "
-    "serving/version",
-    "training/demo": "training/config training/errors training/evaluation training/progress serving/audio "
-    "serving/client serving/errors serving/model serving/storage",
-    "training/preflight": "training/config training/errors training/tracking serving/errors serving/storage",
-    "training/experiments": "training/config training/data training/errors training/evaluation training/progress "
-    "training/run training/tracking serving/audio serving/errors serving/model serving/storage",
-    "training/run": "training/checkpoints training/config training/data training/errors training/evaluation "
-    "training/preflight training/progress training/tracking serving/errors serving/model serving/storage "
-    "serving/version",
-    "training/evaluation": "training/config training/data training/errors training/progress serving/audio serving/model",
-    "training/tracking": "training/config training/errors training/progress serving/audio serving/errors serving/storage",
-    "training/checkpoints": "training/errors training/progress serving/errors serving/storage",
-    "training/data": "training/errors training/progress training/transfer serving/audio serving/errors serving/model "
-    "serving/storage",
-    "training/transfer": "training/errors training/progress serving/errors serving/storage",
+    "training/__main__": "training/commands training/run training/errors serving/version serving/errors",
+    "training/commands": "training/doctor training/demo training/experiments training/run training/optimization "
+    "training/evaluation training/tracking training/data training/progress training/flags "
+    "training/presets training/config training/errors serving/__main__ serving/model",
+    "training/doctor": "training/preflight training/optimization training/tracking training/errors serving/endpoint "
+    "serving/model serving/storage serving/version serving/errors",
+    "training/demo": "training/evaluation training/config training/errors serving/audio serving/storage",
+    "training/preflight": "training/tracking training/errors serving/storage serving/errors",
+    "training/experiments": "training/evaluation training/tracking training/data training/progress training/errors "
+    "serving/model serving/audio",
+    "training/run": "training/preflight training/optimization training/evaluation training/tracking training/checkpoints "
+    "training/data training/progress training/config training/errors serving/model serving/storage "
+    "serving/version serving/errors",
+    "training/optimization": "training/checkpoints training/data training/progress training/config training/errors "
+    "serving/model",
+    "training/evaluation": "training/data training/progress training/presets training/config training/errors "
+    "serving/model serving/audio",
+    "training/tracking": "training/progress training/config training/errors serving/audio serving/storage",
+    "training/checkpoints": "training/progress training/errors serving/storage serving/errors",
+    "training/data": "training/transfer training/progress training/errors serving/model serving/audio serving/storage "
+    "serving/errors",
+    "training/transfer": "training/progress training/errors serving/storage serving/errors",
     "training/progress": "",
-    "training/config": "training/errors serving/errors serving/model serving/version",
+    "training/flags": "training/presets training/config training/errors serving/model",
+    "training/presets": "training/config serving/model",
+    "training/config": "training/errors serving/model serving/version serving/errors",
     "training/errors": "",
     "serving/__init__": "serving/client serving/model",
-    "serving/__main__": "serving/audio serving/catalogue serving/client serving/endpoint serving/errors serving/model "
-    "serving/page serving/settings serving/songs serving/storage serving/version",
-    "serving/page": "serving/endpoint serving/errors serving/settings",
-    "serving/endpoint": "serving/audio serving/client serving/errors serving/model serving/settings serving/songs "
-    "serving/storage serving/version",
-    "serving/catalogue": "serving/audio serving/errors serving/model serving/settings serving/songs serving/storage",
-    "serving/songs": "serving/audio serving/errors serving/model serving/storage",
-    "serving/client": "serving/audio serving/errors serving/model serving/songs serving/storage",
-    "serving/model": "serving/audio serving/errors serving/settings serving/storage",
+    "serving/__main__": "serving/page serving/endpoint serving/catalogue serving/songs serving/client serving/model "
+    "serving/storage serving/settings serving/errors",
+    "serving/page": "",
+    "serving/endpoint": "serving/songs serving/client serving/model serving/audio serving/storage serving/settings "
+    "serving/version serving/errors",
+    "serving/catalogue": "serving/songs serving/model serving/audio serving/storage serving/settings serving/errors",
+    "serving/songs": "serving/model serving/audio serving/storage serving/errors",
+    "serving/client": "serving/songs serving/model serving/audio serving/storage serving/errors",
+    "serving/model": "serving/audio serving/storage serving/settings serving/errors",
     "serving/audio": "serving/errors",
-    "serving/storage": "serving/errors serving/settings",
+    "serving/storage": "serving/settings serving/errors",
     "serving/settings": "serving/errors",
     "serving/version": "",
     "serving/errors": "",
@@ -135,6 +137,16 @@ def test_rooms_import_only_what_the_table_lets_them() -> None:
     allowed = {upper: set(lower.split()) for upper, lower in MAY_IMPORT.items()}
     wrong = [why for here, there in arrows().items() for room, why in there.items() if room not in allowed[here]]
     assert not wrong
+
+
+def test_the_table_allows_nothing_that_no_room_needs() -> None:
+    found = arrows()
+    assert not {
+        (upper, room)
+        for upper, lower in MAY_IMPORT.items()
+        for room in lower.split()
+        if room not in found.get(upper, ())
+    }
 
 
 def test_neither_the_table_nor_the_rooms_have_a_cycle() -> None:

@@ -1,22 +1,16 @@
-"""The facts of a run: frozen, stored in its folder and in MLflow. Presets are functions, flags are made from the fields.
+"""The facts of a run, frozen, stored in its folder and in MLflow; and the environment, which training reads nowhere else."""
 
-The only reader of the environment in the training package.
-"""
-
-import argparse
 import dataclasses
 import json
 import math
 import os
-import typing
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from serving.errors import SpecError
-from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec, read_dataclass
-from serving.model.starter_spec import SPEC as STARTER_SPEC
+from serving.model.spec import ModelSpec, read_dataclass
 from serving.version import commit
 from training.errors import ConfigError
 
@@ -153,141 +147,6 @@ class TrainConfig:
         except SpecError as error:
             raise ConfigError(f"the stored configuration is not of this version: {error}") from error
         return config
-
-
-def classic(data: str, budget: Budget) -> TrainConfig:
-    """The plan's U-Net: 22,050 Hz, 2048/512, vocals and accompaniment; 15 s are 1,025 x 646."""
-    return TrainConfig(
-        preset="classic",
-        data=data,
-        model=ModelSpec(
-            architecture="classic",
-            dimensions={"channels": (48, 96, 128), "fold": 8, "memory_inputs": 384, "memory_units": 256},
-            stems=("vocals", "accompaniment"),
-            audio=AudioSpec(sample_rate_hz=22_050),
-            stft=StftSpec(n_fft=2048, hop_samples=512),
-            chunk=ChunkSpec(length_s=15, overlap_s=1),
-        ),
-        budget=budget,
-        batches=Batches(),
-        optimization=Optimization(),
-        validation=Validation(),
-    )
-
-
-def studio(data: str, budget: Budget) -> TrainConfig:
-    """The band-split U-Net: 44.1 kHz, 4096/1024, four stems."""
-    return banded(
-        "studio", data, budget, channels=(80, 160, 224), paths=2, units=128, memory_inputs=192, memory_units=96
-    )
-
-
-def studio_small(data: str, budget: Budget) -> TrainConfig:
-    """The same for laptops."""
-    return banded(
-        "studio-small", data, budget, channels=(40, 80, 112), paths=1, units=96, memory_inputs=96, memory_units=48
-    )
-
-
-def banded(preset: str, data: str, budget: Budget, **size: int | tuple[int, ...]) -> TrainConfig:
-    return TrainConfig(
-        preset=preset,
-        data=data,
-        model=ModelSpec(
-            architecture="banded",
-            dimensions={"band_bins": (256, 512, 1280), "band_widths": (2, 8, 20), **size},
-            stems=("vocals", "drums", "bass", "other"),
-            audio=AudioSpec(sample_rate_hz=44_100),
-            stft=StftSpec(n_fft=4096, hop_samples=1024),
-            chunk=ChunkSpec(length_s=12, overlap_s=1),
-        ),
-        budget=budget,
-        batches=Batches(),
-        optimization=Optimization(weight_decay=1e-1),  # without, they learn few songs by heart
-        validation=Validation(),
-    )
-
-
-def spleeter(data: str, budget: Budget) -> TrainConfig:
-    """Spleeter's two U-Nets, to fine-tune the starter: `--init` with its archive. Few small steps, long excerpts, and few
-    validations, because the start is good already."""
-    return TrainConfig(
-        preset="spleeter",
-        data=data,
-        model=STARTER_SPEC,
-        budget=budget,
-        batches=Batches(batch_size=2, crop_s=4.4),
-        optimization=Optimization(learning_rate=1e-4),
-        validation=Validation(validations=4),
-    )
-
-
-PRESETS = {"classic": classic, "studio": studio, "studio-small": studio_small, "spleeter": spleeter}
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field made with `flag`. A flag that is not given is not in the namespace."""
-    for section in (Budget, Batches, Optimization, Validation, TrainConfig):
-        hints = typing.get_type_hints(section)
-        for field in dataclasses.fields(section):
-            if "help" in field.metadata:
-                add_flag(parser, field.name, hints[field.name], field.default, field.metadata["help"])
-
-
-def add_flag(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, help: str) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    if hint is bool:
-        parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=help)
-        return
-    readers: dict[type, Callable[[str], Any]] = {int: int, float: float, str: str, tuple: numbers}
-    kinds = (hint, typing.get_origin(hint), *typing.get_args(hint))
-    reader = next(readers[kind] for kind in kinds if kind in readers)
-    default = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    shown = f" (default {default})" if default is not None else ""
-    parser.add_argument(flag, type=reader, default=argparse.SUPPRESS, help=help + shown)
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """The numbers in "0.99,0.999"."""
-    return tuple(float(word) for word in text.split(","))
-
-
-def with_flags(config: Any, given: Mapping[str, Any]) -> Any:
-    """The (nested) configuration with the given flags in place of its own values."""
-    changes = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if "help" in field.metadata and field.name in given:
-            changes[field.name] = given[field.name]
-        elif dataclasses.is_dataclass(value) and not isinstance(value, ModelSpec):
-            changes[field.name] = with_flags(value, given)
-    return dataclasses.replace(config, **changes)
-
-
-def started(preset: str | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a new run: a preset, `classic` if none is named, with the given flags. Raises ConfigError."""
-    data = flags.get("data")
-    if data is None:
-        raise ConfigError("--data is missing: name a folder, a zip or an s3:// prefix of songs")
-    budget = Budget(steps=flags.get("steps"), minutes=flags.get("minutes"))
-    config: TrainConfig = with_flags(PRESETS[preset or "classic"](data, budget), flags)
-    return config
-
-
-def resumed(stored: TrainConfig, preset: str | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """The stored configuration of a run with the given flags. Raises ConfigError for those that would make it another run."""
-    if preset is not None and preset != stored.preset:
-        raise ConfigError(
-            f"--preset {preset} is not that of the run, {stored.preset}: leave it out, or start a new run"
-        )
-    planned, other = ("steps", "minutes") if stored.budget.steps is not None else ("minutes", "steps")
-    if flags.get(other) is not None:
-        raise ConfigError(
-            f"--{other} does not fit a run that is planned in {planned}: give its new length with --{planned}, which is "
-            f"{getattr(stored.budget, planned):g} now"
-        )
-    config: TrainConfig = with_flags(stored, flags)
-    return config if flags.get("data") is None else dataclasses.replace(config, data=flags["data"])
 
 
 def leaves(config: Any) -> Iterator[tuple[str, Any]]:

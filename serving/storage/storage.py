@@ -5,9 +5,8 @@ appears under its name only when it is complete.
 """
 
 import shutil
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from threading import Event
 from typing import Any
 
 from serving.errors import StorageError, StoreUnavailable
-from serving.storage.progress import Progress as Progress
-from serving.storage.progress import no_progress as no_progress
+from serving.storage.progress import Progress, counter, no_progress
 from serving.storage.retries import Patience
 from serving.storage.s3 import TRANSFER, bucket_and_key, connect, explained, head
 
@@ -144,20 +142,6 @@ def delete(url: str) -> None:
     bucket, key = bucket_and_key(url)
     with explained(url):
         connect().delete_object(Bucket=bucket, Key=key)
-
-
-def counter(what: str, total: int, progress: Progress) -> Callable[[int], None]:
-    """A function that adds up what threads report, such as bytes, and passes the sum on."""
-    done = 0
-    lock = threading.Lock()
-
-    def count(amount: int) -> None:
-        nonlocal done
-        with lock:
-            done += amount
-            progress(what, done, total)
-
-    return count
 
 
 def _plain(url: str) -> Path:

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from serving.storage.progress import no_progress
 from serving.storage.s3 import CONNECTIONS
-from serving.storage.storage import list_files, no_progress
+from serving.storage.storage import list_files
 from training.data.push import push
 from training.demo.local_s3 import S3Server, serve_s3
 

@@ -9,13 +9,14 @@ import torch
 
 from serving.model.networks import build
 from serving.model.separator import Separator
-from training.config import PRESETS, Batches, Budget, TrainConfig
+from training.config import Batches, Budget, TrainConfig
 from training.data.augment import samples_to_cut
-from training.run.machine import Machine
-from training.run.precision import prepare
+from training.optimization.machine import Machine
+from training.optimization.precision import prepare
+from training.optimization.state import RunState
+from training.optimization.step import Stepper
+from training.presets import PRESETS
 from training.run.profile import Stopwatch
-from training.run.state import RunState
-from training.run.step import Stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

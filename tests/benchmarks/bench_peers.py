@@ -24,7 +24,8 @@ import torch
 from serving.audio import Audio
 from serving.model.networks import build
 from serving.model.separator import Separator
-from training.config import PRESETS, Budget
+from training.config import Budget
+from training.presets import PRESETS
 
 SONG_S = 30
 RATE_HZ = 44_100

@@ -11,7 +11,8 @@ import torch
 
 from serving.model.networks import build
 from serving.model.separator import Separator
-from training.config import Budget, classic
+from training.config import Budget
+from training.presets import classic
 
 SONG_S = 60
 RATE_HZ = 44_100

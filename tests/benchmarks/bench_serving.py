@@ -27,7 +27,8 @@ from serving.model.separator import Separator, resample
 from serving.model.spec import ModelSpec
 from serving.songs.request import Request
 from tests.torchserve import Server, encoded, serving, stems_in, wait_until_ready
-from training.config import Budget, classic
+from training.config import Budget
+from training.presets import classic
 
 RATE_HZ = 44_100
 SONG_S = 240

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from serving.model.networks import build
 from serving.model.spectrogram import Stft
-from training.config import PRESETS, Budget
-from training.run.losses import relative_error_db
+from training.config import Budget
+from training.optimization.losses import relative_error_db
+from training.presets import PRESETS
 
 EXCERPT_S = 10
 COPIES = 6

@@ -23,19 +23,20 @@ from torch import nn
 
 from serving.model.spectrogram import Stft
 from training.checkpoints.checkpoints import Checkpoints
-from training.config import Batches, Budget, TrainConfig, classic
+from training.config import Batches, Budget, TrainConfig
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops, batches
 from training.data.decoded import decode
 from training.data.song import SOURCES, Song
 from training.data.stem_folder import StemFolder
+from training.optimization.losses import relative_error_db
+from training.optimization.machine import Machine
+from training.optimization.precision import prepare
+from training.optimization.state import RunState
+from training.optimization.step import Stepper
+from training.presets import classic
 from training.run.loop import LOG_INTERVAL_STEPS, SAVE_INTERVAL_S
-from training.run.losses import relative_error_db
-from training.run.machine import Machine
-from training.run.precision import prepare
 from training.run.profile import measure
-from training.run.state import RunState
-from training.run.step import Stepper
 from training.tracking.tracking import Tracker
 
 GPU = torch.cuda.is_available()

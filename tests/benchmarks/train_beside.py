@@ -26,17 +26,18 @@ from torch.nn import functional
 
 from serving.audio import Audio
 from serving.model.spec import ModelSpec, Quality
-from training.config import PRESETS, Batches, Budget, TrainConfig, Validation
+from training.config import Batches, Budget, TrainConfig, Validation
 from training.data.augment import chances, samples_to_cut
 from training.data.crops import Crops, batches
 from training.data.data_set import list_dataset
 from training.data.decoded import decode
 from training.data.song import SOURCES
 from training.evaluation.evaluate import Evaluation, evaluate_song
+from training.optimization.machine import Machine
+from training.optimization.precision import Precision, prepare
+from training.optimization.step import FULL_SCALE
+from training.presets import PRESETS
 from training.progress import ProgressBar
-from training.run.machine import Machine
-from training.run.precision import Precision, prepare
-from training.run.step import FULL_SCALE
 from training.run.train import Places, train
 
 NARROW = {

@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from playwright.sync_api import Frame, Page, expect
 
 from tests.mlflow_server import MlflowServer
-from training.config import Budget, classic
+from training.config import Budget
 from training.evaluation.compare import Comparison, Row
 from training.evaluation.cost import Cost
 from training.evaluation.evaluate import Evaluation, Excerpt
 from training.experiments.report import Collector, report
+from training.presets import classic
 from training.tracking.experiment import COLUMNS, scores_link
 from training.tracking.tracking import Tracker
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from serving.storage.storage import exists, no_progress
+from serving.storage.progress import no_progress
+from serving.storage.storage import exists
 from tests.readme import commands
 from training.data.push import push
 from training.demo.local_s3 import S3Server, free_port, serve_s3

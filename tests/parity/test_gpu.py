@@ -12,11 +12,12 @@ from serving.audio import Audio
 from serving.model.networks import build
 from serving.model.separator import GPU_BATCH_WINDOWS, Separator
 from serving.model.spec import ChunkSpec
-from training.config import PRESETS, Batches, Budget, TrainConfig
+from training.config import Batches, Budget, TrainConfig
 from training.data.augment import augment, chances, samples_to_cut
-from training.run.machine import Machine
-from training.run.state import RunState
-from training.run.step import Stepper
+from training.optimization.machine import Machine
+from training.optimization.state import RunState
+from training.optimization.step import Stepper
+from training.presets import PRESETS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

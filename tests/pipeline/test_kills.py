@@ -16,9 +16,10 @@ import training.run.loop
 from serving.model.spec import ModelSpec
 from tests.processes import forked
 from training.checkpoints.tensor_file import read_tensors
-from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.config import Batches, Budget, TrainConfig, Validation
 from training.demo.songs import write_songs
-from training.run.machine import Machine
+from training.optimization.machine import Machine
+from training.presets import classic
 from training.run.train import Places, train
 
 pytestmark = pytest.mark.slow

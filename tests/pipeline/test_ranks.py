@@ -14,13 +14,14 @@ import torch
 import training.run.loop
 from serving.model.spec import ModelSpec
 from tests.processes import forked
-from training.config import Batches, Budget, Optimization, TrainConfig, Validation, classic
+from training.config import Batches, Budget, Optimization, TrainConfig, Validation
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
 from training.errors import RankLost
-from training.run.machine import Machine
-from training.run.ranks import Ranks
-from training.run.state import RunState
+from training.optimization.machine import Machine
+from training.optimization.ranks import Ranks
+from training.optimization.state import RunState
+from training.presets import classic
 from training.run.train import Places, train
 
 pytestmark = pytest.mark.slow

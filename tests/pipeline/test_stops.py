@@ -17,9 +17,10 @@ import training.run.signals
 from serving.model.spec import ModelSpec
 from tests.processes import forked
 from training.checkpoints.tensor_file import read_tensors
-from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.config import Batches, Budget, TrainConfig, Validation
 from training.demo.songs import write_songs
-from training.run.machine import Machine
+from training.optimization.machine import Machine
+from training.presets import classic
 from training.run.signals import exit_on_signal
 from training.run.train import Places, train
 
@@ -31,7 +32,7 @@ DOCKER_WAITS_S = 10
 # The function that never returns, and the number of calls that do.
 HANGS = {
     "decoding": ("training.run.train", "decode", 0),
-    "a step": ("training.run.step", "augment", 3),  # one of them to see if a batch fits
+    "a step": ("training.optimization.step", "augment", 3),  # one of them to see if a batch fits
     "validation": ("training.run.validate", "evaluate_song", 0),
     "a picture": ("training.run.showcase", "spectrogram_figure", 0),
     "export": ("training.run.train", "export", 0),

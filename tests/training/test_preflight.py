@@ -14,13 +14,14 @@ from serving.errors import StorageError
 from serving.model.archive import read_archive
 from serving.model.spec import ModelSpec
 from tests.s3 import bucket_fixture  # noqa: F401
-from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.config import Batches, Budget, TrainConfig, Validation
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
 from training.errors import ConfigError, TrackingError
+from training.optimization.machine import Machine
 from training.preflight import preflight
+from training.presets import classic
 from training.run.export import publish
-from training.run.machine import Machine
 from training.run.train import Places, Result, train
 
 

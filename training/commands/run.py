@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from training.commands.options import DATA, Commands, add_cache, add_device, device_of
-from training.config import PRESETS, TrainConfig, add_flags, launched, resumed, started
+from training.config import TrainConfig, launched
+from training.flags import add_flags, resumed, started
+from training.presets import PRESETS
 
 PLACE = "name.mar, s3://bucket/name.mar, or a folder or prefix, which gets <preset>-<name of the run folder>.mar"
 
@@ -50,9 +52,9 @@ def add(commands: Commands) -> None:
 
 
 def run_train(given: argparse.Namespace) -> int:
+    from training.optimization.machine import Machine
+    from training.optimization.ranks import Ranks
     from training.progress import say
-    from training.run.machine import Machine
-    from training.run.ranks import Ranks
     from training.run.train import Places, train
 
     ranks = Ranks(*launched())
@@ -77,9 +79,9 @@ def configuration(given: argparse.Namespace) -> TrainConfig:
 
 
 def run_profile(given: argparse.Namespace) -> int:
-    from training.run.machine import Machine
+    from training.optimization.machine import Machine
+    from training.optimization.ranks import Ranks
     from training.run.profile import profile
-    from training.run.ranks import Ranks
 
     ranks = Ranks(*launched())
     machine = Machine(device_of(given, ranks.local_rank), ranks)

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event
 from typing import Self
 
-from serving.storage.storage import Progress, counter, no_progress
+from serving.storage.progress import Progress, counter, no_progress
 from training.data.errata import ERRATA, reports
 from training.data.musdb18 import StemFile, validation_tracks
 from training.data.song import PAIR, SOURCES, Song

@@ -25,7 +25,7 @@ import soxr
 from numpy.typing import NDArray
 
 from serving.model.spec import AudioSpec
-from serving.storage.storage import Progress, counter, no_progress
+from serving.storage.progress import Progress, counter, no_progress
 from training.data.errata import faults
 from training.data.file_hashes import FileHashes
 from training.data.song import Audio, Header, Song

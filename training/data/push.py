@@ -7,18 +7,10 @@ from pathlib import Path
 from threading import Event
 
 from serving.errors import StorageError
+from serving.storage.progress import Progress, counter
 from serving.storage.retries import patiently
 from serving.storage.s3 import CONNECTIONS
-from serving.storage.storage import (
-    Progress,
-    StoredFile,
-    counter,
-    is_remote,
-    list_files,
-    read_file,
-    store_bytes,
-    store_file,
-)
+from serving.storage.storage import StoredFile, is_remote, list_files, read_file, store_bytes, store_file
 from training.data.data_set import DataSet
 from training.data.manifest import NAME, Entry, Manifest
 from training.data.source import SONG_FILE, Zip, find_source

@@ -9,7 +9,8 @@ from pathlib import Path
 from threading import Event
 from typing import IO
 
-from serving.storage.storage import Progress, StoredFile, find_file, is_remote, list_files, read_file
+from serving.storage.progress import Progress
+from serving.storage.storage import StoredFile, find_file, is_remote, list_files, read_file
 from training.data.manifest import NAME, Manifest
 from training.errors import DataError
 from training.transfer.arrivals import arrivals

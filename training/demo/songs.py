@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from serving.storage.storage import Progress, no_progress
+from serving.storage.progress import Progress, no_progress
 from training.errors import DataError
 from training.demo.sounds import (
     FINGERED_BASS,

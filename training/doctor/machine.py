@@ -13,7 +13,7 @@ from serving.errors import ServerError
 from serving.model.processor import CGROUPS, available_cpus
 from serving.version import commit, version
 from training.doctor.finding import Finding
-from training.run.precision import Precision
+from training.optimization.precision import Precision
 
 LITTLE_MEMORY_BYTES = 4 * 2**30
 LITTLE_DISK_BYTES = 10 * 10**9

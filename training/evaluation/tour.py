@@ -19,9 +19,10 @@ from serving.model.networks.classic import Classic
 from serving.model.separator import Separator
 from serving.model.spec import AudioSpec, StftSpec
 from serving.model.spectrogram import Stft
-from training.config import Budget, classic
+from training.config import Budget
 from training.errors import ConfigError, DataError
 from training.evaluation.plots import Image, profile_figure
+from training.presets import classic
 
 PLAN = classic(data="", budget=Budget(steps=1)).model
 

@@ -9,7 +9,7 @@ from serving.model.licences import Licences
 from serving.storage.storage import exists, fetch_file, is_remote, store_file
 from training.config import read_config
 from training.errors import CheckpointError, ConfigError
-from training.run.state import load_network
+from training.optimization.state import load_network
 
 
 def archive_of(run_dir: Path, preset: str) -> Path:

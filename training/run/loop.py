@@ -17,14 +17,14 @@ from training.config import TrainConfig
 from training.errors import CheckpointError, NotFinite, TrainingError
 from training.evaluation.cost import parameters
 from training.evaluation.evaluate import finite
+from training.optimization.machine import Machine
+from training.optimization.schedule import schedule
+from training.optimization.state import RunState
+from training.optimization.step import Stepper
 from training.progress import run_bar, say
 from training.run.excerpts import Excerpts
-from training.run.machine import Machine
-from training.run.schedule import schedule
 from training.run.showcase import show, show_best
 from training.run.signals import StopRequest
-from training.run.state import RunState
-from training.run.step import Stepper
 from training.run.validate import Scored, Validator
 from training.tracking.tracking import Tracker
 

@@ -19,20 +19,20 @@ from torch import Tensor, nn
 
 from serving.model.networks import build
 from serving.model.spec import ModelSpec
-from serving.storage.storage import no_progress
+from serving.storage.progress import no_progress
 from training.config import TrainConfig
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops, batches
 from training.data.data_set import open_dataset
 from training.data.decoded import decode
 from training.evaluation.cost import flop
+from training.optimization.losses import relative_error_db
+from training.optimization.machine import Machine
+from training.optimization.precision import prepare
+from training.optimization.ranks import synced
+from training.optimization.state import RunState
+from training.optimization.step import Stepper
 from training.progress import ProgressBar
-from training.run.losses import relative_error_db
-from training.run.machine import Machine
-from training.run.precision import prepare
-from training.run.ranks import synced
-from training.run.state import RunState
-from training.run.step import Stepper
 
 WARMUP_STEPS = 3
 MATRIX_S = 0.5
@@ -124,7 +124,7 @@ class Profile:
 
 
 class Stopwatch:
-    """A `training.run.step.Phase` that adds up the seconds of each part; `wait` returns when the device has done its work."""
+    """A `Phase` that adds up the seconds of each part. `wait` returns when the device has done its work."""
 
     def __init__(self, wait: Callable[[], object]) -> None:
         self.wait = wait

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from serving.model.spec import ModelSpec
-from serving.storage.storage import exists, fetch_file, no_progress
+from serving.storage.progress import no_progress
+from serving.storage.storage import exists, fetch_file
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
 from training.config import TrainConfig, provenance, read_config, tracking_uri
@@ -22,19 +23,19 @@ from training.data.decoded import DecodedSong, decode
 from training.data.song import Song
 from training.data.supply import Schedule, first_songs, scheduled
 from training.errors import ConfigError, Stopped
+from training.optimization.ema import Average
+from training.optimization.machine import Machine
+from training.optimization.precision import Precision, prepare
+from training.optimization.ranks import synced
+from training.optimization.state import RunState
 from training.preflight import preflight, refuse_to_overwrite
 from training.progress import ProgressBar, say
-from training.run.ema import Average
 from training.run.excerpts import Excerpts
 from training.run.export import export, publish, published_as
 from training.run.loop import Output, Run, write_json
-from training.run.machine import Machine
-from training.run.precision import Precision, prepare
 from training.run.pretrained import take_weights
-from training.run.ranks import synced
 from training.run.showcase import show_archive, show_best, show_data
 from training.run.signals import StopRequest, stop_requests
-from training.run.state import RunState
 from training.run.validate import Validator
 from training.tracking.tracking import Tracker
 

@@ -11,8 +11,8 @@ from serving.model.spec import ModelSpec
 from training.data.song import Song
 from training.errors import OutOfMemory
 from training.evaluation.evaluate import Evaluation, SongScores, evaluate_song
-from training.run.ema import Average
-from training.run.machine import Machine
+from training.optimization.ema import Average
+from training.optimization.machine import Machine
 from training.run.signals import StopRequest
 
 

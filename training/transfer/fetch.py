@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from threading import Event
 
 from serving.errors import StorageError
+from serving.storage.progress import Progress, counter
 from serving.storage.s3 import CONNECTIONS
-from serving.storage.storage import Progress, StoredFile, counter, read_file
+from serving.storage.storage import StoredFile, read_file
 from training.transfer.arrivals import Arrivals, Expected
 from training.transfer.parallel import run_parallel
 

@@ -6,9 +6,10 @@ from threading import Event
 from typing import Any
 
 from serving.errors import StorageError, StoreUnavailable
+from serving.storage.progress import Progress, counter
 from serving.storage.retries import patiently
 from serving.storage.s3 import CONNECTIONS, PART_BYTES, bucket_and_key, connect, explained
-from serving.storage.storage import Progress, counter, etag_of
+from serving.storage.storage import etag_of
 from training.transfer.parallel import run_parallel
 
 MOST_PARTS = 10_000  # S3 takes no more, and none below 5 MiB but the last

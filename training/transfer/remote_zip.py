@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from threading import Event
 from typing import IO
 
+from serving.storage.progress import Progress, counter
 from serving.storage.s3 import CONNECTIONS
-from serving.storage.storage import BLOCK_BYTES, Progress, StoredFile, counter, read_file
+from serving.storage.storage import BLOCK_BYTES, StoredFile, read_file
 from training.errors import DataError, Stopped
 from training.transfer.arrivals import Arrivals, Expected
 from training.transfer.parallel import run_parallel

@@ -9,7 +9,8 @@ from serving.errors import SpecError
 from serving.model.networks import build
 from serving.model.networks.banded import FEATURES, Banded, Bands, features
 from serving.model.spec import ModelSpec
-from training.config import Budget, studio, studio_small
+from training.config import Budget
+from training.presets import studio, studio_small
 
 
 def mixtures(frames: int, batch: int = 1, bins: int = 513) -> Tensor:

@@ -8,7 +8,8 @@ from serving.errors import SpecError
 from serving.model.networks import build
 from serving.model.networks.classic import Classic
 from serving.model.spec import ModelSpec
-from training.config import Budget, classic
+from training.config import Budget
+from training.presets import classic
 
 
 def magnitudes(frames: int, batch: int = 1) -> Tensor:

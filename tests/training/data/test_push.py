@@ -14,7 +14,8 @@ import pytest
 
 from serving.errors import StorageError
 from serving.storage import retries
-from serving.storage.storage import delete, exists, fetch_file, list_files, no_progress, store_file
+from serving.storage.progress import no_progress
+from serving.storage.storage import delete, exists, fetch_file, list_files, store_file
 from tests.bad_network import BadNetwork, Fault, Request
 from tests.data_sets import write_data_set
 from tests.s3 import bucket_fixture  # noqa: F401

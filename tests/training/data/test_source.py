@@ -7,7 +7,8 @@ from threading import Event
 import pytest
 
 from serving.errors import StorageError
-from serving.storage.storage import delete, no_progress, store_file
+from serving.storage.progress import no_progress
+from serving.storage.storage import delete, store_file
 from tests.data_sets import STEMS, write_data_set
 from tests.s3 import bucket_fixture  # noqa: F401
 from training.data.data_set import list_dataset, open_dataset

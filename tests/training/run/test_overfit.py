@@ -11,7 +11,7 @@ from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
 from serving.model.spectrogram import Stft
 from training.evaluation.metrics import usdr
-from training.run.losses import relative_error_db
+from training.optimization.losses import relative_error_db
 
 RATE_HZ = 44_100
 STEPS = 400

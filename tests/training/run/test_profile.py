@@ -13,13 +13,14 @@ import training.run.profile
 from serving.model.spec import ModelSpec
 from tests.data_sets import write_data_set
 from training.__main__ import main
-from training.config import PRESETS, Batches, Budget, TrainConfig, classic
+from training.config import Batches, Budget, TrainConfig
 from training.data.crops import Crops
 from training.data.decoded import DecodedSong
-from training.run.machine import Machine
+from training.optimization.machine import Machine
+from training.optimization.state import RunState
+from training.optimization.step import Stepper
+from training.presets import PRESETS, classic
 from training.run.profile import Profile, Stopwatch, matrix_rate, measure, step_flop
-from training.run.state import RunState
-from training.run.step import Stepper
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARTS = ("data wait", "to device", "augment, STFT", "forward", "backward", "optimizer", "rest")

@@ -24,17 +24,18 @@ from serving.model.archive import read_archive
 from serving.model.spec import ModelSpec
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import Batches, Budget, TrainConfig, Validation, classic
+from training.config import Batches, Budget, TrainConfig, Validation
 from training.data.crops import AHEAD
 from training.data.decoded import DecodedSong
 from training.data.supply import Supply
 from training.demo.songs import write_songs
 from training.errors import ConfigError, NotFinite, OutOfMemory
 from training.evaluation.evaluate import Score, SongScores, evaluate_song
-from training.run.machine import Machine
-from training.run.ranks import Ranks
-from training.run.schedule import schedule
-from training.run.step import Stepper
+from training.optimization.machine import Machine
+from training.optimization.ranks import Ranks
+from training.optimization.schedule import schedule
+from training.optimization.step import Stepper
+from training.presets import classic
 from training.run.train import Places, Result, stored_config, train
 from training.run.validate import Scored, Validator
 

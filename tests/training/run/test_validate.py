@@ -9,8 +9,8 @@ from tests.stubs import Share
 from training.data.data_set import list_dataset
 from training.demo.songs import write_songs
 from training.evaluation.evaluate import evaluate_song
-from training.run.ema import Average
-from training.run.machine import Machine
+from training.optimization.ema import Average
+from training.optimization.machine import Machine
 from training.run.signals import StopRequest
 from training.run.validate import Validator
 

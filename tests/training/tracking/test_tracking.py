@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 
 from tests.gate import Gate, gate_to
 from tests.mlflow_server import MlflowServer
-from training.config import Budget, classic
+from training.config import Budget
 from training.errors import NotFinite, TrackingError
+from training.presets import classic
 from training.tracking import spool, tracking
 from training.tracking.stored_run import ArchiveFacts
 from training.tracking.tracking import Tracker, sync

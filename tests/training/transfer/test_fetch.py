@@ -17,7 +17,8 @@ from botocore.config import Config
 
 from serving.errors import StorageError
 from serving.storage import retries, s3
-from serving.storage.storage import delete, no_progress, store_file
+from serving.storage.progress import no_progress
+from serving.storage.storage import delete, store_file
 from tests.bad_network import BadNetwork, Fault, Request
 from tests.data_sets import write_data_set
 from training.data.data_set import SPLITS, copy_dataset

@@ -12,7 +12,8 @@ import pytest
 
 from serving.errors import StorageError
 from serving.storage import retries
-from serving.storage.storage import find_file, no_progress, store_file
+from serving.storage.progress import no_progress
+from serving.storage.storage import find_file, store_file
 from tests.bad_network import BadNetwork, Fault
 from tests.s3 import bucket_fixture  # noqa: F401
 from training.data.data_set import list_dataset

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import training.run.step
+import training.optimization.step
 from serving.model.spec import ModelSpec
-from training.config import Batches, Budget, TrainConfig, classic
+from training.config import Batches, Budget, TrainConfig
 from training.errors import NotFinite, OutOfMemory
-from training.run.losses import relative_error_db
-from training.run.machine import Machine
-from training.run.state import RunState, optimizer_of
-from training.run.step import SKIPPED_IN_A_ROW, Stepper
+from training.optimization.losses import relative_error_db
+from training.optimization.machine import Machine
+from training.optimization.state import RunState, optimizer_of
+from training.optimization.step import SKIPPED_IN_A_ROW, Stepper
+from training.presets import classic
 
 CPU = torch.device("cpu")
 BATCH = 4
@@ -62,7 +63,7 @@ def break_loss(monkeypatch: pytest.MonkeyPatch, state: RunState, steps: range) -
     def loss(estimates: Tensor, references: Tensor) -> Tensor:
         return relative_error_db(estimates, references) * (float("nan") if state.step in steps else 1)
 
-    monkeypatch.setattr(training.run.step, "relative_error_db", loss)
+    monkeypatch.setattr(training.optimization.step, "relative_error_db", loss)
 
 
 def let_fit(monkeypatch: pytest.MonkeyPatch, network: nn.Module, examples: int) -> None:
@@ -210,7 +211,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(
         network(example)
         raise torch.OutOfMemoryError("CUDA out of memory\nand so on")
 
-    monkeypatch.setattr(training.run.step, "Recorded", failing)
+    monkeypatch.setattr(training.optimization.step, "Recorded", failing)
     state = RunState(config, CPU)
     stepper = Stepper(config, state, Machine(CPU))
     before = snapshot(state)

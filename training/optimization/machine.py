@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from training.run.ranks import Ranks
+from training.optimization.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.run.ema import Average
+from training.optimization.ema import Average
 
 
 @pytest.fixture

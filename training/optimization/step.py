@@ -16,13 +16,13 @@ from training.config import TrainConfig
 from training.data.augment import augment, chances
 from training.data.stems import model_stems
 from training.errors import NotFinite, OutOfMemory, RankLost
+from training.optimization.cuda_graphs import Recorded
+from training.optimization.losses import relative_error_db
+from training.optimization.machine import Machine
+from training.optimization.precision import Precision
+from training.optimization.ranks import alone, reaching_all
+from training.optimization.state import RunState
 from training.progress import say
-from training.run.cuda_graphs import Recorded
-from training.run.losses import relative_error_db
-from training.run.machine import Machine
-from training.run.precision import Precision
-from training.run.ranks import alone, reaching_all
-from training.run.state import RunState
 
 FULL_SCALE = 32768.0
 SKIPPED_IN_A_ROW = 20

@@ -1,6 +1,6 @@
 import torch
 
-from training.run.losses import FLOOR, energy, relative_error_db
+from training.optimization.losses import FLOOR, energy, relative_error_db
 
 
 def spectrograms(seed: int) -> torch.Tensor:

@@ -13,9 +13,9 @@ from serving.model.spec import ModelSpec
 from training.checkpoints.tensor_file import read_tensors, serialized
 from training.config import TrainConfig
 from training.errors import CheckpointError
-from training.run.ema import Average
-from training.run.precision import Precision
-from training.run.statistics import Statistics
+from training.optimization.ema import Average
+from training.optimization.precision import Precision
+from training.optimization.statistics import Statistics
 
 
 class RunState:

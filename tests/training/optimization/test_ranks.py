@@ -11,7 +11,7 @@ from torch import nn
 from training.config import environment
 from training.demo.local_s3 import free_port
 from training.errors import ConfigError
-from training.run.ranks import Ranks, alone, synced
+from training.optimization.ranks import Ranks, alone, synced
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ import sys
 import torch
 from torch import nn
 from training.config import launched
-from training.run.ranks import Ranks, synced
+from training.optimization.ranks import Ranks, synced
 
 ranks = Ranks(*launched())
 with ranks.connected(torch.device("cpu")):
