@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import subprocess
 import time
 import zipfile
@@ -16,25 +15,11 @@ import soundfile
 
 from serving.storage.progress import no_progress
 from serving.storage.storage import exists
+from tests.containers.engine import ROOT, build, docker, engine_answers, wait_for_line, wait_until_healthy
 from tests.readme import commands
 from training.data.push import push
 from training.demo.local_s3 import S3Server, free_port, serve_s3
 from training.demo.songs import write_songs
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 or not check, (
-        f"docker {' '.join(arguments)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    )
-    return done
-
-
-def engine_answers() -> bool:
-    return shutil.which("docker") is not None and docker("info", check=False).returncode == 0
-
 
 # As production runs them: nothing writable but what is said, no privileges.
 HARDENED = [
@@ -56,12 +41,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.skipif(not engine_answers(), reaso
 @pytest.fixture(scope="module", params=["train", "serve"])
 def image(request: pytest.FixtureRequest) -> str:
     return build(request.param)
-
-
-def build(which: str) -> str:
-    tag = f"stemwright-{which}"
-    docker("build", "--network", "host", "-f", f"{ROOT}/Dockerfile.{which}", "-t", tag, str(ROOT))
-    return tag
 
 
 @pytest.fixture
@@ -162,23 +141,3 @@ def test_a_stopped_run_goes_on_where_it_was(s3: S3Server, tmp_path: Path) -> Non
     finally:
         docker("rm", "-f", container)
         docker("volume", "rm", "-f", volume)
-
-
-def wait_until_healthy(container: str) -> None:
-    for _ in range(240):
-        state = json.loads(docker("inspect", container).stdout)[0]["State"]
-        assert state["Running"], docker("logs", container).stdout[-4000:]
-        if state["Health"]["Status"] == "healthy":
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"not healthy within two minutes:\n{docker('logs', container).stdout[-4000:]}")
-
-
-def wait_for_line(container: str, text: str) -> None:
-    for _ in range(240):
-        logs = docker("logs", container)
-        if text in logs.stdout + logs.stderr:
-            return
-        assert json.loads(docker("inspect", container).stdout)[0]["State"]["Running"], logs.stderr[-4000:]
-        time.sleep(0.5)
-    raise AssertionError(f"{text!r} did not appear within two minutes")

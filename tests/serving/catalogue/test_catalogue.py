@@ -196,8 +196,8 @@ def test_what_is_killed_is_done_by_the_next_run(
     )
     killed = 0
     while killed < times(1, 10) and process.poll() is None:
-        killed += kill_a_worker(chance, cluster, process, within_s=times(1, 6))
-    time.sleep(chance.uniform(0, times(2, 10)))
+        killed += kill_a_worker(chance, cluster, process, within_s=times(1, 12))
+    time.sleep(chance.uniform(0, times(2, 20)))
     process.send_signal(chance.choice((signal.SIGKILL, signal.SIGTERM)))
     process.communicate()
     assert_whole(buckets, to)
