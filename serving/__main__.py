@@ -170,12 +170,12 @@ def require_commercial(model: str) -> None:
 
 
 def run_separate(options: argparse.Namespace) -> int:
-    from serving.songs.batch import plan, separate_all
+    from serving.songs.batch import select, separate_all
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
         songs = [stack.enter_context(standard_input()) if str(song) == "-" else song for song in options.songs]
-        planned = plan(songs, options.out)
+        planned = select(songs, options.out)
         request, weights_sha256, separate = (by_server if options.server else here)(options)
         failed = separate_all(planned, separate, lambda job: not options.again and job.is_done(request, weights_sha256))
     return 1 if failed else 0
@@ -213,6 +213,7 @@ def here(options: argparse.Namespace) -> "tuple[Request, str, Separate]":
     """The same on this machine, with a model of its own."""
     import torch
 
+    from serving.model.device import device_name, device_of
     from serving.model.separator import Separator
     from serving.model.source import resolve
     from serving.model.starter import LICENCES
@@ -223,7 +224,9 @@ def here(options: argparse.Namespace) -> "tuple[Request, str, Separate]":
         if options.model == STARTER:
             print(f"the starter makes the stems: {LICENCES.source}", file=sys.stderr)
         path = resolve(options.model, Path(folder))
-        separator = Separator.open(path, settings.device, settings.engine, cache_folder())
+        device = device_of(settings.device)
+        separator = Separator.open(path, device, settings.engine, cache_folder())
+        print(f"separating on {device_name(device)}, {separator.engine.description}", file=sys.stderr)
     stems = stems_named(options.stems or "", separator.spec)
     request = Request(stems, options.format, zipped=True, bit_depth=options.bit_depth, quality=options.quality)
 
@@ -271,7 +274,14 @@ def run_catalogue(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     form = Form(options.stems or "", options.format, options.bit_depth, options.quality)
-    summary = catalogue(options.songs, options.to, options.model, form, options.gpus_per_worker, options.price_per_hour)
+    summary = catalogue(
+        options.songs,
+        options.to,
+        options.model,
+        form,
+        gpus_per_worker=options.gpus_per_worker,
+        price_per_hour=options.price_per_hour,
+    )
     print(json.dumps(summary.to_json(options.price_per_hour), indent=2))
     return 1 if summary.states["failed"] else 0
 

@@ -152,12 +152,12 @@ class Client:
         if self.api_key is not None:
             headers["X-Api-Key"] = self.api_key
         if isinstance(song, Path):
-            headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(readable(song.name), safe='')}"
+            headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(printable_name(song.name), safe='')}"
         with arriving(out) as scratch:
             archive = scratch / ".stems.zip"
             self._fetch(song, headers, archive, on_progress)
             try:
-                arrived = unpack(archive, audio_format)
+                arrived = unpack_stems(archive, audio_format)
             except zipfile.BadZipFile as error:
                 raise ServerError(f"{self.endpoint} sent a damaged zip ({error}): ask again") from error
             archive.unlink()
@@ -194,7 +194,7 @@ class Client:
                 response = pool.request(
                     "POST",
                     self.endpoint,
-                    body=pieces(file, size_bytes, on_progress),
+                    body=body_in_pieces(file, size_bytes, on_progress),
                     headers=headers | {"Content-Length": str(size_bytes)},
                     redirect=False,
                     retries=False,
@@ -204,7 +204,7 @@ class Client:
                 stack.callback(response.close)
                 if response.status != 200:
                     body = response.read()
-                    error = refusal(self.endpoint, response.status, body, size_bytes)
+                    error = error_of(self.endpoint, response.status, body, size_bytes)
                     if isinstance(error, ServerError) and may_pass(response.status, body):
                         raise TryAgain(error, retry_after_s(response))
                     raise error
@@ -221,7 +221,7 @@ class Client:
             raise told from error
 
 
-def unpack(archive: Path, audio_format: AudioFormat) -> dict[str, Path]:
+def unpack_stems(archive: Path, audio_format: AudioFormat) -> dict[str, Path]:
     """Unpack a zip of stems and their fact sheet beside it; gives the stems by name.
 
     Raises BadZipFile where a checksum is wrong or a member is no stem of this format.
@@ -235,7 +235,7 @@ def unpack(archive: Path, audio_format: AudioFormat) -> dict[str, Path]:
     return {name.rpartition(".")[0]: archive.with_name(name) for name in names}
 
 
-def readable(name: str) -> str:
+def printable_name(name: str) -> str:
     """A file name as text: bytes that are not UTF-8 become U+FFFD."""
     return os.fsencode(name).decode(errors="replace")
 
@@ -248,7 +248,7 @@ def opened(song: Path | bytes) -> IO[bytes]:
     return song.open("rb")
 
 
-def pieces(file: IO[bytes], size_bytes: int, on_progress: Progress) -> Iterator[bytes]:
+def body_in_pieces(file: IO[bytes], size_bytes: int, on_progress: Progress) -> Iterator[bytes]:
     """Yield the body of a request, and report how much of it has been taken."""
     while data := file.read(PIECE_BYTES):
         yield data
@@ -278,7 +278,7 @@ def told_by(body: bytes) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def refusal(endpoint: str, status: int, body: bytes, size_bytes: int) -> StemwrightError:
+def error_of(endpoint: str, status: int, body: bytes, size_bytes: int) -> StemwrightError:
     """Turn an answer other than 200 into its error."""
     message = str(told_by(body).get("message", ""))
     if status in ERRORS and message:

@@ -141,7 +141,7 @@ def storage_environment(environ: Mapping[str, str] = os.environ) -> tuple[tuple[
     return tuple(sorted((name, value) for name, value in environ.items() if name.startswith("AWS_")))
 
 
-def report(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
+def print_settings(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
     """Print the settings that differ from the default, and the names of the credentials that are set, never their values."""
     usual = Settings()
     facts = [

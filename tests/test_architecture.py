@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "training/presets training/config training/errors serving/__main__ serving/model",
     "training/doctor": "training/preflight training/optimization training/tracking training/errors serving/endpoint "
     "serving/model serving/storage serving/version serving/errors",
-    "training/demo": "training/evaluation training/config training/errors serving/audio serving/storage",
+    "training/demo": "training/evaluation training/data training/config training/errors serving/audio serving/storage",
     "training/preflight": "training/tracking training/errors serving/storage serving/errors",
     "training/experiments": "training/evaluation training/tracking training/data training/progress training/errors "
     "serving/model serving/audio",
@@ -241,3 +241,12 @@ def test_the_top_level_is_the_designs() -> None:
     ignored = [".git", ".gitattributes", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines())]
     found = {p.name for p in ROOT.iterdir() if not any(fnmatch(p.name, pattern) for pattern in ignored)}
     assert found == TOP_LEVEL
+
+
+def test_a_class_shares_its_name_with_no_other() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in SERVING + TRAINING:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in homes.items() if len(paths) > 1}

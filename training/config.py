@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Interval:
     """The values that a number may have. Infinity and NaN are never among them."""
 
     above: float | None = None
@@ -38,10 +38,10 @@ class Bounds:
         return low if self.below is None else f"{low} and below {self.below:g}"
 
 
-POSITIVE, COUNTED, SHARE = Bounds(above=0), Bounds(least=0), Bounds(least=0, below=1)
+POSITIVE, COUNTED, SHARE = Interval(above=0), Interval(least=0), Interval(least=0, below=1)
 
 
-def flag(default: Any, help: str, bounds: Bounds | None = None) -> Any:
+def flag(default: Any, help: str, bounds: Interval | None = None) -> Any:
     """A field that `stemwright train` offers as a flag of its name; every number of it has to be within bounds."""
     return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
 
@@ -70,6 +70,15 @@ class Batches:
     batch_size: int = flag(4, "excerpts in a step", POSITIVE)
     crop_s: float = flag(3.0, "length of an excerpt in seconds", POSITIVE)
 
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio in a step."""
+        return self.batch_size * self.crop_s
+
+    def crop_samples(self, rate_hz: int) -> int:
+        """The length of an excerpt after augmentation."""
+        return round(self.crop_s * rate_hz)
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -92,9 +101,9 @@ class Validation:
         12, "validations in a run; fewer where they would take more than a quarter of --minutes", POSITIVE
     )
     valid_share: float = flag(
-        0.15, "share of own songs kept for validation (MUSDB18 has its own 14)", Bounds(above=0, below=1)
+        0.15, "share of own songs kept for validation (MUSDB18 has its own 14)", Interval(above=0, below=1)
     )
-    valid_excerpt_s: float = flag(30.0, "seconds scored from the middle of each validation song", Bounds(least=1))
+    valid_excerpt_s: float = flag(30.0, "seconds scored from the middle of each validation song", Interval(least=1))
     patience: int | None = flag(None, "end after so many validations without a better score", POSITIVE)
 
 
@@ -109,7 +118,7 @@ class TrainConfig:
     batches: Batches
     optimization: Optimization
     validation: Validation
-    seed: int = flag(0, "seed of the weights, the excerpts and the augmentation", Bounds(least=0, below=2**63))
+    seed: int = flag(0, "seed of the weights, the excerpts and the augmentation", Interval(least=0, below=2**63))
     init: str | None = flag(None, "start from the weights of an archive: a .mar file, s3://…, runs:/… or models:/…")
     precision: str | None = flag(
         None, "float32, bfloat16 or float16 (default: the fastest that the device has natively)"
@@ -134,7 +143,7 @@ class TrainConfig:
     @property
     def crop_samples(self) -> int:
         """The length of an excerpt at the model's rate, after augmentation."""
-        return round(self.batches.crop_s * self.model.audio.sample_rate_hz)
+        return self.batches.crop_samples(self.model.audio.sample_rate_hz)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -226,7 +235,7 @@ def read_config(run_dir: Path) -> TrainConfig:
         raise ConfigError(f"{path} is damaged: {error}") from error
 
 
-def check_bounds(name: str, value: Any, bounds: Bounds | None) -> None:
+def check_bounds(name: str, value: Any, bounds: Interval | None) -> None:
     """Raises ConfigError, with the name of the flag, for a number out of bounds."""
     for number in value if isinstance(value, tuple) else (value,):
         if bounds is not None and number is not None:

@@ -23,9 +23,9 @@ from serving.audio.decoding import Decoding, broken_off
 from serving.audio.sndfile import BLOCK_SAMPLES, TAGS, VORBIS_ORDER
 from serving.errors import AudioError, AudioTooLong
 
-__all__ = ["BLOCK_SAMPLES", "VORBIS_ORDER", "AudioInfo", "Song", "Source", "open_audio", "read", "write"]
+__all__ = ["BLOCK_SAMPLES", "VORBIS_ORDER", "AudioFile", "AudioInfo", "FileOrBytes", "open_audio", "read", "write"]
 
-Source = bytes | bytearray | Path
+FileOrBytes = bytes | bytearray | Path
 Decoder = Callable[[], AbstractContextManager[Decoding]]
 
 MAX_CHANNELS = 8
@@ -54,11 +54,11 @@ class AudioInfo:
 
 
 @dataclass(frozen=True)
-class Song:
+class AudioFile:
     """Audio that has been measured and can be read. `name` is its name in messages."""
 
     info: AudioInfo
-    source: Source
+    source: FileOrBytes
     name: str
     decode: Decoder
 
@@ -78,7 +78,9 @@ class Song:
 
 
 @contextmanager
-def open_audio(source: Source, max_duration_s: float | None = None, max_samples: int | None = None) -> Iterator[Song]:
+def open_audio(
+    source: FileOrBytes, max_duration_s: float | None = None, max_samples: int | None = None
+) -> Iterator[AudioFile]:
     """A song from a file or from a file's bytes.
 
     Raises UnsupportedAudio for bytes in no known format; AudioTooLong for more than `max_duration_s`, or more than
@@ -95,10 +97,10 @@ def open_audio(source: Source, max_duration_s: float | None = None, max_samples:
         decode, decode_first = (partial(ffmpeg.decoder, source, name, scan) for scan in (False, True))
     with decode_first() as decoding:
         info = measure(decoding, name, max_duration_s, max_samples)
-    yield Song(info, source, name, decode)
+    yield AudioFile(info, source, name, decode)
 
 
-def read(source: Source) -> tuple[Audio, int]:
+def read(source: FileOrBytes) -> tuple[Audio, int]:
     """A whole song (c, n) and its rate in Hz. Raises as `open_audio` does."""
     with open_audio(source) as song:
         return np.concatenate(list(song.blocks()), axis=-1), song.info.rate_hz

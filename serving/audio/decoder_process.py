@@ -25,7 +25,7 @@ import av
 import av.subtitles.stream  # PyAV imports it with the first file, when the fork can open none
 
 from serving.audio.packets import Packets, ends_in_frame, promised_s, sample_count, scan
-from serving.audio.pyav import STREAMS, Decoder, Refused, blocks
+from serving.audio.pyav import STREAMS, AudioStream, Refused, blocks
 
 SCAN, DECODE = b"s", b"d"
 """Decode a song, after a look at all of its packets or without."""
@@ -55,7 +55,7 @@ class Facts:
     is_unproven: bool = False
 
 
-class Answer:
+class Outgoing:
     """The socket that the messages go to. Silence ends the process; time that whoever reads takes does not count."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -71,10 +71,10 @@ class Answer:
         self.send(json.dumps(facts).encode())
 
 
-def answer(file: BinaryIO, request: bytes, to: Answer) -> None:
+def answer(file: BinaryIO, request: bytes, to: Outgoing) -> None:
     try:
-        packets = scan(Decoder(file), file) if request == SCAN else None
-        decoder = Decoder(file)
+        packets = scan(AudioStream(file), file) if request == SCAN else None
+        decoder = AudioStream(file)
         frames = decoder.frames()
         first = next(frames, None)
         if first is None:
@@ -97,7 +97,7 @@ def answer(file: BinaryIO, request: bytes, to: Answer) -> None:
     to.send_json({"refused": reason})
 
 
-def judge(facts: Facts, decoder: Decoder, packets: Packets, file: BinaryIO) -> None:
+def judge(facts: Facts, decoder: AudioStream, packets: Packets, file: BinaryIO) -> None:
     """Add what the packets tell."""
     facts.samples = sample_count(decoder, packets, facts.rate_hz)
     promised = promised_s(decoder, packets, file)
@@ -126,7 +126,7 @@ def warm_up() -> None:
     head = struct.pack(
         "<4sI4s4sIHHIIHH4sI", b"RIFF", 548, b"WAVE", b"fmt ", 16, 1, 1, 8_000, 16_000, 2, 16, b"data", 512
     )
-    frames = Decoder(io.BytesIO(head + bytes(512))).frames()
+    frames = AudioStream(io.BytesIO(head + bytes(512))).frames()
     list(blocks(next(frames), frames))
 
 
@@ -147,7 +147,7 @@ def main() -> None:
             confine()
             try:
                 with os.fdopen(descriptors[0], "rb") as file, socket.socket(fileno=descriptors[1]) as connection:
-                    answer(file, request, Answer(connection))
+                    answer(file, request, Outgoing(connection))
             except (BrokenPipeError, ConnectionResetError):  # whoever asked has heard enough
                 pass
             except MemoryError:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from serving.audio import Audio
 from serving.errors import AudioError
 
+PIPE_BYTES = 0x7FFF_0000
+"""Sizes from here on stand in headers that were written before the size was known."""
+
 
 @dataclass(frozen=True)
 class Decoding:

@@ -19,7 +19,7 @@ from serving.errors import StemwrightError
 PIECE_BYTES = 1 << 20  # well under TorchServe's limit of 6.5 MB for one message
 FACT_SHEET = "stems.json"
 
-FactSheet = Callable[[Mapping[str, Written]], bytes]
+Describe = Callable[[Mapping[str, Written]], bytes]
 """Gives the fact sheet of the files that were written, by the names of their stems."""
 
 
@@ -35,7 +35,7 @@ def one_file(blocks: Iterable[Audio], encoding: Encoding) -> Iterator[bytes]:
 
 
 def zip_file(
-    blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding, fact_sheet: FactSheet
+    blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding, fact_sheet: Describe
 ) -> Iterator[bytes]:
     """Yield a zip of the stems, whose audio comes as blocks (s, c, n), in pieces of 1 MiB at most.
 
@@ -69,7 +69,7 @@ def zip_file(
 
 
 def folder_of_files(
-    blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding, folder: Path, fact_sheet: FactSheet
+    blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding, folder: Path, fact_sheet: Describe
 ) -> Iterator[int]:
     """Write the stems, whose audio comes as blocks (s, c, n), and their fact sheet into a folder: all of them or none.
 

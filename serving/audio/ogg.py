@@ -91,7 +91,7 @@ def rate_of(packet: bytes) -> int:
     return 0
 
 
-class Part(io.RawIOBase):
+class FileSection(io.RawIOBase):
     """Bytes [start, stop) of a file, as a file that is read."""
 
     def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
@@ -119,7 +119,7 @@ class Part(io.RawIOBase):
         return len(data)
 
 
-def parts(file: BinaryIO, found: list[Link]) -> Iterator[Part]:
+def link_files(file: BinaryIO, found: list[Link]) -> Iterator[FileSection]:
     """Each link as a file."""
     for link in found:
-        yield Part(file, link.start, link.stop)
+        yield FileSection(file, link.start, link.stop)

@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import av
 
-from serving.audio.pyav import STREAMS, Decoder
+from serving.audio.decoding import PIPE_BYTES
+from serving.audio.pyav import STREAMS, AudioStream
 
 EQUAL_FRAMES = {"aac", "mp2", "mp3"}
 """Codecs whose packets all give the same number of samples, which FFmpeg says."""
@@ -49,7 +50,7 @@ class Packets:
     """Size of the smallest packet but the last."""
 
 
-def scan(decoder: Decoder, file: BinaryIO) -> Packets:
+def scan(decoder: AudioStream, file: BinaryIO) -> Packets:
     """Look at every packet. The decoder is at its end then."""
     found, position = Packets(), None
     duration = 0
@@ -83,6 +84,7 @@ def scan(decoder: Decoder, file: BinaryIO) -> Packets:
     except av.error.FFmpegError:
         found.is_broken = True
     found.is_broken |= decoder.format == "avi" and lacks_bytes(file)
+    found.is_broken &= not has_open_end(file)
     found.duration_s = duration * Fraction(decoder.stream.time_base)
     reached_s = {n: float(end * decoder.container.streams[n].time_base) for n, end in ends.items()}
     found.reached_s = reached_s.pop(index, 0.0)
@@ -90,7 +92,7 @@ def scan(decoder: Decoder, file: BinaryIO) -> Packets:
     return found
 
 
-def sample_count(decoder: Decoder, packets: Packets, rate_hz: int) -> int | None:
+def sample_count(decoder: AudioStream, packets: Packets, rate_hz: int) -> int | None:
     """Samples of the whole song, None where only decoding tells."""
     if packets.is_broken or ends_in_frame(decoder, packets):
         return None
@@ -103,7 +105,7 @@ def sample_count(decoder: Decoder, packets: Packets, rate_hz: int) -> int | None
     return None
 
 
-def promised_s(decoder: Decoder, packets: Packets, file: BinaryIO) -> float | None:
+def promised_s(decoder: AudioStream, packets: Packets, file: BinaryIO) -> float | None:
     """The length that the container gives, None where it gives none that can be believed."""
     if decoder.format == "mp3":
         return length_of_mp3(file, packets)
@@ -149,15 +151,22 @@ def length_of_asf(file: BinaryIO) -> float | None:
 
 
 def lacks_bytes(file: BinaryIO) -> bool:
-    """True if a RIFF file is shorter than its first chunk says."""
-    return 8 + int.from_bytes(os.pread(file.fileno(), 4, 4), "little") > size_of(file)
+    """True if a RIFF file is shorter than its first chunk says; not where that was written into a pipe."""
+    return size_of(file) < 8 + int.from_bytes(os.pread(file.fileno(), 4, 4), "little") < PIPE_BYTES
+
+
+def has_open_end(file: BinaryIO) -> bool:
+    """True for a CAF or WAV whose samples go on to the end of the file: its writer did not come back to give their size."""
+    head = os.pread(file.fileno(), 1 << 16, 0)
+    unknown = {b"caff": b"\xff" * 8, b"RIFF": bytes(4)}.get(head[:4])
+    return unknown is not None and b"data" + unknown in head
 
 
 def size_of(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def ends_in_frame(decoder: Decoder, packets: Packets) -> bool:
+def ends_in_frame(decoder: AudioStream, packets: Packets) -> bool:
     """True if a stream of frames ends inside one."""
     if decoder.format not in STREAMS or not packets.last:
         return False

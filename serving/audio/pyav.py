@@ -12,7 +12,7 @@ import av
 BLOCK_SAMPLES = 1 << 14
 # Containers that hold audio and name no other file. A playlist would make FFmpeg read what is on the server's disk.
 DEMUXERS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,shn,tak,tta,"
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,rm,shn,tak,tta,"
     "voc,w64,wav,wv"
 )
 STREAMS = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "mpeg", "mpegts"}
@@ -28,7 +28,7 @@ class Refused(Exception):
     """A song that cannot be decoded. The reason is one of those in `ffmpeg.refusal`."""
 
 
-class Decoder:
+class AudioStream:
     """The audio stream of a file. Raises Refused for a file that holds none that can be decoded."""
 
     container: Any  # PyAV's own types do not tell what is read from what is written

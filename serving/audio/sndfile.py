@@ -4,6 +4,7 @@ Axes: c channel, n sample.
 """
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +15,16 @@ import numpy as np
 import soundfile
 
 from serving.audio import Audio, ogg
-from serving.audio.decoding import Decoding, broken_off, damaged
+from serving.audio.decoding import PIPE_BYTES, Decoding, broken_off, damaged
 from serving.errors import AudioError
 
 BLOCK_SAMPLES = 1 << 16
 UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count where a header gives none
 COUNTED_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC"}
 MAX_LINKS = 1_000
-PIPE_BYTES = 0x7FFF_0000
-"""Sizes from here on stand in headers that were written before the size was known."""
+FLAC_HEAD = b"fLaC\0\0\0\x22"
+"""The magic word and the head of the first block."""
+READ_AHEAD_BYTES = 1 << 16
 TAGS = ("title", "artist", "album", "tracknumber", "date", "genre", "comment", "copyright")
 # Speakers by number of channels as Vorbis and Opus order them: where in their order each of WAV's and FLAC's order stands.
 VORBIS_ORDER = {
@@ -42,14 +44,18 @@ class ForwardDecoder(soundfile.SoundFile):  # type: ignore[misc]
 
 
 def reads(source: bytes | bytearray | Path) -> bool:
-    """True if libsndfile is to decode a song. Not MPEG audio: it fails on large tags, junk and joined files."""
+    """True if libsndfile is to decode a song.
+
+    Not MPEG audio: it fails on large tags, junk and joined files. Not VOC: it takes the heads of blocks for samples. Not what
+    it finds empty: a WAV whose recorder never wrote the size says 0.
+    """
     try:
         with as_file(source) as file:
             head = file.read(3)
         if head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
             return False
         with as_file(source) as file, sound_file(file, source) as found:
-            return not found.subtype.startswith("MPEG_")
+            return not found.subtype.startswith("MPEG_") and found.format != "VOC" and found.frames > 0
     except soundfile.LibsndfileError:
         return False
 
@@ -87,7 +93,7 @@ def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) ->
         raise AudioError(f"{name} is chained of {len(links):,} songs: send {MAX_LINKS:,} or fewer in one")
     kinds: set[tuple[int, int, str, str]] = set()
     promised, tags = 0, dict[str, str]()
-    for part in ogg.parts(file, links):
+    for part in ogg.link_files(file, links):
         with sound_file(part, None) as sound:
             kinds.add((sound.samplerate, sound.channels, sound.format, sound.subtype))
             promised += sound.frames
@@ -97,7 +103,7 @@ def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) ->
         raise AudioError(f"{name} is chained of songs that differ in sample rate or channels: send them one by one")
 
     def all_blocks() -> Iterator[Audio]:
-        for part in ogg.parts(file, links):
+        for part in ogg.link_files(file, links):
             with sound_file(part, None) as sound:
                 yield from blocks(sound, part, name)
 
@@ -107,52 +113,71 @@ def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) ->
 
 
 def note_of_header(file: BinaryIO) -> str | None:
-    """The note of a WAV or AIFF that is shorter than its header says; None for the sizes that programs write into a pipe."""
+    """The note of a WAV, AIFF or AU that is shorter than its header says; None for sizes that were written into a pipe."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
-    head = file.read(24)
+    head = file.read(28)
     match head[:4]:
         case b"RIFF":
             size = 8 + int.from_bytes(head[4:8], "little")
+        case b"RF64":  # its size stands in the chunk ds64
+            size = 8 + int.from_bytes(head[20:28], "little")
         case b"FORM":
             size = 8 + int.from_bytes(head[4:8], "big")
         case b"riff":  # Wave64
             size = int.from_bytes(head[16:24], "little")
+        case b".snd":
+            size = int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big")
         case _:
             return None
     return "it is shorter than its header says" if end + 1 < size < PIPE_BYTES else None
 
 
-def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.Part, name: str) -> Iterator[Audio]:
+def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.FileSection, name: str) -> Iterator[Audio]:
     # Not SoundFile.blocks(): it repeats old samples where a file ends before its header says.
     order = VORBIS_ORDER.get(sound.channels) if sound.format == "OGG" else None
     channels = slice(None) if order is None else list(order)
     samples = 0
+    # Of a FLAC not more than it counts: libsndfile fails on what stands behind the last frame, be it a tag.
+    is_counted_flac = sound.format == "FLAC" and sound.frames < UNKNOWN_SAMPLES
+    left = sound.frames if is_counted_flac else math.inf
     try:
-        while len(block := sound.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-            samples += len(block)
+        while left and len(block := sound.read(int(min(BLOCK_SAMPLES, left)), dtype="float32", always_2d=True)):
+            samples, left = samples + len(block), left - len(block)
             yield np.ascontiguousarray(block.T[channels])
     except soundfile.LibsndfileError as error:
         seconds = max(samples, sound.tell()) / sound.samplerate
-        if sound.format == "FLAC" and sound.frames < UNKNOWN_SAMPLES and at_end(file):
+        if is_counted_flac and at_end(file):
             raise broken_off(name, seconds, sound.frames / sound.samplerate) from error
         raise damaged(name, seconds) from error
+    if is_counted_flac and another_follows(file):
+        raise AudioError(f"{name} is joined of several FLAC files: send them one by one")
 
 
-def at_end(file: BinaryIO | ogg.Part) -> bool:
-    """True if libsndfile has read all of the file."""
+def position(file: BinaryIO | ogg.FileSection) -> int:
+    """The place up to which libsndfile has read."""
     try:
-        descriptor = file.fileno()
+        return os.lseek(file.fileno(), 0, os.SEEK_CUR)
     except io.UnsupportedOperation:
-        return not file.read(1)
-    return os.lseek(descriptor, 0, os.SEEK_CUR) >= os.fstat(descriptor).st_size
+        return file.tell()
+
+
+def at_end(file: BinaryIO | ogg.FileSection) -> bool:
+    """True if libsndfile has read all of the file."""
+    return position(file) >= file.seek(0, os.SEEK_END)
+
+
+def another_follows(file: BinaryIO | ogg.FileSection) -> bool:
+    """True if a second FLAC begins where libsndfile has come to the end of the first."""
+    file.seek(max(1, position(file) - READ_AHEAD_BYTES))  # 0 is the head of the first
+    return FLAC_HEAD in file.read(2 * READ_AHEAD_BYTES)
 
 
 def tags_of(sound: ForwardDecoder) -> dict[str, str]:
     return {name: value for name, value in sound.copy_metadata().items() if name in TAGS}
 
 
-def sound_file(file: BinaryIO | ogg.Part, source: bytes | bytearray | Path | None) -> ForwardDecoder:
+def sound_file(file: BinaryIO | ogg.FileSection, source: bytes | bytearray | Path | None) -> ForwardDecoder:
     # By descriptor, because a name that ends in .raw would be taken for headerless samples.
     return ForwardDecoder(file.fileno() if isinstance(source, Path) else file, closefd=False)
 

@@ -51,7 +51,7 @@ class Summary:
 
 
 def catalogue(
-    songs: str, to: str, model: str, form: Form, gpus_per_worker: float = 0, price_per_hour: float | None = None
+    songs: str, to: str, model: str, form: Form, *, gpus_per_worker: float = 0, price_per_hour: float | None = None
 ) -> Summary:
     """Separate the songs below one URL into folders below another.
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from serving.songs.batch import SUFFIXES
+from serving.songs.batch import AUDIO_SUFFIXES
 from serving.storage.storage import walk_files
 
 State = Literal["done", "skipped", "failed"]
@@ -43,5 +43,5 @@ def tasks(songs: str, to: str) -> Iterator[Task]:
     inside = f"{to.rstrip('/')}/"
     for file in walk_files(songs):
         path = PurePosixPath(file.name)
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not file.url.startswith(inside):
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".") and not file.url.startswith(inside):
             yield Task(file.url, f"{inside}{file.name}")

@@ -129,7 +129,7 @@ class Answer:
                 yield from request.answer(separator, path, bounds.song, self.work, file)
                 return
             stems = Path(folder, "stems")
-            steps = request.writing(separator, path, stems, bounds.song, self.work, file)
+            steps = request.writing(separator, path, stems, limits=bounds.song, work=self.work, song=file)
             files = [*request.paths(stems).values(), stems / FACT_SHEET]
             yield from stored(steps, files, bounds.reach, song.output)
 

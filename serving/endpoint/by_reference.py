@@ -58,7 +58,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Place:
+class Address:
     """An address in its parts; `path` begins with a slash, `query` is what signs a presigned address."""
 
     scheme: str
@@ -112,7 +112,7 @@ class Place:
     def name(self) -> str:
         return PurePosixPath(self.folders).name
 
-    def is_below(self, prefix: "Place") -> bool:
+    def is_below(self, prefix: "Address") -> bool:
         """True for the prefix itself and for what lies in its folder: `/a` has `/a/b` below it, not `/ab`."""
         folder = prefix.folders.rstrip("/")
         same_store = (self.scheme, self.host, self.port) == (prefix.scheme, prefix.host, prefix.port)
@@ -123,23 +123,23 @@ class Place:
 class Reach:
     """The addresses that may be read and written by reference: those below the prefixes, songs of `limit_bytes` at most."""
 
-    prefixes: tuple[Place, ...] = ()
+    prefixes: tuple[Address, ...] = ()
     limit_bytes: int = 2 * 10**9
 
     @classmethod
     def of(cls, allowed_uris: str, limit_bytes: int) -> Self:
         """From prefixes with commas between them. Raises ServerError for one that is none."""
         try:
-            prefixes = tuple(Place.of(uri.strip()) for uri in allowed_uris.split(",") if uri.strip())
+            prefixes = tuple(Address.of(uri.strip()) for uri in allowed_uris.split(",") if uri.strip())
         except RequestError as error:
             raise ServerError(f"STEMWRIGHT_ALLOWED_URIS is {allowed_uris!r}: {error}") from error
         if any(prefix.query for prefix in prefixes):
             raise ServerError(f"STEMWRIGHT_ALLOWED_URIS is {allowed_uris!r}: a prefix ends before the question mark")
         return cls(prefixes, limit_bytes)
 
-    def check(self, uri: str) -> Place:
+    def check(self, uri: str) -> Address:
         """Give the place of an address that may be reached. Raises Forbidden for any other."""
-        place = Place.of(uri)
+        place = Address.of(uri)
         if not self.prefixes:
             raise Forbidden(
                 "this server reads no songs by reference: send the song, or set STEMWRIGHT_ALLOWED_URIS there"
@@ -148,7 +148,7 @@ class Reach:
             raise Forbidden(f"{place} is not below what STEMWRIGHT_ALLOWED_URIS allows: name another or send the song")
         return place
 
-    def fetch(self, place: Place, path: Path, patience: "Patience") -> str | None:
+    def fetch(self, place: Address, path: Path, patience: "Deadline") -> str | None:
         """Copy the song at a place to a path; gives its ETag where the store has one.
 
         Raises AudioTooLong for too many bytes, RequestError where it is not there or outlasts the patience, and
@@ -172,7 +172,7 @@ class Reach:
         if self.check(output).scheme != "s3":
             raise RequestError("stems can only be written to s3://bucket/prefix: name one as the output")
 
-    def _fetch_object(self, place: Place, path: Path, patience: "Patience") -> str | None:
+    def _fetch_object(self, place: Address, path: Path, patience: "Deadline") -> str | None:
         from serving.storage import storage  # slow to import, and only who uses buckets has boto3's settings
 
         found = storage.find_file(str(place))
@@ -182,7 +182,7 @@ class Reach:
         storage.fetch_file(str(place), path, lambda *_: patience.check(place))
         return found.etag or None
 
-    def _fetch_http(self, place: Place, path: Path, patience: "Patience") -> str | None:
+    def _fetch_http(self, place: Address, path: Path, patience: "Deadline") -> str | None:
         pool_of = {"https": urllib3.HTTPSConnectionPool, "http": urllib3.HTTPConnectionPool}[place.scheme]
         tls = {"server_hostname": place.host, "assert_hostname": place.host} if place.scheme == "https" else {}
         host = str(place).split("/")[2]
@@ -211,12 +211,12 @@ class Reach:
             reason = type(error).__name__  # its message may hold the query
             raise RequestError(f"{place} cannot be read ({reason}): check the address and its server") from error
 
-    def _check_size(self, place: Place, size_bytes: int) -> None:
+    def _check_size(self, place: Address, size_bytes: int) -> None:
         if size_bytes > self.limit_bytes:
             raise AudioTooLong(f"{place} has more than {self.limit_bytes:,} bytes: send FLAC or MP3, or cut it")
 
 
-def checked_address(place: Place) -> str:
+def checked_address(place: Address) -> str:
     """The address in numbers to connect to. Raises Forbidden unless all addresses of the host are public."""
     host = place.host
     try:
@@ -242,14 +242,14 @@ def is_public(address: str) -> bool:
 
 
 @dataclass
-class Patience:
+class Deadline:
     """A deadline, and the end of it all once nobody waits any more."""
 
     seconds: float
     over: bool = False
     begun: float = field(default_factory=time.monotonic)
 
-    def check(self, place: Place) -> None:
+    def check(self, place: Address) -> None:
         """Raises RequestError where the song at a place has taken too long."""
         if self.over or time.monotonic() - self.begun > self.seconds:
             raise RequestError(
@@ -269,9 +269,9 @@ def stored(steps: Iterable[object], files: Sequence[Path], reach: Reach, output:
     yield json.dumps({"stems": {path.stem: url for path, url in zip(files[:-1], urls, strict=False)}}).encode()
 
 
-def awaited(work: Callable[[Patience], Result], seconds: float = math.inf) -> Generator[bytes, None, Result]:
+def awaited(work: Callable[[Deadline], Result], seconds: float = math.inf) -> Generator[bytes, None, Result]:
     """Do something slow; yields a space every few seconds until it is done. Closing the generator ends the patience."""
-    patience = Patience(seconds)
+    patience = Deadline(seconds)
     with ThreadPoolExecutor(max_workers=1) as pool:
         future: Future[Result] = pool.submit(work, patience)
         try:

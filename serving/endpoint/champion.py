@@ -71,14 +71,18 @@ class Champion:
             try:
                 wanted = version_behind(self.model)
                 if wanted is not None and wanted != self.served:
-                    self.change_to(wanted)
+                    replaced = self.change_to(wanted)
                     print(f"serving version {wanted} of {self.model} in place of {self.served}", flush=True)
                     self.served = wanted
+                    self.unload(replaced["modelVersion"], Path(replaced["modelUrl"]).name)
             except (StemwrightError, urllib3.exceptions.HTTPError, OSError, zipfile.BadZipFile) as error:
                 print(f"version {self.served} of {self.model} stays: {error}", flush=True)
 
-    def change_to(self, wanted: str) -> None:
-        """Serve another version. Raises StemwrightError, HTTPError, OSError or BadZipFile, with the present one as it was."""
+    def change_to(self, wanted: str) -> Any:
+        """Load another version and make it the default; TorchServe's facts of the one that was.
+
+        Raises StemwrightError, HTTPError, OSError or BadZipFile, with the present one as it was.
+        """
         (present,) = self.ask("GET", "")
         self.loaded += 1
         number = f"{1000 + self.loaded}.0"  # of TorchServe, which wants another one each time
@@ -95,7 +99,7 @@ class Champion:
         except (StemwrightError, urllib3.exceptions.HTTPError, OSError, zipfile.BadZipFile):
             shutil.rmtree(unpacked, ignore_errors=True)
             raise
-        self.unload(present["modelVersion"], Path(present["modelUrl"]).name)
+        return present
 
     def unpack(self, wanted: str, unpacked: Path, number: str) -> None:
         """Fetch and check the archive, and lay it out as TorchServe reads it, with the limits of this deployment."""
@@ -114,14 +118,21 @@ class Champion:
         manifest.write_text(json.dumps(facts))
 
     def unload(self, number: str, name: str) -> None:
-        """Unload a version once it has had no request for a while; workers that never get idle are cut."""
+        """Unload a version once it has had no request for a while; workers that never get idle are cut.
+
+        Raises ServerError if TorchServe keeps the version.
+        """
         deadline = time.monotonic() + self.settings.request_timeout_s
         idle_since = time.monotonic()
         while time.monotonic() - idle_since < IDLE_S and time.monotonic() < deadline:
             if self.at_work(number):
                 idle_since = time.monotonic()
             time.sleep(0.1)
-        self.ask("DELETE", f"/{MODEL_NAME}/{number}")
+        try:
+            self.ask("DELETE", f"/{MODEL_NAME}/{number}")
+        except ServerError:
+            # On newer Java, TorchServe interrupts its own wait for the worker, which has ended: none is left to wait for.
+            self.ask("DELETE", f"/{MODEL_NAME}/{number}")
         shutil.rmtree(self.folder / "store" / name, ignore_errors=True)
 
     def at_work(self, number: str) -> bool:

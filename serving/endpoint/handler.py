@@ -30,6 +30,7 @@ from serving.endpoint.drain import Drain
 from serving.endpoint.incoming import Bounds
 from serving.errors import ServerError
 from serving.model.archive import read_archive
+from serving.model.device import device_of
 from serving.model.processor import available_cpus
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec, Quality
@@ -54,7 +55,7 @@ class Handler:
         folder = Path(context.system_properties["model_dir"])
         archive = read_archive(folder)
         gpu = context.system_properties["gpu_id"]
-        device = device_of(self.settings.device, gpu)
+        device = device_of(self.settings.device, "cpu" if gpu is None else f"cuda:{gpu}")
         torch.set_num_threads(min(torch.get_num_threads(), max(1, available_cpus() // self.settings.workers)))
         self.separator = Separator.open(folder, device, self.settings.engine, cache_folder())
         logger.info(
@@ -125,25 +126,6 @@ class Handler:
             count(context, metrics.AUDIO_S, audio_s)
             count(context, metrics.WINDOWS, window_count(audio_s, self.separator.spec.chunk))
             count(context, metrics.REAL_TIME_FACTOR, sum(seconds.values()) / audio_s)
-
-
-def device_of(asked: str | None, gpu: object) -> torch.device:
-    """Choose the device: the one asked for, else the GPU that TorchServe gives this worker, else the CPU.
-
-    Raises ServerError where the one asked for is not there.
-    """
-    name = "cpu" if gpu is None else f"cuda:{gpu}"
-    if asked and asked != "auto":
-        name = asked
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ServerError(f"there is no device {name}: set STEMWRIGHT_DEVICE to auto, cpu or cuda:0") from error
-    gpus = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        remedy = "set STEMWRIGHT_DEVICE to auto or cpu, or give the container its GPUs"
-        raise ServerError(f"there is no {name} here, torch sees {gpus} GPUs: {remedy}")
-    return device
 
 
 def facts_of(spec: ModelSpec, weights_sha256: str) -> dict[str, Any]:

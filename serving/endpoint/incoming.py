@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from serving.endpoint.by_reference import FETCH_S, Place, Reach, Reference, awaited
+from serving.endpoint.by_reference import FETCH_S, Address, Reach, Reference, awaited
 from serving.errors import AudioTooLong, RequestError, UnsupportedAudio
 from serving.settings import Settings
 from serving.songs.fact_sheet import SongFile
@@ -72,7 +72,7 @@ class Sent:
 class Named:
     """A song that lies within reach, and is fetched for `patience_s` at most."""
 
-    place: Place
+    place: Address
     reach: Reach
     output: str | None
     patience_s: float
@@ -85,7 +85,7 @@ class Named:
         """Write the song to a path. Raises RequestError where it takes longer than allowed."""
         fetching = awaited(lambda patience: self.reach.fetch(self.place, path, patience), self.patience_s)
         # A zip cannot begin with spaces.
-        etag = (yield from fetching) if self.output else silent(fetching)
+        etag = (yield from fetching) if self.output else run_to_end(fetching)
         unpack_gzip(path, self.reach.limit_bytes)
         return SongFile.of(path, self.name, etag)
 
@@ -116,7 +116,7 @@ def body_of(fields: Mapping[str, Any]) -> bytes | bytearray:
     return body
 
 
-def silent(fetching: Generator[bytes, None, str | None]) -> str | None:
+def run_to_end(fetching: Generator[bytes, None, str | None]) -> str | None:
     """Run a generator to its end and return its value."""
     while True:
         try:

@@ -24,7 +24,7 @@ from serving.endpoint.disconnects import connections
 from serving.endpoint.drain import Drain
 from serving.endpoint.torchserve import LOOPBACK, MODEL_NAME, TorchServe, lay_out, running
 from serving.errors import ServerError
-from serving.settings import Settings, report
+from serving.settings import Settings, print_settings
 
 LINGER_S = 1
 
@@ -45,7 +45,7 @@ def serve(model: str, settings: Settings) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="stemwright-") as name:
             folder = Path(name)
-            print(f"serving {model} with\n{report(settings)}", flush=True)
+            print(f"serving {model} with\n{print_settings(settings)}", flush=True)
             settings, inner_ports = take_ports(settings)
             served = version_behind(model)
             archive = resolve(model, folder)
@@ -54,7 +54,7 @@ def serve(model: str, settings: Settings) -> int:
                 wait_until_ready(process, settings, folder)
                 try:
                     with following(model, served, folder, settings):
-                        watch(process, settings)
+                        watch_java(process, settings)
                 except KeyboardInterrupt:
                     drain(process, settings, Drain(folder))
     except KeyboardInterrupt:
@@ -173,7 +173,7 @@ def endpoint(settings: Settings) -> str:
     return f"http://{host}:{settings.http_port}/predictions/{MODEL_NAME}"
 
 
-def watch(process: TorchServe, settings: Settings) -> NoReturn:
+def watch_java(process: TorchServe, settings: Settings) -> NoReturn:
     """Raise ServerError when Java ends, or when no worker is ready for as long as a start may take."""
     last_ready = time.monotonic()
     while True:

@@ -12,7 +12,7 @@ from serving.errors import RequestError, SpecError, StemwrightError
 from serving.songs.fact_sheet import FactSheet, printable
 from serving.songs.request import Request
 
-SUFFIXES = {
+AUDIO_SUFFIXES = {
     *(
         ".wav",
         ".wave",
@@ -22,6 +22,7 @@ SUFFIXES = {
         ".flac",
         ".ogg",
         ".oga",
+        ".ogv",
         ".opus",
         ".spx",
         ".mp3",
@@ -68,14 +69,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Selection:
     """The songs to separate, and the suffixes of the files that are skipped as no audio, one for each."""
 
     jobs: Sequence[Job]
     skipped: Sequence[str] = ()
 
 
-def plan(paths: Sequence[Path], out: Path) -> Plan:
+def select(paths: Sequence[Path], out: Path) -> Selection:
     """Find the songs of files and folders, with folders below `out` like those they lie in.
 
     A folder's songs are the files below it with a suffix of audio, without hidden ones and those that are stems. The folder
@@ -96,7 +97,7 @@ def plan(paths: Sequence[Path], out: Path) -> Plan:
     if not jobs:
         where = printable(", ".join(map(str, paths)))
         raise RequestError(f"there are no songs in {where}: name files, or folders with audio files")
-    return Plan(jobs, skipped)
+    return Selection(jobs, skipped)
 
 
 def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tuple[Path, Path]]:
@@ -113,7 +114,7 @@ def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tupl
                 continue
             if is_stem(file):
                 continue
-            if file.suffix.lower() in SUFFIXES:
+            if file.suffix.lower() in AUDIO_SUFFIXES:
                 yield path, file
             else:
                 skipped.append(file.suffix.lower() or file.name)
@@ -141,7 +142,7 @@ def read_sheet(path: Path) -> FactSheet | None:
         return None
 
 
-def separate_all(planned: Plan, separate: Callable[[Job], Sequence[Path]], is_done: Callable[[Job], bool]) -> int:
+def separate_all(planned: Selection, separate: Callable[[Job], Sequence[Path]], is_done: Callable[[Job], bool]) -> int:
     """Separate what is not done yet. Prints the files on stdout; on stderr a line for each song that fails, for what full
     scale clipped, for a song without proof of its end, and for what was left out.
 
@@ -160,7 +161,7 @@ def separate_all(planned: Plan, separate: Callable[[Job], Sequence[Path]], is_do
             tell(job, f"{type(error).__name__}: {error}")
         except OSError as error:
             failed += 1
-            tell(job, explained(error, job))
+            tell(job, refused(error, job))
         else:
             for remark in remarks(job):
                 tell(job, remark)
@@ -182,7 +183,7 @@ def tell(job: Job, message: str) -> None:
     print(printable(f"{job.song}: {message}"), file=sys.stderr, flush=True)
 
 
-def explained(error: OSError, job: Job) -> str:
+def refused(error: OSError, job: Job) -> str:
     """Say in one sentence what the system refused, and the remedy."""
     where = error.filename or job.out
     match error.errno:

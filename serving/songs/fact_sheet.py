@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from serving.audio.audio_io import AudioInfo, Source, open_audio
+from serving.audio.audio_io import AudioInfo, FileOrBytes, open_audio
 from serving.audio.encoding import AudioFormat, Encoding, Written
 from serving.errors import RequestError, SpecError
 from serving.model.spec import read_dataclass
@@ -38,7 +38,7 @@ class SongFile:
     etag: str | None = None
 
     @classmethod
-    def of(cls, source: Source, name: str = "", etag: str | None = None) -> Self:
+    def of(cls, source: FileOrBytes, name: str = "", etag: str | None = None) -> Self:
         """Read the facts of a source; `name` is that of the path unless given."""
         if isinstance(source, Path):
             return cls(printable(name or source.name), source.stat().st_size, sha256_of(source), etag)

@@ -13,9 +13,8 @@ from urllib.parse import quote
 import numpy as np
 
 from serving.audio import Audio
-from serving.audio.audio_io import Song, Source, open_audio
-from serving.audio.delivery import FactSheet as Describe
-from serving.audio.delivery import folder_of_files, one_file, zip_file
+from serving.audio.audio_io import AudioFile, FileOrBytes, open_audio
+from serving.audio.delivery import Describe, folder_of_files, one_file, zip_file
 from serving.audio.encoding import AUDIO_TYPES, AudioFormat, Encoding, Written
 from serving.errors import RequestError
 from serving.model.spec import ModelSpec, Quality
@@ -104,7 +103,7 @@ class Request:
     def answer(
         self,
         separator: "Separator",
-        source: Source,
+        source: FileOrBytes,
         limits: Limits = NO_LIMITS,
         work: Work | None = None,
         song: SongFile | None = None,
@@ -121,7 +120,7 @@ class Request:
     def files(
         self,
         separator: "Separator",
-        source: Source,
+        source: FileOrBytes,
         folder: Path,
         *,
         limits: Limits = NO_LIMITS,
@@ -134,15 +133,16 @@ class Request:
         An error leaves nothing new behind. Raises as `open_audio` does, and OSError.
         """
         work = work or Work()
-        for done in self.writing(separator, source, folder, limits, work, song):
+        for done in self.writing(separator, source, folder, limits=limits, work=work, song=song):
             on_progress("separate", done, work.audio.samples if work.audio else 0)
         return self.paths(folder)
 
     def writing(
         self,
         separator: "Separator",
-        source: Source,
+        source: FileOrBytes,
         folder: Path,
+        *,
         limits: Limits = NO_LIMITS,
         work: Work | None = None,
         song: SongFile | None = None,
@@ -158,7 +158,7 @@ class Request:
 
     @contextmanager
     def separated(
-        self, separator: "Separator", source: Source, limits: Limits, work: Work, file: SongFile | None
+        self, separator: "Separator", source: FileOrBytes, limits: Limits, work: Work, file: SongFile | None
     ) -> Iterator[tuple[Iterator[Audio], Encoding, Describe]]:
         """Open a song. Gives the blocks (s, c, n) of its stems, the form of their files, and what writes the fact sheet."""
         with ExitStack() as stack:
@@ -168,11 +168,14 @@ class Request:
             encoding = Encoding.like(song.info, self.audio_format, self.bit_depth)
 
             def describe(written: Mapping[str, Written]) -> bytes:
-                return self.fact_sheet(separator, song, file or SongFile.of(source), encoding, written, work).to_json()
+                sheet = self.fact_sheet(
+                    separator, song, file=file or SongFile.of(source), encoding=encoding, written=written, work=work
+                )
+                return sheet.to_json()
 
             yield self.stems_of(separator, song, work), encoding, describe
 
-    def stems_of(self, separator: "Separator", song: Song, work: Work) -> Iterator[Audio]:
+    def stems_of(self, separator: "Separator", song: AudioFile, work: Work) -> Iterator[Audio]:
         """Yield the stems asked for (s, c, n), block by block."""
         parts = [separator.spec.rows_of(stem) for stem in self.stems]
         blocks = work.over("decode", song.blocks())
@@ -182,7 +185,8 @@ class Request:
     def fact_sheet(
         self,
         separator: "Separator",
-        song: Song,
+        song: AudioFile,
+        *,
         file: SongFile,
         encoding: Encoding,
         written: Mapping[str, Written],

@@ -16,7 +16,7 @@ from serving.model.spec import AudioSpec
 from tests.data_sets import write_stem_file
 from training.data.crops import Crops
 from training.data.decoded import decode
-from training.data.musdb18 import StemFile
+from training.data.musdb18 import StemMp4
 from training.data.song import SOURCES, Song
 from training.data.stem_folder import StemFolder
 
@@ -93,7 +93,7 @@ def test_crops_beside_musdb_reading_stem_files(tmp_path: Path, places: Places) -
     write_stem_file(first, seconds=SONG_S)
     for path in others:
         shutil.copy(first, path)
-    songs: list[Song] = [StemFile(path.name.removesuffix(".stem.mp4"), path) for path in paths]
+    songs: list[Song] = [StemMp4(path.name.removesuffix(".stem.mp4"), path) for path in paths]
     tracks = sorted(musdb.DB(root=str(tmp_path), subsets="train").tracks, key=lambda track: track.name)
 
     def read() -> list[np.ndarray]:

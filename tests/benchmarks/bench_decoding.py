@@ -20,7 +20,7 @@ from serving.audio import ffmpeg
 from serving.audio.audio_io import open_audio
 from tests.data_sets import STEMS, needs_ffmpeg, write_stem_file
 from tests.encoders import encode, song
-from training.data.musdb18 import StemFile
+from training.data.musdb18 import StemMp4
 
 RATE_HZ = 44_100
 SONG_S = 240
@@ -135,7 +135,7 @@ def test_stem_files_beside_musdb(tmp_path: Path) -> None:
 
     def ours() -> None:
         for path in paths:
-            StemFile(path.name, path).read(STEMS)
+            StemMp4(path.name, path).read(STEMS)
 
     def theirs() -> None:
         for track in tracks:

@@ -9,11 +9,10 @@ import torch
 
 from serving.model.networks import build
 from serving.model.separator import Separator
+from tests.steppers import stepper_of
 from training.config import Batches, Budget, TrainConfig
 from training.data.augment import samples_to_cut
-from training.optimization.machine import Machine
 from training.optimization.precision import prepare
-from training.optimization.state import RunState
 from training.optimization.step import Stepper
 from training.presets import PRESETS
 from training.run.profile import Stopwatch
@@ -40,7 +39,7 @@ def test_steps_and_memory(
     excerpts = torch.randint(-(2**13), 2**13, shape, dtype=torch.int16).pin_memory()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    stepper = Stepper(config, RunState(config, GPU), Machine(GPU))
+    stepper = stepper_of(config, GPU)
     stepper.fit(excerpts)
     seconds = {}
     for steps in (WARMUP_STEPS, STEPS):
@@ -50,7 +49,7 @@ def test_steps_and_memory(
         stepper.report()
         seconds[steps] = (time.perf_counter() - started) / steps
     print(
-        f"\n{preset}, {stepper.precision.name}, {'recorded' if recorded else 'as it is'}, {batch_size} x {crop_s:g} s: "
+        f"\n{preset}, {stepper.state.precision.name}, {'recorded' if recorded else 'as it is'}, {batch_size} x {crop_s:g} s: "
         f"{1e3 * seconds[STEPS]:.1f} ms a step, {batch_size * crop_s / seconds[STEPS]:.0f} seconds of audio a second, "
         f"memory {torch.cuda.max_memory_allocated() / 1e9:.2f} GB, with what the allocator keeps "
         f"{torch.cuda.max_memory_reserved() / 1e9:.2f} GB"

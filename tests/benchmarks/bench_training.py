@@ -22,17 +22,16 @@ import torch
 from torch import nn
 
 from serving.model.spectrogram import Stft
+from tests.steppers import state_of, stepper_of
 from training.checkpoints.checkpoints import Checkpoints
 from training.config import Batches, Budget, TrainConfig
 from training.data.augment import samples_to_cut
-from training.data.crops import Crops, batches
+from training.data.crops import Crops, prepared_batches
 from training.data.decoded import decode
 from training.data.song import SOURCES, Song
 from training.data.stem_folder import StemFolder
 from training.optimization.losses import relative_error_db
-from training.optimization.machine import Machine
 from training.optimization.precision import prepare
-from training.optimization.state import RunState
 from training.optimization.step import Stepper
 from training.presets import classic
 from training.run.loop import LOG_INTERVAL_STEPS, SAVE_INTERVAL_S
@@ -89,11 +88,11 @@ def crops(config: TrainConfig, songs: list[Song], tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def stepper(config: TrainConfig) -> Stepper:
-    return Stepper(config, RunState(config, DEVICE), Machine(DEVICE))
+    return stepper_of(config, DEVICE)
 
 
 def steps_of(stepper: Stepper, crops: Crops) -> Steps:
-    upcoming = batches(crops, stepper.state.step, pin_memory=GPU)
+    upcoming = prepared_batches(crops, stepper.state.step, pin_memory=GPU)
     stepper.fit(crops.batch(stepper.state.step))
 
     def steps() -> None:
@@ -106,7 +105,7 @@ def steps_of(stepper: Stepper, crops: Crops) -> Steps:
 
 def plain_steps(config: TrainConfig, songs: list[Song]) -> Steps:
     """The same network in a loop as one writes it first: no augmentation, no averages, no threads, no mixed precision."""
-    network = RunState(config, torch.device("cpu")).network.to(memory_format=torch.contiguous_format).to(DEVICE)
+    network = state_of(config, torch.device("cpu")).network.to(memory_format=torch.contiguous_format).to(DEVICE)
     # The network itself asks for channels-last order before its first level.
     network.encoder[0].register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, foreach=False, fused=False)
@@ -142,14 +141,14 @@ def test_a_step_beside_a_plain_loop_of_the_same_network(
     ours_s, plain_s = seconds_a_step(steps_of(stepper, crops), plain_steps(config, songs))
     heard_s = BATCH * CROP_S
     print(
-        f"\n{DEVICE}, {torch.get_num_threads()} threads, {stepper.precision.name}, {BATCH} x {CROP_S:g} s: "
+        f"\n{DEVICE}, {torch.get_num_threads()} threads, {stepper.state.precision.name}, {BATCH} x {CROP_S:g} s: "
         f"{heard_s / ours_s:.1f} seconds of audio a second, {plain_s / ours_s:.2f} times a plain loop's {heard_s / plain_s:.1f}"
     )
     assert plain_s > (4 if GPU else 1.5) * ours_s
 
 
 def test_a_step_hardly_waits_for_its_batch(stepper: Stepper, crops: Crops) -> None:
-    profiled = measure(stepper, crops, steps=50 if GPU else 8)
+    profiled = measure(stepper, crops, 50 if GPU else 8, "classic")
     print(f"\n{profiled.table()}")
     assert profiled.data_wait < 0.02
 
@@ -220,7 +219,7 @@ def test_a_step_beside_one_of_open_unmix(stepper: Stepper, crops: Crops, monkeyp
 
 def test_a_compiled_step_beside_one_that_is_not(config: TrainConfig, stepper: Stepper, crops: Crops) -> None:
     compiled = dataclasses.replace(config, compile=True)
-    other = Stepper(compiled, RunState(compiled, DEVICE), Machine(DEVICE))
+    other = stepper_of(compiled, DEVICE)
     started = time.perf_counter()
     compiled_steps = steps_of(other, crops)
     if other.forward is other.state.network:

@@ -28,14 +28,14 @@ from serving.audio import Audio
 from serving.model.spec import ModelSpec, Quality
 from training.config import Batches, Budget, TrainConfig, Validation
 from training.data.augment import chances, samples_to_cut
-from training.data.crops import Crops, batches
+from training.data.crops import Crops, prepared_batches
 from training.data.data_set import list_dataset
 from training.data.decoded import decode
 from training.data.song import SOURCES
 from training.evaluation.evaluate import Evaluation, evaluate_song
 from training.optimization.machine import Machine
 from training.optimization.precision import Precision, prepare
-from training.optimization.step import FULL_SCALE
+from training.optimization.step import INT16_FULL_SCALE
 from training.presets import PRESETS
 from training.progress import ProgressBar
 from training.run.train import Places, train
@@ -121,7 +121,7 @@ def train_unmix(config: TrainConfig, out: Path) -> None:
 
     def excerpts(step: int, decoded: torch.Tensor) -> torch.Tensor:
         level, place, *_ = chances(config.seed, step, batch_size, len(SOURCES)).to(DEVICE)[..., None, None].unbind(2)
-        louder = (0.25 + level) * decoded[..., : config.crop_samples].to(DEVICE) / FULL_SCALE
+        louder = (0.25 + level) * decoded[..., : config.crop_samples].to(DEVICE) / INT16_FULL_SCALE
         return torch.where(place < 0.5, louder.flip(2), louder)
 
     with torch.no_grad():
@@ -136,7 +136,7 @@ def train_unmix(config: TrainConfig, out: Path) -> None:
     autocast = Precision.of(DEVICE, None).autocast(DEVICE)
 
     spent_s, step, validations = 0.0, 0, 0
-    with closing(batches(crops, 0, pin_memory=GPU)) as upcoming:
+    with closing(prepared_batches(crops, 0, pin_memory=GPU)) as upcoming:
         while validations < config.validation.validations:
             started = time.monotonic()
             stems = excerpts(step, next(upcoming))

@@ -1,12 +1,21 @@
-"""The Docker engine of this machine, asked by its command."""
+"""The Docker engine of this machine, where one answers."""
 
 import json
 import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parent.parent.parent
+
+# As production runs them: nothing writable but what is said, no privileges.
+HARDENED = [
+    *("--network", "host", "--read-only", "--tmpfs", "/tmp"),
+    *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+]
 
 
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -21,33 +30,36 @@ def engine_answers() -> bool:
     return shutil.which("docker") is not None and docker("info", check=False).returncode == 0
 
 
+needs_docker = [pytest.mark.docker, pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers")]
+
+
 def build(which: str) -> str:
-    """Build one of the two images under its own name; gives the name."""
+    """Build an image from the code as it is; gives its tag."""
     tag = f"stemwright-{which}"
     docker("build", "--network", "host", "-f", f"{ROOT}/Dockerfile.{which}", "-t", tag, str(ROOT))
     return tag
 
 
+def state_of(container: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(docker("inspect", container).stdout)[0]["State"]
+    return facts
+
+
 def wait_until_healthy(container: str) -> None:
     for _ in range(240):
-        state = json.loads(docker("inspect", container).stdout)[0]["State"]
-        assert state["Running"], logs(container)
+        state = state_of(container)
+        assert state["Running"], docker("logs", container).stdout[-4000:]
         if state["Health"]["Status"] == "healthy":
             return
         time.sleep(0.5)
-    raise AssertionError(f"not healthy within two minutes:\n{logs(container)}")
+    raise AssertionError(f"not healthy within two minutes:\n{docker('logs', container).stdout[-4000:]}")
 
 
 def wait_for_line(container: str, text: str) -> None:
     for _ in range(240):
-        if text in logs(container):
+        logs = docker("logs", container)
+        if text in logs.stdout + logs.stderr:
             return
-        assert json.loads(docker("inspect", container).stdout)[0]["State"]["Running"], logs(container)
+        assert state_of(container)["Running"], logs.stderr[-4000:]
         time.sleep(0.5)
-    raise AssertionError(f"{text!r} did not appear within two minutes:\n{logs(container)}")
-
-
-def logs(container: str) -> str:
-    """The end of a container's output, both streams one after the other."""
-    said = docker("logs", container, check=False)
-    return said.stdout[-4000:] + said.stderr[-4000:]
+    raise AssertionError(f"{text!r} did not appear within two minutes")

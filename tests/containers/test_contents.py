@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.containers.engine import ROOT, build, needs_docker
 
-from tests.containers.engine import ROOT, build, engine_answers
-
-pytestmark = [pytest.mark.docker, pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers")]
+pytestmark = needs_docker
 NOT_PINNED = {"stemwright", "pip", "wheel"}
 """The package itself, and what comes with Python's own image."""
 

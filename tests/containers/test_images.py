@@ -15,27 +15,15 @@ import soundfile
 
 from serving.storage.progress import no_progress
 from serving.storage.storage import exists
-from tests.containers.engine import ROOT, build, docker, engine_answers, wait_for_line, wait_until_healthy
+from tests.containers.engine import HARDENED, ROOT, build, docker, needs_docker, wait_for_line, wait_until_healthy
 from tests.readme import commands
 from training.data.push import push
 from training.demo.local_s3 import S3Server, free_port, serve_s3
 from training.demo.songs import write_songs
 
-# As production runs them: nothing writable but what is said, no privileges.
-HARDENED = [
-    "--network",
-    "host",
-    "--read-only",
-    "--tmpfs",
-    "/tmp",
-    "--cap-drop",
-    "ALL",
-    "--security-opt",
-    "no-new-privileges",
-]
 SHORT = "--steps 4 --batch-size 2 --crop-s 2"
 
-pytestmark = [pytest.mark.docker, pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers")]
+pytestmark = needs_docker
 
 
 @pytest.fixture(scope="module", params=["train", "serve"])

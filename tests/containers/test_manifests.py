@@ -12,7 +12,7 @@ from serving.model.archive import write_archive
 from serving.model.networks import build as build_network
 from serving.storage.progress import no_progress
 from serving.storage.storage import exists, store_file
-from tests.containers.engine import build, docker, engine_answers, logs
+from tests.containers.engine import build, docker, needs_docker
 from tests.infra.manifests import KUBERNETES, Manifest, arguments, containers, environment, load, quantity
 from tests.infra.manifests import build as kustomize
 from tests.torchserve import SPEC, encoded, request, stems_in
@@ -20,7 +20,8 @@ from training.data.push import push
 from training.demo.local_s3 import S3Server, free_port, serve_s3
 from training.demo.songs import write_songs
 
-pytestmark = [pytest.mark.docker, pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers")]
+pytestmark = needs_docker
+SHORT = "--batch-size=1 --crop-s=1 --validations=1 --valid-excerpt-s=2"
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_pod_that_serves_becomes_ready_and_separates(s3: S3Server, tmp_path: P
         probe = container["startupProbe"]["exec"]["command"]
         deadline = time.monotonic() + 120
         while docker("exec", started, *probe, check=False).returncode != 0:
-            assert time.monotonic() < deadline, logs(started)
+            assert time.monotonic() < deadline, docker("logs", started).stdout[-4000:]
             time.sleep(1)
         address = f"http://127.0.0.1:{ports['HTTP']}"
         assert request("GET", address + container["livenessProbe"]["httpGet"]["path"], timeout=10).status == 200
@@ -92,12 +93,12 @@ def test_a_pod_that_serves_becomes_ready_and_separates(s3: S3Server, tmp_path: P
 def test_a_pod_that_trains_leaves_its_run_and_its_model_in_the_bucket(s3: S3Server, tmp_path: Path) -> None:
     image = build("train")
     manifests, pod, container = one("train", "train")
-    write_songs(tmp_path / "songs", train=3, test=1, seconds=8, seed=0)
+    write_songs(tmp_path / "songs", train=3, test=1, seconds=4, seed=0)
     variables = environment(manifests, container) | s3.environment
     push(str(tmp_path / "songs"), variables["DATA"], no_progress)
     del variables["MLFLOW_TRACKING_URI"]  # no such server here
-    words = ["--steps=4" if word.startswith("--minutes") else word for word in arguments(manifests, container)]
-    docker("run", "--rm", *flags(pod, container, variables), image, *words, "--batch-size=2", "--crop-s=2")
+    words = ["--steps=2" if word.startswith("--minutes") else word for word in arguments(manifests, container)]
+    docker("run", "--rm", *flags(pod, container, variables), image, *words, *SHORT.split())
     assert exists(f"{variables['MODELS']}/first.mar")
     assert [path for path in (tmp_path / "buckets").rglob("runs/first/*") if path.is_file()], (
         "the run is not in the bucket"

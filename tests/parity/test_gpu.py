@@ -12,10 +12,10 @@ from serving.audio import Audio
 from serving.model.networks import build
 from serving.model.separator import GPU_BATCH_WINDOWS, Separator
 from serving.model.spec import ChunkSpec
+from tests.steppers import state_of, stepper_of
 from training.config import Batches, Budget, TrainConfig
 from training.data.augment import augment, chances, samples_to_cut
 from training.optimization.machine import Machine
-from training.optimization.state import RunState
 from training.optimization.step import Stepper
 from training.presets import PRESETS
 
@@ -65,7 +65,7 @@ def distance_db(one: Audio, other: Audio) -> float:
 
 def losses(config: TrainConfig, device: torch.device, excerpts: Tensor, pieces: int = 1) -> list[float]:
     torch.manual_seed(0)
-    stepper = Stepper(config, RunState(config, device), Machine(device))
+    stepper = stepper_of(config, device)
     stepper.pieces = pieces
     found = []
     for _ in range(STEPS):
@@ -114,9 +114,9 @@ def test_recorded_passes_are_those_of_the_network(
 
     def run(other: Tensor) -> list[float]:
         torch.manual_seed(0)
-        state = RunState(config, GPU)
+        state = state_of(config, GPU)
         before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
-        stepper = Stepper(config, state, Machine(GPU))
+        stepper = Stepper(state, config.batches, Machine(GPU))
         stepper.fit(other)
         assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
         found = []
@@ -155,10 +155,15 @@ def test_a_training_batch_that_does_not_fit_is_cut(
     monkeypatch.setattr(Stepper, "record", lambda *_: None)
     alone = dataclasses.replace(config, batches=Batches(batch_size=1, crop_s=6.0), precision=None)
     together = dataclasses.replace(config, batches=Batches(batch_size=8, crop_s=6.0), precision=None)
-    excerpts = torch.randint(-(2**13), 2**13, (8, 4, 2, samples_to_cut(together.crop_samples)), dtype=torch.int16)
-    state = RunState(together, GPU)
-    limit_memory(lambda: Stepper(alone, state, Machine(GPU)).fit(excerpts[:1]))
-    stepper = Stepper(together, state, Machine(GPU))
+    excerpts = torch.randint(
+        -(2**13),
+        2**13,
+        (8, 4, 2, samples_to_cut(together.crop_samples)),
+        dtype=torch.int16,
+    )
+    state = state_of(together, GPU)
+    limit_memory(lambda: Stepper(state, alone.batches, Machine(GPU)).fit(excerpts[:1]))
+    stepper = Stepper(state, together.batches, Machine(GPU))
     stepper.fit(excerpts)
     assert stepper.pieces > 1
     stepper(excerpts, 1e-3)

@@ -9,6 +9,7 @@ import pytest
 
 import training.demo.demo
 from serving.audio.audio_io import read
+from training.data.song import PAIR
 from training.demo.demo import demo
 
 pytestmark = pytest.mark.slow
@@ -30,9 +31,7 @@ def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
 
         (song,) = (tmp_path / "songs" / "test").iterdir()
         mixture, rate_hz = read(song / "mixture.wav")
-        vocals, accompaniment = (
-            read(tmp_path / "stems" / run / song.name / "mixture" / f"{s}.wav")[0] for s in training.demo.demo.STEMS
-        )
+        vocals, accompaniment = (read(tmp_path / "stems" / run / song.name / "mixture" / f"{s}.wav")[0] for s in PAIR)
         assert vocals.shape == mixture.shape and rate_hz == 44_100
         assert abs(vocals + accompaniment - mixture).max() < 1e-4
 

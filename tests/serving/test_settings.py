@@ -1,7 +1,7 @@
 import pytest
 
 from serving.errors import ServerError
-from serving.settings import Settings, report, worker_environment
+from serving.settings import Settings, print_settings, worker_environment
 
 
 def test_settings_are_their_defaults_where_the_environment_says_nothing() -> None:
@@ -101,12 +101,12 @@ def test_origins_that_torchserve_cannot_allow_are_refused(origins: str) -> None:
 
 
 def test_the_report_holds_what_differs_from_the_default() -> None:
-    assert report(Settings(workers=3, queue_size=8), {}) == "STEMWRIGHT_WORKERS=3"
-    assert report(Settings(), {}) == "the default settings"
+    assert print_settings(Settings(workers=3, queue_size=8), {}) == "STEMWRIGHT_WORKERS=3"
+    assert print_settings(Settings(), {}) == "the default settings"
 
 
 def test_the_report_names_credentials_and_hides_what_they_are() -> None:
-    lines = report(
+    lines = print_settings(
         Settings(workers=3), {"AWS_SECRET_ACCESS_KEY": "hush", "MLFLOW_TRACKING_PASSWORD": "hush", "HOME": "/"}
     )
     assert "STEMWRIGHT_WORKERS=3" in lines.splitlines()

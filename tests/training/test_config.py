@@ -1,11 +1,8 @@
-import argparse
 import json
-import re
 from pathlib import Path
 
 import pytest
 
-from training.commands.options import device_of
 from training.config import Budget, TrainConfig, launched, read_config, tracking_uri
 from training.errors import ConfigError
 from training.presets import classic
@@ -49,10 +46,3 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 def test_tracking_is_beside_the_run_unless_the_environment_says_otherwise(tmp_path: Path) -> None:
     assert tracking_uri(tmp_path / "run", {}) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert tracking_uri(tmp_path / "run", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}) == "http://mlflow:5000"
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
-def test_a_device_that_is_not_there_is_one_sentence(device: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        device_of(argparse.Namespace(device=device))
-    assert re.fullmatch(rf"--device {device} cannot be used here \(.+\): name another one, or .+", str(refusal.value))

@@ -22,7 +22,7 @@ from training.optimization.machine import Machine
 from training.preflight import preflight
 from training.presets import classic
 from training.run.export import publish
-from training.run.train import Places, Result, train
+from training.run.train import Places, RunResult, train
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def config(songs: str, tiny_spec: ModelSpec) -> TrainConfig:
     )
 
 
-def start(config: TrainConfig, run_dir: Path, resume: bool = False, **places: object) -> Result:
+def start(config: TrainConfig, run_dir: Path, resume: bool = False, **places: object) -> RunResult:
     where = Places(run_dir, run_dir.parent / "cache", **places)  # type: ignore[arg-type]
     return train(config, where, Machine(torch.device("cpu")), resume=resume, wait=False)
 

@@ -20,7 +20,7 @@ from training.checkpoints.mirror import Mirror
 from training.errors import CheckpointError
 from training.progress import say
 
-NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
+CHECKPOINT_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
 
 
 class Checkpoints:
@@ -69,7 +69,7 @@ class Checkpoints:
         local = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
         remote, unreachable = self._remote()
         damaged: list[str] = []
-        for name in sorted(filter(NAME.fullmatch, {*local, *remote}), key=step_of, reverse=True):
+        for name in sorted(filter(CHECKPOINT_NAME.fullmatch, {*local, *remote}), key=step_of, reverse=True):
             path = self.folder / name
             sound = name in local and is_sound(path)
             if name in local and not sound:
@@ -139,7 +139,7 @@ class Checkpoints:
 
     def _surplus(self, names: Iterable[str], saved: str) -> list[str]:
         """The names to remove once `saved` is there: all but the last few, and those that a resumed run has passed over."""
-        others = sorted(filter(NAME.fullmatch, {*names} - {saved}), key=step_of, reverse=True)
+        others = sorted(filter(CHECKPOINT_NAME.fullmatch, {*names} - {saved}), key=step_of, reverse=True)
         earlier = [name for name in others if step_of(name) < step_of(saved)]
         return [name for name in others if name not in earlier[: self.keep - 1]]
 
@@ -170,7 +170,7 @@ class Checkpoints:
 
 def is_sound(path: Path) -> bool:
     """True if the content of a checkpoint can be read and has the hash in its name."""
-    name = NAME.fullmatch(path.name)
+    name = CHECKPOINT_NAME.fullmatch(path.name)
     try:
         with path.open("rb") as file:
             return name is not None and hashlib.file_digest(file, "sha256").hexdigest().startswith(name[2])

@@ -25,7 +25,14 @@ def run_songs(given: argparse.Namespace) -> int:
     from training.demo.songs import write_songs
     from training.progress import ProgressBar
 
-    write_songs(given.out, given.train, given.test, given.seconds, given.seed, ProgressBar())
+    write_songs(
+        given.out,
+        train=given.train,
+        test=given.test,
+        seconds=given.seconds,
+        seed=given.seed,
+        progress=ProgressBar(),
+    )
     print(f"{given.train} songs to train on and {given.test} to test on are in {given.out}")
     return 0
 

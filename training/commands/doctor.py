@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from training.commands.options import ARCHIVE, Commands, add_device
+from training.errors import ConfigError
 
 
 def add(commands: Commands) -> None:
@@ -25,9 +26,12 @@ def run_doctor(given: argparse.Namespace) -> int:
 
     from training.config import tracking_uri_given
     from training.doctor import machine, services
-    from training.doctor.finding import table
+    from training.doctor.finding import findings_table
 
-    device = torch.device(given.device) if given.device else None
+    try:
+        device = torch.device(given.device) if given.device and given.device != "auto" else None
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {given.device}: set --device to auto, cpu or cuda:0") from error
     findings = [machine.code(), machine.python(), machine.torch_and_cuda(device), machine.precision(device)]
     findings += [machine.processors(), machine.memory(), machine.disk(given.folder), machine.java()]
     findings += [services.store(url) for url in given.store]
@@ -35,5 +39,5 @@ def run_doctor(given: argparse.Namespace) -> int:
         findings.append(services.mlflow(uri))
     if given.model:
         findings.append(services.archive(given.model, device))
-    print(table(findings))
+    print(findings_table(findings))
     return 1 if any(finding.verdict == "wrong" for finding in findings) else 0

@@ -5,7 +5,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from training.commands.options import ARCHIVE, DATA, Commands, add_cache, add_device, add_store, device_of
+from training.commands.options import ARCHIVE, DATA, Commands, add_cache, add_device, add_store, told_device
 from training.config import known_store_uri, store_uri
 from training.errors import ConfigError
 
@@ -62,7 +62,7 @@ def run_evaluate(given: argparse.Namespace) -> int:
     from training.progress import ProgressBar
 
     with tempfile.TemporaryDirectory() as folder:
-        separator = Separator.open(resolve(given.model, Path(folder)), device_of(given))
+        separator = Separator.open(resolve(given.model, Path(folder)), told_device(given))
         data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
         report = evaluate(separator, data.split(given.split), progress=True, quality=given.quality)
     print(report.table())
@@ -90,7 +90,7 @@ def run_compare(given: argparse.Namespace) -> int:
         archives = resolved(given.archives, Path(folder))
         data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
         songs = data.split(given.split)
-        comparison = compare(archives, songs, device_of(given), progress=True, each_song=collected)
+        comparison = compare(archives, songs, told_device(given), progress=True, each_song=collected)
         compared = Compared(comparison, origins(archives), f"{data.data} {given.split}")
     print(comparison.table())
     if given.json:
@@ -113,6 +113,6 @@ def run_tour(given: argparse.Namespace) -> int:
     from training.evaluation.tour import tour
 
     with tempfile.TemporaryDirectory() as folder:
-        separator = Separator.open(resolve(given.model, Path(folder)), device_of(given)) if given.model else None
+        separator = Separator.open(resolve(given.model, Path(folder)), told_device(given)) if given.model else None
         print(tour(given.song, separator, given.out))
     return 0

@@ -4,7 +4,7 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-from training.commands.options import DATA, Commands, add_cache, add_device, add_store, device_of
+from training.commands.options import DATA, Commands, add_cache, add_device, add_store, told_device
 from training.config import store_uri, tracking_uri
 from training.errors import ConfigError
 
@@ -90,8 +90,8 @@ def run_promote(given: argparse.Namespace) -> int:
     uri = store_uri(given.runs)
     use_store(uri)
     data = open_dataset(given.data, given.cache / "data", progress=ProgressBar(), splits=[given.split])
-    songs, device = data.split(given.split), device_of(given)
-    reason = promote(uri, given.version, given.alias, songs, device, given.slower, given.force)
+    songs, device = data.split(given.split), told_device(given)
+    reason = promote(uri, given.version, given.alias, songs, device, slower=given.slower, force=given.force)
     print(f"{given.version} is the {given.alias}: {reason}")
     return 0
 

@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from training.errors import ConfigError
-
 if TYPE_CHECKING:
     import torch
 
@@ -27,19 +25,24 @@ def add_store(command: argparse.ArgumentParser) -> None:
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
+    command.add_argument("--device", help="auto, cpu, cuda or cuda:N (default auto: a GPU where there is one)")
 
 
-def device_of(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
-    """The device that was asked for, else the GPU of this rank, else the CPU. Raises ConfigError for one that is not there."""
+def chosen_device(given: argparse.Namespace, local_rank: int = 0) -> "torch.device":
+    """The device that was asked for, else the GPU of this rank, else the CPU. Raises ServerError for one that is not there."""
     import torch
 
-    try:
-        device = torch.device(given.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"--device {given.device} cannot be used here ({reason}): name another one, or leave it out to take what is there"
-        ) from error
+    from serving.model import device
+
+    usual = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    return device.device_of(given.device, usual, asked_by="--device")
+
+
+def told_device(given: argparse.Namespace) -> "torch.device":
+    """Choose the device as `chosen_device` does, and say which it is."""
+    from serving.model.device import device_name
+    from training.progress import say
+
+    device = chosen_device(given)
+    say(f"computing on {device_name(device)}")
     return device

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from training.commands.options import DATA, Commands, add_cache, add_device, device_of
+from training.commands.options import DATA, Commands, add_cache, add_device, chosen_device
 from training.config import TrainConfig, launched
 from training.flags import add_flags, resumed, started
 from training.presets import PRESETS
@@ -59,7 +59,7 @@ def run_train(given: argparse.Namespace) -> int:
 
     ranks = Ranks(*launched())
     places = Places(given.run_dir, given.cache, given.checkpoint_uri, given.publish, given.overwrite)
-    machine = Machine(device_of(given, ranks.local_rank), ranks)
+    machine = Machine(chosen_device(given, ranks.local_rank), ranks)
     result = train(configuration(given), places, machine, resume=given.resume, wait=given.wait)
     if result.stopped_by is not None:
         say(f"stopped at step {result.steps}; go on with --resume --run-dir {given.run_dir}")
@@ -84,7 +84,7 @@ def run_profile(given: argparse.Namespace) -> int:
     from training.run.profile import profile
 
     ranks = Ranks(*launched())
-    machine = Machine(device_of(given, ranks.local_rank), ranks)
+    machine = Machine(chosen_device(given, ranks.local_rank), ranks)
     profiled = profile(configuration(given), given.steps, given.cache, machine)
     if ranks.first:
         print(f"{profiled.table()}\n\n{profiled.advice()}")

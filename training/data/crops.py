@@ -25,7 +25,7 @@ THREADS = 2
 AHEAD = 4
 
 
-class Track:
+class OpenSong:
     """A song, opened once for all of its excerpts."""
 
     def __init__(self, song: DecodedSong) -> None:
@@ -46,23 +46,23 @@ class Track:
 class Place(NamedTuple):
     """The source of one stem of an excerpt: a song and a sample in it."""
 
-    track: Track
+    song: OpenSong
     start: int
 
 
 class Pool:
     """The songs that are known at a step. The chance of a song is its share of all samples."""
 
-    def __init__(self, tracks: Sequence[Track], crop_samples: int) -> None:
-        self.tracks = sorted(tracks, key=lambda track: track.name)
-        stems = range(self.tracks[0].samples.shape[0])
+    def __init__(self, songs: Sequence[OpenSong], crop_samples: int) -> None:
+        self.songs = sorted(songs, key=lambda song: song.name)
+        stems = range(self.songs[0].samples.shape[0])
         whole, crossed, mixed = [tuple(stems)], [(0,), tuple(stems[1:])], [(stem,) for stem in stems]
         self.recipes = (whole, crossed, mixed, mixed)
         self.starts = {
-            group: [track.starts(group, crop_samples) for track in self.tracks] for group in {*whole, *crossed, *mixed}
+            group: [song.starts(group, crop_samples) for song in self.songs] for group in {*whole, *crossed, *mixed}
         }
         self.ends = {
-            group: np.cumsum([track.n_samples if free else 0 for track, free in zip(self.tracks, starts, strict=True)])
+            group: np.cumsum([song.n_samples if free else 0 for song, free in zip(self.songs, starts, strict=True)])
             for group, starts in self.starts.items()
         }
         if any(ends[-1] == 0 for ends in self.ends.values()):
@@ -88,7 +88,7 @@ class Pool:
             if chosen < len(stretch):
                 break
             chosen -= len(stretch)
-        return Place(self.tracks[index], stretch[chosen])
+        return Place(self.songs[index], stretch[chosen])
 
 
 class Crops:
@@ -103,13 +103,14 @@ class Crops:
         batch_size: int,
         crop_samples: int,
         seed: int,
+        *,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.examples = range(rank, batch_size, world_size)
         self.crop_samples = crop_samples
         self.seed = seed
-        self.arrivals: list[tuple[int, Track]] = []
+        self.arrivals: list[tuple[int, OpenSong]] = []
         self.pools: list[tuple[int, Pool]] = []
         self.next_step = 0  # no batch of this or a later step has been made
         self.lock = threading.Lock()
@@ -118,16 +119,16 @@ class Crops:
     def add(self, songs: Sequence[DecodedSong], from_step: int) -> None:
         """Let the batches of `from_step` and later ones draw from these songs, too.
 
-        Raises ValueError if one of these batches has been made. Once the batch of step k is taken from `batches`, songs can
-        come from step k + AHEAD on.
+        Raises ValueError if one of these batches has been made. Once `prepared_batches` has yielded the
+        batch of step k, songs can come from step k + AHEAD on.
         """
-        arrivals = [(from_step, Track(song)) for song in songs]
+        arrivals = [(from_step, OpenSong(song)) for song in songs]
         with self.lock:
             if from_step < self.next_step:
                 raise ValueError(f"songs cannot come at step {from_step}: the batch of {self.next_step - 1} is made")
             arrivals = sorted([*self.arrivals, *arrivals], key=lambda arrival: (arrival[0], arrival[1].name))
             changed = [
-                (step, Pool([track for known_from, track in arrivals if known_from <= step], self.crop_samples))
+                (step, Pool([song for known_from, song in arrivals if known_from <= step], self.crop_samples))
                 for step in sorted({step for step, _ in arrivals if step >= from_step})
             ]
             self.pools = [(step, pool) for step, pool in self.pools if step < from_step] + changed
@@ -137,7 +138,7 @@ class Crops:
     def schedule(self) -> list[tuple[int, list[str]]]:
         """Names of the songs by the step that they are known from, both sorted."""
         grouped = itertools.groupby(self.arrivals, key=lambda arrival: arrival[0])
-        return [(step, [track.name for _, track in arrivals]) for step, arrivals in grouped]
+        return [(step, [song.name for _, song in arrivals]) for step, arrivals in grouped]
 
     def batch(self, step: int, pin_memory: bool = False) -> Tensor:
         """Stereo excerpts, int16 (b, s, 2, n). b is the share of this rank."""
@@ -150,16 +151,16 @@ class Crops:
         else:  # NumPy asks the system for huge pages, torch does not: they are five times as fast to fill
             batch = torch.from_numpy(np.empty(shape, np.int16))
         for example, stems in zip(batch.numpy(), places, strict=True):
-            for stem, (track, start) in enumerate(stems):
+            for stem, (song, start) in enumerate(stems):
                 # Silence follows a short song; a mono song fills both channels.
-                excerpt = track.samples[stem, :, start : start + self.crop_samples]
+                excerpt = song.samples[stem, :, start : start + self.crop_samples]
                 example[stem, :, : excerpt.shape[-1]] = excerpt
                 example[stem, :, excerpt.shape[-1] :] = 0
         return batch
 
     def names(self, step: int) -> list[list[str]]:
         """The name of the song of each stem of each example of a batch. Reads no audio."""
-        return [[place.track.name for place in stems] for stems in self.places(step)]
+        return [[place.song.name for place in stems] for stems in self.places(step)]
 
     def places(self, step: int) -> list[list[Place]]:
         pools = self.pools
@@ -180,7 +181,7 @@ def free_starts(n_samples: int, crop_samples: int, spans: Sequence[tuple[int, in
     return [starts for starts in ranges if starts]
 
 
-def batches(crops: Crops, first_step: int, pin_memory: bool) -> Generator[Tensor]:
+def prepared_batches(crops: Crops, first_step: int, pin_memory: bool) -> Generator[Tensor]:
     """The batches of `first_step` and every later one, AHEAD of them prepared. Closing it stops the work.
 
     Threads do it: copying out of a memory map leaves the interpreter free, and processes would need more shared memory than

@@ -13,10 +13,10 @@ from typing import Self
 
 from serving.storage.progress import Progress, counter, no_progress
 from training.data.errata import ERRATA, reports
-from training.data.musdb18 import StemFile, validation_tracks
+from training.data.musdb18 import StemMp4, validation_tracks
 from training.data.song import PAIR, SOURCES, Song
 from training.data.source import Source, find_source
-from training.data.stem_folder import FILES, SUFFIXES, StemFolder, needed
+from training.data.stem_folder import LAYOUTS, STEM_SUFFIXES, StemFolder, needed
 from training.errors import DataError
 from training.transfer.parallel import run_parallel
 
@@ -68,7 +68,7 @@ class DataSet:
         lines = sorted(f"{name}\t{source.files[name]}\n" for names in files.values() for name in names)
         digest = hashlib.sha256("".join(lines).encode()).hexdigest()
         known = not (validation_tracks() | ERRATA.keys()).isdisjoint(song.name for song in files)
-        layout = MUSDB18 if StemFile in layouts else MUSDB18_HQ if known else OWN_SONGS
+        layout = MUSDB18 if StemMp4 in layouts else MUSDB18_HQ if known else OWN_SONGS
         return cls(source.data, layout, digest, splits, files, source, folder)
 
     @property
@@ -193,7 +193,7 @@ def songs_in(split: str, source: Source, folder: Path) -> Iterator[tuple[Song, t
         yield StemFolder(path.removeprefix(f"{split}/"), folder / path, tuple(files)), tuple(files.values())
     for name in names:
         if name.count("/") == 1:
-            yield StemFile(name.removeprefix(f"{split}/").removesuffix(".stem.mp4"), folder / name), (name,)
+            yield StemMp4(name.removeprefix(f"{split}/").removesuffix(".stem.mp4"), folder / name), (name,)
 
 
 def stem_files(source: Source, path: str) -> dict[str, str]:
@@ -201,11 +201,11 @@ def stem_files(source: Source, path: str) -> dict[str, str]:
     found = {
         stem: name
         for stem in (*SOURCES, "accompaniment", "mixture")
-        for suffix in reversed(SUFFIXES)
+        for suffix in reversed(STEM_SUFFIXES)
         if (name := f"{path}/{stem}{suffix}") in source.files
     }
     four = bool(found.keys() & set(SOURCES[1:]))
-    for stems in FILES[:1] if four else FILES:
+    for stems in LAYOUTS[:1] if four else LAYOUTS:
         if set(stems) <= found.keys():
             return {stem: found[stem] for stem in stems}
     missing = next(stem for stem in SOURCES if stem not in found)

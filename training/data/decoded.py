@@ -24,16 +24,17 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from serving.audio import Audio
 from serving.model.spec import AudioSpec
 from serving.storage.progress import Progress, counter, no_progress
 from training.data.errata import faults
 from training.data.file_hashes import FileHashes
-from training.data.song import Audio, Header, Song
+from training.data.song import Header, Song
 from training.errors import DataError, Stopped
 from training.transfer.file_lock import lock, try_lock
 from training.transfer.parallel import Item, Result, run_parallel
 
-FORMAT = 2
+CACHE_FORMAT = 2
 WORKERS = 8  # threads: nearly all of the time is spent in libraries that leave the interpreter free
 SAMPLE_BYTES = 2
 
@@ -74,6 +75,7 @@ def decode(
     stems: Sequence[str],
     cache_dir: Path,
     progress: Progress = no_progress,
+    *,
     stopping: Event | None = None,
 ) -> list[DecodedSong]:
     """Decode each song to the sample rate of `audio`, with the given stems in their order; reuse what `cache_dir` holds.
@@ -116,7 +118,7 @@ class DecodeCache:
 
     def key(self, song: Song) -> str:
         """A key of the content of the files, the rate, the stems and the format of the cache, and of nothing else."""
-        facts = [f"{FORMAT} {self.sample_rate_hz} {' '.join(self.stems)}", *map(self.hashes.sha256, song.files)]
+        facts = [f"{CACHE_FORMAT} {self.sample_rate_hz} {' '.join(self.stems)}", *map(self.hashes.sha256, song.files)]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
 
     def find(self, song: Song, key: str) -> DecodedSong | None:

@@ -8,8 +8,8 @@ from typing import Self
 
 from training.errors import DataError
 
-NAME = "manifest.json"
-FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,21 @@ class Manifest:
     splits: Mapping[str, tuple[str, ...]]
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, sort_keys=True) + "\n"
+        return json.dumps({"format": MANIFEST_FORMAT, **dataclasses.asdict(self)}, indent=1, sort_keys=True) + "\n"
 
     def check(self, data: str, sizes: Mapping[str, int]) -> None:
         """Raises DataError unless these objects, sizes in bytes by name, are those of the manifest."""
         for name in sorted({*sizes, *self.objects}):
             if name not in self.objects:
-                raise DataError(f"{data} holds {name}, which its {NAME} does not list: push the data set again")
+                raise DataError(
+                    f"{data} holds {name}, which its {MANIFEST_NAME} does not list: push the data set again"
+                )
             if name not in sizes:
-                raise DataError(f"{data} lacks {name}, which its {NAME} lists: push the data set again")
+                raise DataError(f"{data} lacks {name}, which its {MANIFEST_NAME} lists: push the data set again")
             if sizes[name] != self.objects[name].size_bytes:
                 wanted = self.objects[name].size_bytes
                 raise DataError(
-                    f"{data}: {name} has {sizes[name]} bytes, and {NAME} says {wanted}: push the data set again"
+                    f"{data}: {name} has {sizes[name]} bytes, and {MANIFEST_NAME} says {wanted}: push the data set again"
                 )
 
     @classmethod
@@ -49,8 +51,8 @@ class Manifest:
         """Raises DataError if the text is no manifest of this format."""
         try:
             facts = json.loads(text)
-            if facts["format"] != FORMAT:
-                raise DataError(f"{url} is of format {facts['format']}, not {FORMAT}: push the data set again")
+            if facts["format"] != MANIFEST_FORMAT:
+                raise DataError(f"{url} is of format {facts['format']}, not {MANIFEST_FORMAT}: push the data set again")
             objects = {name: Entry(entry["size_bytes"], entry["sha256"]) for name, entry in facts["objects"].items()}
             splits = {split: tuple(names) for split, names in facts["splits"].items()}
             return cls(facts["layout"], objects, splits)

@@ -15,7 +15,8 @@ import av
 import numpy as np
 import yaml
 
-from training.data.song import Audio, Header, Song
+from serving.audio import Audio
+from training.data.song import Header, Song
 from training.errors import DataError
 
 STREAMS = ("drums", "bass", "other", "vocals")
@@ -23,7 +24,7 @@ STREAMS = ("drums", "bass", "other", "vocals")
 
 
 @dataclass(frozen=True)
-class StemFile(Song):
+class StemMp4(Song):
     """A `.stem.mp4` file: five AAC streams, the mixture and the four stems."""
 
     @property

@@ -12,7 +12,7 @@ from serving.storage.retries import patiently
 from serving.storage.s3 import CONNECTIONS
 from serving.storage.storage import StoredFile, is_remote, list_files, read_file, store_bytes, store_file
 from training.data.data_set import DataSet
-from training.data.manifest import NAME, Entry, Manifest
+from training.data.manifest import MANIFEST_NAME, Entry, Manifest
 from training.data.source import SONG_FILE, Zip, find_source
 from training.errors import DataError
 from training.transfer.multipart import part_bytes, upload
@@ -87,7 +87,7 @@ def push(data: str, url: str, progress: Progress) -> Pushed:
         raise StorageError(f"{url}/{name} is not what was sent from {paths[name]}: push it again")
     entries = {name: Entry(content.size_bytes, content.sha256) for name, content in contents.items()}
     splits = {split: tuple(song.name for song in songs) for split, songs in data_set.splits.items()}
-    store_bytes(Manifest(data_set.layout, entries, splits).to_json().encode(), f"{url}/{NAME}")
+    store_bytes(Manifest(data_set.layout, entries, splits).to_json().encode(), f"{url}/{MANIFEST_NAME}")
     return Pushed(len(paths), len(missing))
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from serving.audio import Audio
 from serving.model.spec import STEMS
 from training.errors import DataError
 
@@ -22,8 +22,6 @@ PAIR = ("vocals", "accompaniment")
 SUMS = {"accompaniment": SOURCES[1:], "mixture": SOURCES}
 
 BLOCK_SAMPLES = 1 << 18
-
-Audio = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

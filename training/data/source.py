@@ -11,11 +11,11 @@ from typing import IO
 
 from serving.storage.progress import Progress
 from serving.storage.storage import StoredFile, find_file, is_remote, list_files, read_file
-from training.data.manifest import NAME, Manifest
+from training.data.manifest import MANIFEST_NAME, Manifest
 from training.errors import DataError
 from training.transfer.arrivals import arrivals
 from training.transfer.fetch import Wanted, fetch_objects
-from training.transfer.remote_zip import opener, readable, unpack
+from training.transfer.remote_zip import bring_members, opener, zip_errors
 
 EXPECTED = "expected train|test/<Artist - Title>.stem.mp4 or train|test/<Artist - Title>/{vocals,drums,bass,other}.wav"
 
@@ -71,7 +71,7 @@ class Objects(Source):
         self.objects = {name: listed[path] for path, name in paths.items()}
         sizes = {name: file.size_bytes for name, file in self.objects.items()}
         path, name = next(iter(paths.items()))
-        self.manifest = self.read_manifest(listed.get(path.removesuffix(name) + NAME))
+        self.manifest = self.read_manifest(listed.get(path.removesuffix(name) + MANIFEST_NAME))
         if self.manifest:
             self.manifest.check(data, sizes)
         facts = (f"{file.url} {file.size_bytes} {file.etag}" for file in self.objects.values())
@@ -95,7 +95,7 @@ class Zip(Source):
 
     def __init__(self, data: str, stored: StoredFile) -> None:
         self.stored = stored
-        with readable(stored.url):
+        with zip_errors(stored.url):
             self.open_zip = self.opener()
             with zipfile.ZipFile(self.open_zip(Event())) as archive:
                 members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
@@ -109,8 +109,8 @@ class Zip(Source):
         return lambda _stopping: Path(self.stored.url).open("rb")
 
     def bring(self, names: Sequence[str], folder: Path, progress: Progress, stopping: Event) -> None:
-        with arrivals(folder, stopping) as here, readable(self.stored.url):
-            unpack(self.open_zip, {name: self.members[name] for name in names}, here, progress, stopping)
+        with arrivals(folder, stopping) as here, zip_errors(self.stored.url):
+            bring_members(self.open_zip, {name: self.members[name] for name in names}, here, progress, stopping)
 
 
 def find_source(data: str) -> Source:

@@ -17,18 +17,19 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from serving.audio import Audio
 from serving.audio.audio_io import open_audio
 from serving.errors import AudioError
-from training.data.song import BLOCK_SAMPLES, PAIR, SOURCES, Audio, Header, Song
+from training.data.song import BLOCK_SAMPLES, PAIR, SOURCES, Header, Song
 from training.errors import DataError
 
-LOSSLESS = (".wav", ".flac", ".aif", ".aiff")
-LOSSY = (".mp3", ".m4a", ".ogg", ".opus")
-SUFFIXES = (*LOSSLESS, *LOSSY)
+LOSSLESS_SUFFIXES = (".wav", ".flac", ".aif", ".aiff")
+LOSSY_SUFFIXES = (".mp3", ".m4a", ".ogg", ".opus")
+STEM_SUFFIXES = (*LOSSLESS_SUFFIXES, *LOSSY_SUFFIXES)
 """Endings of files. The first one that is there is read."""
 
 WITH_MIXTURE = ("vocals", "mixture")
-FILES = (SOURCES, PAIR, WITH_MIXTURE)
+LAYOUTS = (SOURCES, PAIR, WITH_MIXTURE)
 """The files that a song may consist of."""
 
 LOSSY_TOLERANCE_SAMPLES = 2_400  # two frames of any of the codecs: encoders pad to whole ones
@@ -55,10 +56,10 @@ class StemFolder(Song):
 
     @property
     def tolerance_samples(self) -> int:
-        return LOSSY_TOLERANCE_SAMPLES if any(file.suffix in LOSSY for file in self.files) else 0
+        return LOSSY_TOLERANCE_SAMPLES if any(file.suffix in LOSSY_SUFFIXES for file in self.files) else 0
 
     def file(self, stem: str) -> Path:
-        for suffix in SUFFIXES:
+        for suffix in STEM_SUFFIXES:
             path = self.path / f"{stem}{suffix}"
             if path.is_file():
                 return path
@@ -104,7 +105,7 @@ class StemFolder(Song):
 
 
 def needed() -> str:
-    return f"{', '.join(SOURCES)}, or vocals with accompaniment or mixture, as {', '.join(SUFFIXES)}"
+    return f"{', '.join(SOURCES)}, or vocals with accompaniment or mixture, as {', '.join(STEM_SUFFIXES)}"
 
 
 def side_by_side(streams: Sequence[Iterator[Audio]]) -> Iterator[list[Audio]]:
@@ -122,8 +123,8 @@ def side_by_side(streams: Sequence[Iterator[Audio]]) -> Iterator[list[Audio]]:
 
 def header_of(path: Path) -> Header:
     """The facts of a file. Raises DataError if it cannot be read."""
-    if path.suffix in LOSSLESS:
-        with readable(path) as file:
+    if path.suffix in LOSSLESS_SUFFIXES:
+        with open_sound(path) as file:
             return Header(file.samplerate, file.channels, file.frames)
     facts = path.stat()
     return measured(path, facts.st_size, facts.st_mtime_ns)
@@ -141,14 +142,14 @@ def measured(path: Path, _size_bytes: int, _mtime_ns: int) -> Header:
 
 def blocks_of(path: Path) -> Iterator[Audio]:
     """The samples (c, n) of a file in blocks. Raises DataError if it is damaged."""
-    if path.suffix not in LOSSLESS:
+    if path.suffix not in LOSSLESS_SUFFIXES:
         try:
             with open_audio(path) as song:
                 yield from song.blocks()
         except AudioError as error:
             raise DataError(f"{path} is damaged ({error}): get the song again") from error
         return
-    with readable(path) as file:
+    with open_sound(path) as file:
         left = file.frames
         while left > 0:
             try:
@@ -163,7 +164,7 @@ def blocks_of(path: Path) -> Iterator[Audio]:
             yield block
 
 
-def readable(path: Path) -> soundfile.SoundFile:
+def open_sound(path: Path) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:

@@ -16,12 +16,12 @@ import numpy as np
 
 from serving.audio.audio_io import read
 from training.config import environment
+from training.data.song import PAIR
 from training.errors import TrainingError
 from training.demo.local_s3 import serve_s3
 from training.evaluation.metrics import csdr, recovered_percent
 
 BUCKET = "stemwright"
-STEMS = ("vocals", "accompaniment")
 SONGS, TEST_SONGS, SONG_S = 24, 3, 20
 
 
@@ -32,18 +32,18 @@ def demo(out: Path, minutes: float) -> None:
     (buckets / BUCKET).mkdir(parents=True, exist_ok=True)
     data, archive = f"s3://{BUCKET}/songs", f"s3://{BUCKET}/models/{run_dir.name}.mar"
 
-    say(1, f"{SONGS + TEST_SONGS} songs with true stems, in {songs}")
+    say_stage(1, f"{SONGS + TEST_SONGS} songs with true stems, in {songs}")
     run("training songs", songs, train=SONGS, test=TEST_SONGS, seconds=SONG_S)
 
     with serve_s3(buckets) as s3:
-        say(2, f"an S3 server at {s3.endpoint}; the songs go into {data}")
+        say_stage(2, f"an S3 server at {s3.endpoint}; the songs go into {data}")
         run("training push", songs, data, env=s3.environment)
 
-        say(3, f"training for {minutes:g} minutes, tracked in {out / 'runs' / 'mlflow.db'}")
+        say_stage(3, f"training for {minutes:g} minutes, tracked in {out / 'runs' / 'mlflow.db'}")
         flags = {"data": data, "run_dir": run_dir, "cache": out / "cache", "minutes": minutes, "publish": archive}
         run("training train", env=s3.environment, **flags)
 
-        say(4, "scores on songs that training never saw")
+        say_stage(4, "scores on songs that training never saw")
         flags = {"model": archive, "data": data, "cache": out / "cache", "split": "test", "json": run_dir / "test.json"}
         run("training evaluate", env=s3.environment, **flags)
 
@@ -51,9 +51,9 @@ def demo(out: Path, minutes: float) -> None:
         run("serving starter", to=starter)
         archives = {run_dir.name: archive, "starter": str(starter)}
         for name, model in archives.items():
-            say(5, f"TorchServe on {model}")
+            say_stage(5, f"TorchServe on {model}")
             with server(model, s3.environment, out / "server.log") as url:
-                say(6, f"separating over HTTP, {url}")
+                say_stage(6, f"separating over HTTP, {url}")
                 for song in unseen_songs(out):
                     run("serving separate", song / "mixture.wav", server=url, out=out / "stems" / name / song.name)
 
@@ -119,10 +119,10 @@ def report(out: Path, run_dir: Path, models: Sequence[str]) -> str:
         mixture, _ = read(song / "mixture.wav")
         references = np.stack([vocals, mixture - vocals])
         folders = [out / "stems" / name / song.name / "mixture" for name in models]
-        estimates = [np.stack([read(folder / f"{stem}.wav")[0] for stem in STEMS]) for folder in folders]
+        estimates = [np.stack([read(folder / f"{stem}.wav")[0] for stem in PAIR]) for folder in folders]
         floor = np.broadcast_to(mixture, references.shape)
         columns = [csdr(references, estimate, rate_hz) for estimate in (*estimates, floor)]
-        for stem, *scores in zip(STEMS, *columns, strict=True):
+        for stem, *scores in zip(PAIR, *columns, strict=True):
             lines.append(f"{song.name:{width}} {stem:14}" + "".join(map(cell, scores)))
     example, programs = songs[0] / "mixture.wav", Path(sys.executable).parent
     return "\n".join(
@@ -142,5 +142,5 @@ def cell(score: float) -> str:
     return f"{score:9.2f} ({recovered_percent(score):6.0f}%)"
 
 
-def say(number: int, what: str) -> None:
+def say_stage(number: int, what: str) -> None:
     print(f"\n[{number}/6] {what}", flush=True)

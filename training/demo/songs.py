@@ -22,7 +22,7 @@ from training.demo.sounds import (
     FINGERED_BASS,
     FLUTE,
     HOP_SAMPLES,
-    KEYS,
+    PIANO,
     ORGAN,
     PLUCK,
     RATE_HZ,
@@ -30,7 +30,7 @@ from training.demo.sounds import (
     STRINGS,
     VOCAL_FOLDS,
     VOWELS,
-    Audio,
+    Sound,
     Random,
     add,
     band,
@@ -61,7 +61,7 @@ NOUNS = ("Bridges", "Clouds", "Doors", "Engines", "Fields", "Gardens", "Harbours
 
 
 @dataclass(frozen=True)
-class Score:
+class Composition:
     """The facts that all parts of a song share. Pitches are MIDI numbers; a step is a sixteenth note, a bar has sixteen."""
 
     n_samples: int
@@ -80,7 +80,7 @@ class Score:
 
 
 def write_songs(
-    folder: Path, train: int, test: int, seconds: float, seed: int, progress: Progress = no_progress
+    folder: Path, *, train: int, test: int, seconds: float, seed: int, progress: Progress = no_progress
 ) -> None:
     """Write songs as FOLDER/{train,test}/<Artist - Title>/{mixture,drums,bass,other,vocals}.wav, PCM_16 stereo.
 
@@ -130,7 +130,7 @@ def compose(seed: int, number: int, seconds: float) -> dict[str, NDArray[np.int1
     n_samples = round(seconds * RATE_HZ)
     progression = PROGRESSIONS[rng.integers(len(PROGRESSIONS))]
     bars = int(seconds / bar_s) + 1
-    score = Score(
+    score = Composition(
         n_samples=n_samples,
         step_samples=round(bar_s * RATE_HZ / 16),
         tonic_midi=int(rng.integers(48, 60)),
@@ -148,7 +148,7 @@ def compose(seed: int, number: int, seconds: float) -> dict[str, NDArray[np.int1
     return {name: np.round(audio * (PEAK * 32767 / peak)).astype(np.int16) for name, audio in stems.items()}
 
 
-def drums(score: Score, rng: Random) -> Audio:
+def drums(score: Composition, rng: Random) -> Sound:
     """Kick, snare and hi-hat (n, 2) in a sixteenth-note pattern, with a fill every fourth bar."""
     t = np.arange(int(0.3 * RATE_HZ), dtype=np.float32) / RATE_HZ
     low_hz, body_hz = rng.uniform(42, 60), rng.uniform(170, 230)
@@ -176,7 +176,7 @@ def drums(score: Score, rng: Random) -> Audio:
     return room(out, rng, wet=0.15)
 
 
-def bass(score: Score, rng: Random) -> Audio:
+def bass(score: Composition, rng: Random) -> Sound:
     """Roots, fifths and octaves (n, 2) in the middle, two octaves below the chords."""
     pattern = BASSES[rng.integers(len(BASSES))]
     steps = [step for step, mark in enumerate(pattern) if mark == "x"]
@@ -190,10 +190,10 @@ def bass(score: Score, rng: Random) -> Audio:
     return out
 
 
-def other(score: Score, rng: Random) -> Audio:
+def other(score: Composition, rng: Random) -> Sound:
     """Chords on one instrument and a lead on another (n, 2), in the singer's range."""
     out = np.zeros((score.n_samples, 2), dtype=np.float32)
-    instruments = (ORGAN, STRINGS, PLUCK, KEYS)
+    instruments = (ORGAN, STRINGS, PLUCK, PIANO)
     instrument = instruments[rng.integers(len(instruments))]
     broken = bool(rng.integers(2))  # arpeggio, or all notes at once
     side = rng.uniform(-0.7, 0.7)
@@ -217,7 +217,7 @@ def other(score: Score, rng: Random) -> Audio:
     return room(out, rng, wet=0.35)
 
 
-def vocals(score: Score, rng: Random) -> Audio:
+def vocals(score: Composition, rng: Random) -> Sound:
     """A singer (n, 2) near the middle: phrases of sung syllables with rests between them."""
     n_frames = score.n_samples // HOP_SAMPLES + 2
     low = int(rng.integers(-7, 5))  # lowest degree: from a low to a high voice

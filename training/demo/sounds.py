@@ -28,7 +28,7 @@ VOWELS = np.array(
 BANDWIDTHS_HZ = (90.0, 110.0, 160.0, 220.0)
 FORMANT_GAINS = (1.0, 0.6, 0.35, 0.25)
 
-Audio = NDArray[np.floating[Any]]
+Sound = NDArray[np.floating[Any]]
 Random = np.random.Generator
 
 
@@ -36,7 +36,7 @@ Random = np.random.Generator
 class Timbre:
     """A steady tone: amplitudes of its harmonics, and an envelope of attack and exponential decay."""
 
-    harmonics: Audio
+    harmonics: Sound
     attack_s: float
     decay_s: float
     detune_cents: float = 0.0
@@ -46,14 +46,14 @@ COUNT = np.arange(1, 41, dtype=np.float32)
 ORGAN = Timbre(np.array([1, 0.7, 0.5, 0.4, 0, 0.3, 0, 0.25], dtype=np.float32), attack_s=0.01, decay_s=60)
 STRINGS = Timbre(1 / COUNT, attack_s=0.15, decay_s=60, detune_cents=9)
 PLUCK = Timbre(1 / COUNT, attack_s=0.003, decay_s=0.35)
-KEYS = Timbre(1 / COUNT**1.7, attack_s=0.005, decay_s=0.9, detune_cents=3)
+PIANO = Timbre(1 / COUNT**1.7, attack_s=0.005, decay_s=0.9, detune_cents=3)
 REED = Timbre((COUNT % 2) / COUNT, attack_s=0.03, decay_s=60)
 FLUTE = Timbre(1 / COUNT**2.5, attack_s=0.06, decay_s=60)
 FINGERED_BASS = Timbre(1 / COUNT[:12] ** 1.3, attack_s=0.008, decay_s=0.6)
 VOCAL_FOLDS = 1 / COUNT
 
 
-def play(timbre: Timbre, midi: int, n_samples: int) -> Audio:
+def play(timbre: Timbre, midi: int, n_samples: int) -> Sound:
     """One note (n,) of an instrument, with a release of 20 ms at most."""
     t = np.arange(n_samples, dtype=np.float32) / RATE_HZ
     cents = (timbre.detune_cents, -timbre.detune_cents) if timbre.detune_cents else (0.0,)
@@ -65,7 +65,7 @@ def play(timbre: Timbre, midi: int, n_samples: int) -> Audio:
     return tone
 
 
-def oscillate(harmonics: Audio, hz: Audio) -> Audio:
+def oscillate(harmonics: Sound, hz: Sound) -> Sound:
     """A tone (n,) of a frequency (n,) that may move, read from a table of one period; no harmonic above 16 kHz."""
     size = 8192
     count = min(len(harmonics), max(1, int(16_000 / hz.max())))
@@ -76,11 +76,11 @@ def oscillate(harmonics: Audio, hz: Audio) -> Audio:
     return table[phase.astype(np.int64) % size]
 
 
-def hertz(midi: Audio) -> Audio:
+def hertz(midi: Sound) -> Sound:
     return np.asarray(440 * np.exp2((midi - 69) / 12), dtype=np.float32)
 
 
-def filtered(source: Audio, gains: Audio) -> Audio:
+def filtered(source: Sound, gains: Sound) -> Sound:
     """A signal (n,) through a filter that changes from frame to frame: gains (t, f) on half-overlapping windows."""
     window = np.sqrt(np.hanning(2 * HOP_SAMPLES + 1)[:-1]).astype(np.float32)
     padded = np.zeros((len(gains) + 1) * HOP_SAMPLES, dtype=np.float32)
@@ -93,7 +93,7 @@ def filtered(source: Audio, gains: Audio) -> Audio:
     return out.ravel()[HOP_SAMPLES : HOP_SAMPLES + source.size]
 
 
-def resonances(formants: Audio) -> Audio:
+def resonances(formants: Sound) -> Sound:
     """Gains (t, f) of a vocal tract with formants (t, 4) in Hz."""
     gains = np.zeros((len(formants), BIN_HZ.size), dtype=np.float32)
     for centre_hz, bandwidth_hz, gain in zip(formants.T, BANDWIDTHS_HZ, FORMANT_GAINS, strict=True):
@@ -101,24 +101,24 @@ def resonances(formants: Audio) -> Audio:
     return gains
 
 
-def hump(centre_hz: Audio, bandwidth_hz: float) -> Audio:
+def hump(centre_hz: Sound, bandwidth_hz: float) -> Sound:
     """Gains (t, f) of one resonance per frame."""
     return 1 / np.sqrt(1 + ((BIN_HZ - centre_hz[:, None]) * (2 / bandwidth_hz)) ** 2)
 
 
-def band(noise: Audio, low_hz: float, high_hz: float) -> Audio:
+def band(noise: Sound, low_hz: float, high_hz: float) -> Sound:
     """The part (n,) of a noise between two frequencies."""
     hz = np.fft.rfftfreq(noise.size, 1 / RATE_HZ)
     return np.fft.irfft(np.fft.rfft(noise) * ((hz > low_hz) & (hz < high_hz)), noise.size).astype(np.float32)
 
 
-def pan_gains(position: float) -> Audio:
+def pan_gains(position: float) -> Sound:
     """Gains of left and right for a position from -1 to 1, of equal power."""
     angle = (position + 1) * np.pi / 4
     return np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)
 
 
-def room(dry: Audio, rng: Random, wet: float) -> Audio:
+def room(dry: Sound, rng: Random, wet: float) -> Sound:
     """A stem (n, 2) with a dozen early reflections in each ear."""
     out = dry.copy()
     for delay in np.sort(rng.integers(300, 9_000, 12)):
@@ -129,7 +129,7 @@ def room(dry: Audio, rng: Random, wet: float) -> Audio:
     return out
 
 
-def add(out: Audio, sound: Audio, start: int) -> None:
+def add(out: Sound, sound: Sound, start: int) -> None:
     """Add a sound (n, 2) or (n, 1) from a sample on, up to the end of the song."""
     length = min(len(sound), len(out) - start)
     if length > 0:

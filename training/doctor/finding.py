@@ -20,7 +20,7 @@ class Finding:
     remedy: str | None = None
 
 
-def table(findings: Sequence[Finding]) -> str:
+def findings_table(findings: Sequence[Finding]) -> str:
     """The findings as lines to print, remedies below what they are for."""
     width = max(len(finding.name) for finding in findings)
     lines = []

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from serving.errors import StemwrightError
+from serving.model.device import device_of
 from serving.model.separator import Separator
 from serving.model.source import resolve
 from serving.storage.storage import list_files
@@ -49,7 +50,8 @@ def archive(model: str, device: torch.device | None) -> Finding:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, RATE_HZ)).astype(np.float32)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            separator = Separator.open(resolve(model, Path(folder)), device)
+            chosen = device_of(str(device) if device else None, asked_by="--device")
+            separator = Separator.open(resolve(model, Path(folder)), chosen)
         began = time.perf_counter()
         stems = separator.separate(noise, RATE_HZ)
     except (StemwrightError, RuntimeError) as error:

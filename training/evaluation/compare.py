@@ -23,7 +23,7 @@ from serving.audio import Audio
 from serving.model.separator import Separator
 from serving.model.source import resolve
 from serving.model.spec import STEMS, ModelSpec
-from training.data.song import SOURCES, SUMS, Song
+from training.data.song import PAIR, SOURCES, SUMS, Song
 from training.errors import ConfigError
 from training.evaluation.cost import Cost, cost
 from training.evaluation.evaluate import (
@@ -32,15 +32,13 @@ from training.evaluation.evaluate import (
     Score,
     SongScores,
     decimal,
-    finite,
+    or_none,
     read_excerpt,
     require_songs,
 )
 from training.evaluation.oracle import ideal_ratio_mask
 from training.evaluation.plots import Point, scatter_figure
 from training.progress import counted
-
-PAIR = ("vocals", "accompaniment")
 
 Stems = tuple[str, ...]
 """Stems that are scored together, in the order of STEMS."""
@@ -260,7 +258,7 @@ def front_end(spec: ModelSpec) -> str:
 def by_stem(stems: Mapping[str, Score]) -> dict[str, Any]:
     return {
         "stems": {
-            stem: {**score.to_json(), "recovered_percent": finite(score.recovered_percent)}
+            stem: {**score.to_json(), "recovered_percent": or_none(score.recovered_percent)}
             for stem, score in stems.items()
         }
     }

@@ -39,7 +39,7 @@ class Score:
         return recovered_percent(self.csdr_db)
 
     def to_json(self, prefix: str = "") -> dict[str, float | None]:
-        return {prefix + name: finite(value) for name, value in dataclasses.asdict(self).items()}
+        return {prefix + name: or_none(value) for name, value in dataclasses.asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def stems_to_json(model: SongScores, oracle: SongScores, mixture: SongScores) ->
     return {
         stem: {
             **score.to_json(),
-            "recovered_percent": finite(score.recovered_percent),
+            "recovered_percent": or_none(score.recovered_percent),
             **oracle.stems[stem].to_json("oracle_"),
             **mixture.stems[stem].to_json("mixture_"),
         }
@@ -222,7 +222,7 @@ def middle(audio: Audio, samples: int) -> Audio:
     return audio[..., start : start + samples]
 
 
-def finite(value: float) -> float | None:
+def or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 

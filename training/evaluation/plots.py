@@ -48,7 +48,7 @@ class Point:
 
 
 def spectrogram_figure(
-    mixture: Audio, target: Audio, estimate: Audio, rate_hz: int, stem: str = "vocals", title: str | None = None
+    mixture: Audio, target: Audio, estimate: Audio, rate_hz: int, *, stem: str = "vocals", title: str | None = None
 ) -> Figure:
     """Four panels of one excerpt (c, n) of a stem: mixture, target, estimate, and the mask from mixture to estimate.
 
@@ -66,8 +66,8 @@ def spectrogram_figure(
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
     titles = ("Mixture", f"Target {stem}", f"Estimated {stem}")
     for axis, title, spectrogram in zip(axes.flat[:3], titles, spectrograms, strict=True):
-        levels = draw(axis, title, decibels(spectrogram, peak), rate_hz, STFT.hop_samples, LOUDNESS)
-    shares = draw(axes[1, 1], f"Mask of {stem}", mask, rate_hz, STFT.hop_samples, SHARE)
+        levels = draw(axis, title, decibels(spectrogram, peak), LOUDNESS, rate_hz=rate_hz, hop_samples=STFT.hop_samples)
+    shares = draw(axes[1, 1], f"Mask of {stem}", mask, SHARE, rate_hz=rate_hz, hop_samples=STFT.hop_samples)
     for axis in axes.flat:
         axis.label_outer()
     figure.colorbar(levels, ax=axes[0], label="dB below the mixture's peak", pad=0.01)
@@ -82,6 +82,7 @@ def profile_figure(
     mask: Image | None,
     means: Sequence[float],
     percents: Mapping[str, Sequence[float]],
+    *,
     rate_hz: int,
     hop_samples: int,
 ) -> Figure:
@@ -92,10 +93,11 @@ def profile_figure(
     *above, axis_of_means, axis_of_percents = figure.subplots(rows, 1, sharex=True)
 
     bands = mel(magnitude, rate_hz)
-    levels = draw(above[0], "Song", decibels(bands, bands.max()), rate_hz, hop_samples, LOUDNESS)
+    levels = draw(above[0], "Song", decibels(bands, bands.max()), LOUDNESS, rate_hz=rate_hz, hop_samples=hop_samples)
     figure.colorbar(levels, ax=above[0], label="dB below the peak", pad=0.01)
     if mask is not None:
-        shares = draw(above[1], "Vocal mask", ratio(mel(mask * magnitude, rate_hz), bands), rate_hz, hop_samples, SHARE)
+        share = ratio(mel(mask * magnitude, rate_hz), bands)
+        shares = draw(above[1], "Vocal mask", share, SHARE, rate_hz=rate_hz, hop_samples=hop_samples)
         figure.colorbar(shares, ax=above[1], label="share given to the vocals", pad=0.01)
 
     edges_s = np.linspace(0, magnitude.shape[1] * hop_samples / rate_hz, len(means) + 1)
@@ -197,7 +199,9 @@ def ratio(part: Image, whole: Image) -> Image:
     return shares
 
 
-def draw(axis: Axes, title: str, image: Image, rate_hz: int, hop_samples: int, colours: Mapping[str, Any]) -> QuadMesh:
+def draw(
+    axis: Axes, title: str, image: Image, colours: Mapping[str, Any], *, rate_hz: int, hop_samples: int
+) -> QuadMesh:
     """Draw mel bands (m, t) over time and frequency."""
     mesh: QuadMesh = librosa.display.specshow(
         image, x_axis="s", y_axis="mel", sr=rate_hz, hop_length=hop_samples, ax=axis, rasterized=True, **colours

@@ -34,7 +34,7 @@ They overlap, so that together they are this one band."""
 
 
 @dataclass(frozen=True)
-class Profile:
+class Slices:
     """A song in 18 equal slices, one value each. Percentages are of all the magnitude in a slice."""
 
     start_s: list[float]
@@ -115,11 +115,13 @@ def tour(song: Path, separator: Separator | None, out: Path) -> str:
         )
 
     magnitudes, masks = magnitude.cpu().numpy(), None if mask is None else mask.cpu().numpy()
-    slices = profile(magnitudes, masks, audio_spec, stft_spec)
+    slices = slices_of(magnitudes, masks, audio_spec, stft_spec)
     percents = {"vocal band, 85-1,020 Hz": slices.vocal_band_percent}
     if slices.voice_percent is not None:
         percents["given to the voice"] = slices.voice_percent
-    figure = profile_figure(magnitudes, masks, slices.mean_magnitude, percents, rate_hz, stft_spec.hop_samples)
+    figure = profile_figure(
+        magnitudes, masks, slices.mean_magnitude, percents, rate_hz=rate_hz, hop_samples=stft_spec.hop_samples
+    )
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "tour.png")
     return "\n".join([song.name, *steps, "", slices.table(), "", f"picture: {out / 'tour.png'}"])
@@ -141,7 +143,7 @@ def vocal_mask(separator: Separator, magnitude: Tensor, window_frames: int) -> T
     return torch.cat([separator.network.core(window) for window in windows], dim=-1)
 
 
-def profile(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: StftSpec) -> Profile:
+def slices_of(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: StftSpec) -> Slices:
     """The profile of magnitudes (f, t); where the frames do not divide by 18, the first slices have one more."""
     bins_hz = librosa.fft_frequencies(sr=audio.sample_rate_hz, n_fft=stft.n_fft)
     vocal_band = (bins_hz >= VOCAL_BAND_HZ[0]) & (bins_hz <= VOCAL_BAND_HZ[1])
@@ -151,7 +153,7 @@ def profile(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: StftSp
     if mask is not None:
         of_voice = np.array_split(mask * magnitude, SLICES, axis=1)
         voices = [percent(voice, part) for voice, part in zip(of_voice, slices, strict=True)]
-    return Profile(
+    return Slices(
         start_s=[float(frame) * stft.hop_samples / audio.sample_rate_hz for frame in frames],
         mean_magnitude=[float(part.mean()) for part in slices],
         vocal_band_percent=[percent(part[vocal_band], part) for part in slices],

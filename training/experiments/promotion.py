@@ -23,6 +23,7 @@ def promote(
     alias: str,
     songs: Sequence[Song],
     device: torch.device,
+    *,
     slower: float,
     force: bool,
     progress: bool = True,

@@ -177,7 +177,7 @@ def scores_table(comparison: Comparison, collected: Collector) -> str:
             cells = [decimal(value) for value in values]
             cells += ["-" if found is None else decimal(float(np.median(found))) for found in artifacts]
             body.append([row.name, *cells])
-        tables.append(table(head, body))
+        tables.append(html_table(head, body))
     return "\n".join(tables)
 
 
@@ -189,7 +189,7 @@ def songs_table(comparison: Comparison) -> str:
         [name, *(decimal(row.evaluation.songs[number].stems[stem].usdr_db) for row, stem in columns)]
         for number, name in enumerate(names)
     ]
-    return table(["song", *(f"{row.name} {stem}" for row, stem in columns)], body)
+    return html_table(["song", *(f"{row.name} {stem}" for row, stem in columns)], body)
 
 
 def slices_tables(collected: Collector) -> str:
@@ -219,10 +219,10 @@ def cost_table(comparison: Comparison, trained: Mapping[str, Any]) -> str:
             cells += [f"{cost.peak_bytes / 1e6:.0f}"]
             cells += ["-" if value is None else f"{value / unit:.1f}" for value, unit in times]
             body.append([row.name, *cells])
-    return table(head, body) + f"<p>real-time factor and memory on {html.escape(str(comparison.device))}</p>"
+    return html_table(head, body) + f"<p>real-time factor and memory on {html.escape(str(comparison.device))}</p>"
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Cells as text; the first of a row is its heading."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     rows = "".join(

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FLOOR = 0.1
+ERROR_FLOOR = 0.1
 """A share of the mixture's energy, 10 dB below it. Errors below this floor count less and less. Without it, halving a small
 error counts as much as halving a large one: songs known by heart and silent stems then outweigh all others."""
 
-SILENCE = 1e-3
+SILENT_ENERGY = 1e-3
 """An energy far below that of any sound: silence has no infinite score."""
 
 
@@ -26,14 +26,14 @@ def relative_error_db(estimates: Tensor, references: Tensor) -> Tensor:
     The stems sum to the mixture, so the accompaniment has the error of the vocals. In a network of more than two stems that
     error counts once more, for the accompaniment that people may ask for.
     """
-    error = energy(estimates - references)
+    error = spectral_energy(estimates - references)
     if error.shape[1] > 2:
         error = torch.cat([error, error[:, :1]], dim=1)
-    mixture = energy(references.sum(dim=1, keepdim=True))
-    return (10 * torch.log10(error / (mixture + SILENCE) + FLOOR)).mean()
+    mixture = spectral_energy(references.sum(dim=1, keepdim=True))
+    return (10 * torch.log10(error / (mixture + SILENT_ENERGY) + ERROR_FLOOR)).mean()
 
 
-def energy(spectrograms: Tensor) -> Tensor:
+def spectral_energy(spectrograms: Tensor) -> Tensor:
     """Sum of squared magnitudes (b, s) of spectrograms (b, s, c, f, t)."""
     found: Tensor = Energy.apply(spectrograms)  # type: ignore[no-untyped-call]
     return found

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from serving.model.device import device_name
 from training.optimization.ranks import Ranks
 
 
@@ -21,4 +22,4 @@ class Machine:
     @property
     def name(self) -> str:
         """The name of the GPU, or "cpu" and its number of threads."""
-        return torch.cuda.get_device_name(self.device) if self.on_gpu else f"cpu, {torch.get_num_threads()} threads"
+        return device_name(self.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from serving.model.networks import Network, build
 from serving.model.spec import ModelSpec
 from training.checkpoints.tensor_file import read_tensors, serialized
-from training.config import TrainConfig
+from training.config import Optimization
 from training.errors import CheckpointError
 from training.optimization.ema import Average
 from training.optimization.precision import Precision
@@ -26,14 +26,23 @@ class RunState:
     network, of which `statistics` has those of the last step.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        torch.manual_seed(config.seed)
-        self.network: Network = build(config.model).to(device)
+    def __init__(
+        self,
+        model: ModelSpec,
+        optimization: Optimization,
+        device: torch.device,
+        *,
+        seed: int = 0,
+        precision: str | None = None,
+    ) -> None:
+        self.model, self.optimization, self.seed = model, optimization, seed
+        torch.manual_seed(seed)
+        self.network: Network = build(model).to(device)
         self.statistics = Statistics(self.network)
         self.lock = threading.RLock()
-        self.averages = [Average(self.network, decay) for decay in config.optimization.ema_decays]
-        self.optimizer = optimizer_of(self.network, config.optimization.weight_decay)
-        self.precision = Precision.of(device, config.precision)
+        self.averages = [Average(self.network, decay) for decay in optimization.ema_decays]
+        self.optimizer = optimizer_of(self.network, optimization.weight_decay)
+        self.precision = Precision.of(device, precision)
         self.scaler = self.precision.scaler(device)
         self.step = 0
         self.trained_s = 0.0

@@ -12,19 +12,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from serving.model.spectrogram import Stft
-from training.config import TrainConfig
+from training.config import Batches
 from training.data.augment import augment, chances
 from training.data.stems import model_stems
 from training.errors import NotFinite, OutOfMemory, RankLost
 from training.optimization.cuda_graphs import Recorded
 from training.optimization.losses import relative_error_db
 from training.optimization.machine import Machine
-from training.optimization.precision import Precision
 from training.optimization.ranks import alone, reaching_all
 from training.optimization.state import RunState
 from training.progress import say
 
-FULL_SCALE = 32768.0
+INT16_FULL_SCALE = 32768.0
 SKIPPED_IN_A_ROW = 20
 """float16 finds the scale of its gradients by overflowing a few times in a row. Twenty times is no search."""
 
@@ -33,7 +32,7 @@ Phase = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
-class Report:
+class StepReport:
     """Mean loss of the finite steps since the last report (NaN if none), and the numbers of skipped steps."""
 
     loss: float
@@ -47,13 +46,14 @@ class Stepper:
     state as it was before. Call `fit` before the first step of several ranks.
     """
 
-    def __init__(self, config: TrainConfig, state: RunState, machine: Machine, phase: Phase = nullcontext) -> None:
-        self.config, self.state, self.phase = config, state, phase
+    def __init__(self, state: RunState, batches: Batches, machine: Machine, *, compile: bool = False) -> None:
+        self.state, self.batches = state, batches
         self.machine, self.device, self.ranks = machine, machine.device, machine.ranks
-        self.stft = Stft(config.model.stft).to(self.device)
-        self.precision = Precision.of(self.device, config.precision)
+        self.phase: Phase = nullcontext
+        self.compiled = compile
+        self.stft = Stft(state.model.stft).to(self.device)
         network = state.network.train()
-        self.forward: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
+        self.forward: nn.Module = torch.compile(network) if compile else network  # type: ignore[assignment]
         self.parameters = list(state.network.parameters())
         self.pieces = 1
         self.losses: list[Tensor] = []
@@ -74,7 +74,7 @@ class Stepper:
             except torch.OutOfMemoryError as error:
                 if self.pieces >= len(decoded):
                     raise OutOfMemory(
-                        f"one excerpt of {self.config.batches.crop_s:g} s does not fit {self.device}: take a shorter --crop-s"
+                        f"one excerpt of {self.batches.crop_s:g} s does not fit {self.device}: take a shorter --crop-s"
                     ) from error
                 self.pieces = min(2 * self.pieces, len(decoded))
                 torch.cuda.empty_cache()
@@ -94,16 +94,12 @@ class Stepper:
 
     def record(self, batch_size: int) -> None:
         """Replay the network's passes from here on, if they can be recorded."""
-        model = self.config.model
-        shape = (
-            batch_size,
-            self.state.network.trained_channels,
-            model.stft.bins,
-            model.stft.frames(self.config.crop_samples),
-        )
+        stft = self.state.model.stft
+        frames = stft.frames(self.batches.crop_samples(self.state.model.audio.sample_rate_hz))
+        shape = (batch_size, self.state.network.trained_channels, stft.bins, frames)
         example = torch.randn(shape, dtype=torch.complex64, device=self.device)
         try:
-            self.forward = Recorded(self.state.network, example, self.precision.autocast(self.device))
+            self.forward = Recorded(self.state.network, example, self.state.precision.autocast(self.device))
         except RuntimeError as error:  # too little memory is one, too
             torch.cuda.empty_cache()
             say(f"steps take longer than they need to, as the network cannot be recorded: {str(error).splitlines()[0]}")
@@ -135,8 +131,7 @@ class Stepper:
 
         A batch too large for memory is split; gradients accumulate, and the ranks exchange them with the last piece.
         """
-        config = self.config
-        draws = chances(config.seed, self.state.step, config.batches.batch_size, decoded.shape[1])
+        draws = chances(self.state.seed, self.state.step, self.batches.batch_size, decoded.shape[1])
         loss = torch.zeros((), device=self.device)
         pieces = list(zip(decoded.chunk(self.pieces), draws[self.ranks.share].chunk(self.pieces), strict=True))
         for integers, draw in pieces[:-1]:
@@ -151,11 +146,11 @@ class Stepper:
         with self.phase("to device"):
             stems = integers.to(self.device, non_blocking=True)
         with self.phase("augment, STFT"):
-            augmented = augment(stems / FULL_SCALE, draw, self.state.network.trained_channels)
-            references = self.stft(model_stems(augmented, self.config.model))
+            augmented = augment(stems / INT16_FULL_SCALE, draw, self.state.network.trained_channels)
+            references = self.stft(model_stems(augmented, self.state.model))
             mixture = references.sum(dim=1)
         with self.phase("forward"):
-            with self.precision.autocast(self.device):
+            with self.state.precision.autocast(self.device):
                 estimates = self.forward(mixture)
             loss = relative_error_db(estimates, references) * share
         with self.phase("backward"):
@@ -164,16 +159,16 @@ class Stepper:
 
     def update(self, learning_rate: float) -> Tensor:
         """Step with the gradients if all of them are finite. Returns that truth value, still on the device."""
-        optimizer, scaler = self.state.optimizer, self.state.scaler
+        state, optimizer, scaler = self.state, self.state.optimizer, self.state.scaler
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimization.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, state.optimization.clip_norm)
         finite = torch.isfinite(norm)
         scaler.step(optimizer)
-        self.precision.update(scaler)
+        state.precision.update(scaler)
         optimizer.zero_grad(set_to_none=True)
-        self.state.statistics.keep_where(finite)
+        state.statistics.keep_where(finite)
         return finite
 
     def undo(self) -> None:
@@ -181,7 +176,7 @@ class Stepper:
         self.state.statistics.forget()
         self.state.optimizer.zero_grad(set_to_none=True)
 
-    def report(self) -> Report:
+    def report(self) -> StepReport:
         """Report on the steps since the last report. Waits for the device. Raises NotFinite after too many skips in a row."""
         losses, finite_steps = self.ranks.mean(torch.stack(self.losses)), torch.stack(self.finite)
         loss = float(losses[finite_steps].mean())
@@ -197,6 +192,6 @@ class Stepper:
                 self.state.step = step + 1 - SKIPPED_IN_A_ROW
                 raise NotFinite(
                     f"no gradient was finite from step {self.state.step} to {step}: take a --learning-rate below "
-                    f"{self.config.optimization.learning_rate:g}"
+                    f"{self.state.optimization.learning_rate:g}"
                 )
-        return Report(loss, tuple(skipped))
+        return StepReport(loss, tuple(skipped))

@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from training.data.crops import AHEAD, Crops, batches
+from training.data.crops import AHEAD, Crops, prepared_batches
 from training.data.decoded import DecodedSong
 from training.data.song import Song
 from training.data.supply import Prepare, Schedule, Supply, scheduled
@@ -50,7 +50,7 @@ class Excerpts:
 
     def batches(self, first_step: int, pin_memory: bool) -> Generator[Tensor]:
         """The batches of a step and all later ones, prepared in the background until the generator is closed."""
-        return batches(self.crops, first_step, pin_memory)
+        return prepared_batches(self.crops, first_step, pin_memory)
 
     def names(self, step: int) -> list[str]:
         """The songs in the batch of a step."""

@@ -9,23 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import StemwrightError
-from serving.model.licences import Licences
-from serving.version import commit
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import write_tensors
-from training.config import TrainConfig
 from training.errors import CheckpointError, NotFinite, TrainingError
-from training.evaluation.cost import parameters
-from training.evaluation.evaluate import finite
-from training.optimization.machine import Machine
 from training.optimization.schedule import schedule
-from training.optimization.state import RunState
 from training.optimization.step import Stepper
 from training.progress import run_bar, say
 from training.run.excerpts import Excerpts
+from training.run.origin import Origin
+from training.run.plan import Plan
 from training.run.showcase import show, show_best
 from training.run.signals import StopRequest
-from training.run.validate import Scored, Validator
+from training.run.validate import Validator
 from training.tracking.tracking import Tracker
 
 SAVE_INTERVAL_S = 300
@@ -43,22 +38,23 @@ class Output:
     tracker: Tracker | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """The loop of a run and all that it works with. All ranks run it in step; only the first one writes."""
 
-    config: TrainConfig
-    machine: Machine
+    plan: Plan
+    stepper: Stepper
     excerpts: Excerpts
     validator: Validator
-    state: RunState
+    origin: Origin
     output: Output
     stop: StopRequest
-    data_digest: str
-    data_licence: str
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int = -1
     ticked_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.state, self.ranks = self.stepper.state, self.stepper.ranks
 
     def go(self) -> None:
         """Run to the end. If memory runs out or a rank is gone, save a checkpoint before raising that error."""
@@ -75,16 +71,15 @@ class Run:
             raise type(error)(message) from error
 
     def steps(self) -> None:
-        config, state, machine = self.config, self.state, self.machine
-        stepper = Stepper(config, state, machine)
+        state, stepper, plan, optimization = self.state, self.stepper, self.plan, self.state.optimization
         stepper.fit(self.excerpts.batch(state.step))
-        upcoming = self.excerpts.batches(state.step, pin_memory=machine.on_gpu)
-        audio_s_per_s = Rate(config.batches.batch_size * config.batches.crop_s)
-        with closing(upcoming), closing(run_bar(config.preset, machine.ranks.first, self.progress)) as bar:
+        upcoming = self.excerpts.batches(state.step, pin_memory=stepper.machine.on_gpu)
+        audio_s_per_s = Rate(stepper.batches.audio_s)
+        with closing(upcoming), closing(run_bar(self.origin.preset, self.ranks.first, plan.progress)) as bar:
             self.ticked_at = time.monotonic()
             while not self.finished():
                 self.take_songs()
-                rate = config.optimization.learning_rate * schedule(self.progress, config.optimization.warmup)
+                rate = optimization.learning_rate * schedule(plan.progress, optimization.warmup)
                 stepper(next(upcoming), rate)
                 if state.step % LOG_INTERVAL_STEPS == 0:
                     report = stepper.report()
@@ -92,32 +87,26 @@ class Run:
                     numbers["audio_s_per_s"] = audio_s_per_s(state.step)
                     self.log(numbers, report.skipped)
                     heard = f", {rate_s:.3g} s of audio a second" if (rate_s := numbers["audio_s_per_s"]) else ""
-                    bar.at(self.progress, f"step {state.step}, loss {report.loss:.2f}{heard}{self.best}")
-            bar.at(self.progress, f"step {state.step}{self.best}")
+                    bar.at(plan.progress, f"step {state.step}, loss {report.loss:.2f}{heard}{self.best}")
+            bar.at(plan.progress, f"step {state.step}{self.best}")
 
     @property
     def best(self) -> str:
         """The best score for the bar, nothing before the first validation."""
         return f", best {self.state.best_usdr:.2f} dB" if math.isfinite(self.state.best_usdr) else ""
 
-    @property
-    def progress(self) -> float:
-        """The share of the budget that is spent, 0..1."""
-        return self.config.budget.progress(self.state.step, self.state.trained_s, self.state.validation_s)
-
     def finished(self) -> bool:
         """True on all ranks alike if the run ends here. Validates and saves when it is time to, and at the end."""
-        state, validation = self.state, self.config.validation
+        state, plan = self.state, self.plan
         self.tick()
-        state.trained_s, signal = self.machine.ranks.largest(state.trained_s, self.stop.signal or 0)
+        state.trained_s, signal = self.ranks.largest(state.trained_s, self.stop.signal or 0)
         self.stop.note(signal)
         stopped = signal > 0  # as all ranks know it: a signal that comes from here on waits for the next time
-        due = self.progress * validation.validations >= state.validations + 1 and self.has_time_to_validate()
+        due = plan.validates
         if due and not stopped:
             stopped = not self.validate()
-        stalled = state.stale_validations >= (validation.patience or math.inf)
-        finished = self.progress >= 1 or stalled or stopped
-        if stalled and self.output.tracker is not None:
+        finished = plan.progress >= 1 or plan.stalled or stopped
+        if plan.stalled and self.output.tracker is not None:
             self.output.tracker.end = "stalled"
         if due or finished or time.monotonic() - self.saved_at > SAVE_INTERVAL_S:
             self.save()
@@ -127,15 +116,6 @@ class Run:
         """Add the time since the last call to that of the run: time on the wall, from the first step on."""
         now = time.monotonic()
         self.state.trained_s, self.ticked_at = self.state.trained_s + now - self.ticked_at, now
-
-    def has_time_to_validate(self) -> bool:
-        """False while one more validation of a run in minutes would leave less than three quarters of the time, or none, to
-        the steps around it. The last one always has time."""
-        state, budget = self.state, self.config.budget
-        if budget.minutes is None or self.progress >= 1:
-            return True
-        over = budget.progress(state.step, state.trained_s + state.validation_s, state.validation_s) >= 1
-        return not over and state.trained_s - state.validated_at_s >= 3 * state.validation_s
 
     def take_songs(self) -> None:
         """Let the batches that are not prepared yet draw from the songs that have arrived."""
@@ -153,24 +133,24 @@ class Run:
         if not math.isfinite(usdr):
             raise NotFinite(f"the scores at step {state.step} are not finite: take a lower --learning-rate")
         better = usdr > state.best_usdr
-        if (
-            output.tracker is not None and better
-        ):  # before the state knows of them: a checkpoint never lacks its best weights
-            best, origin = output.run_dir / "best.safetensors", self.origin(scored, output.tracker.run_id)
+        if output.tracker is not None and better:
+            # Before the state knows of them: a checkpoint never lacks its best weights.
+            best, trained_audio_s = output.run_dir / "best.safetensors", state.step * self.stepper.batches.audio_s
+            origin = self.origin.of(scored, state, trained_audio_s, output.tracker.run_id)
             write_tensors(best, scored.average.network.state_dict(), origin)
             output.checkpoints.mirror(best)
         with state.lock:
-            state.validations = math.floor(self.progress * self.config.validation.validations)
+            state.validations = self.plan.validations
             state.stale_validations = 0 if better else state.stale_validations + 1
             state.best_usdr = max(state.best_usdr, usdr)
         if output.tracker is not None:
             if better:
-                show_best(output.tracker, self.config, origin)
+                show_best(output.tracker, origin)
             separator, song = self.validator.separator(scored.average), self.validator.songs[0]
-            show(output.tracker, scored, separator, song, state.step, state.validations, better=better)
+            show(output.tracker, scored, separator, song, step=state.step, number=state.validations, better=better)
         began_s = state.trained_s
         self.tick()
-        state.validated_at_s, took_s = self.machine.ranks.largest(state.trained_s, state.trained_s - began_s)
+        state.validated_at_s, took_s = self.ranks.largest(state.trained_s, state.trained_s - began_s)
         state.validation_s = max(state.validation_s, took_s)
         return True
 
@@ -210,31 +190,6 @@ class Run:
             checkpoints.mirror(write_json(self.output.run_dir / "training_songs.json", by_step))
             tracker.numbers({"train/songs": sum(len(names) for _, names in self.state.songs)}, self.state.step)
             tracker.facts("training_songs.json", by_step)
-
-    def origin(self, scored: Scored, run_id: str | None) -> dict[str, Any]:
-        """The origin of weights, as their archive tells it."""
-        return {
-            "preset": self.config.preset,
-            "run_id": run_id,
-            "step": self.state.step,
-            "ema_decay": scored.average.decay,
-            "commit": commit(),
-            "data": self.config.data,
-            "data_digest": self.data_digest,
-            "licences": self.licences(run_id).to_json(),
-            "validation": {stem: score.to_json() for stem, score in scored.evaluation.stems.items()},
-            "cost": {
-                "parameters": parameters(self.state.network),
-                "real_time_factor": finite(scored.evaluation.real_time_factor),
-                "trained_s": round(self.state.trained_s, 1),
-                "trained_audio_s": self.state.step * self.config.batches.batch_size * self.config.batches.crop_s,
-            },
-        }
-
-    def licences(self, run_id: str | None) -> Licences:
-        """The licences of the run's weights, by its songs and by what it started from."""
-        started_from = Licences.from_json(self.state.started_from) if self.state.started_from else None
-        return Licences.of_training(self.data_licence, f"run {run_id}, preset {self.config.preset}", started_from)
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from serving.model.networks import build
 from serving.model.spec import ModelSpec
 from serving.storage.progress import no_progress
-from training.config import TrainConfig
+from training.config import Batches, TrainConfig
 from training.data.augment import samples_to_cut
-from training.data.crops import Crops, batches
+from training.data.crops import Crops, prepared_batches
 from training.data.data_set import open_dataset
 from training.data.decoded import decode
 from training.evaluation.cost import flop
@@ -42,7 +42,7 @@ WELL_USED = 0.3
 """Share of the matrix rate; norms, activations and the LSTM keep a U-Net from much more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """The measurements of a step of a run on one device.
 
@@ -51,7 +51,9 @@ class Profile:
     ranks by itself, 0 for one rank. Memory is the device's, its peak that of all steps.
     """
 
-    config: TrainConfig
+    preset: str
+    batches: Batches
+    compiled: bool
     device: torch.device
     precision: str
     world_size: int
@@ -77,9 +79,9 @@ class Profile:
 
     def table(self) -> str:
         """A text table of the parts, and of speed, arithmetic and memory."""
-        batches, whole_s = self.config.batches, sum(self.parts_s.values())
+        batches, whole_s = self.batches, sum(self.parts_s.values())
         lines = [
-            f"{self.config.preset} on {self.device} in {self.precision}: {batches.batch_size} excerpts of {batches.crop_s:g} s"
+            f"{self.preset} on {self.device} in {self.precision}: {batches.batch_size} excerpts of {batches.crop_s:g} s"
             + (f" on {self.world_size} ranks" if self.world_size > 1 else ""),
             "",
             f"{'':15} {'ms':>10} {'share':>8}",
@@ -89,7 +91,7 @@ class Profile:
             *([f"{'one exchange':15} {1e3 * self.exchange_s:10.2f}"] if self.world_size > 1 else []),
             "",
             f"speed       {batches.batch_size / self.step_s:.1f} crops a second, "
-            f"{batches.batch_size * batches.crop_s / self.step_s:.1f} seconds of audio a second",
+            f"{batches.audio_s / self.step_s:.1f} seconds of audio a second",
             f"arithmetic  {self.flop / self.step_s / 1e9:.1f} GFLOP/s, {self.utilization:.0%} of the "
             f"{self.matrix_flop_per_s / 1e9:.1f} of a product of large matrices",
             f"memory      {self.peak_bytes / 1e9:.2f} GB at most, of {self.memory_bytes / 1e9:.1f}",
@@ -98,7 +100,7 @@ class Profile:
 
     def advice(self) -> str:
         """A sentence: the limit of the run, and the flag to change."""
-        size, exchange = self.config.batches.batch_size, self.exchange_s / self.step_s
+        size, exchange = self.batches.batch_size, self.exchange_s / self.step_s
         if self.data_wait > LONGEST_DATA_WAIT:
             return (
                 f"The device waits for its batches {self.data_wait:.0%} of the time: put --cache on a faster disk, or give "
@@ -118,7 +120,7 @@ class Profile:
         idle = f"The device reaches {self.utilization:.0%} of its matrix rate"
         if self.peak_bytes < self.memory_bytes / 3:
             return f"{idle} and has memory left: take --batch-size {2 * size}."
-        if not self.config.compile:
+        if not self.compiled:
             return f"{idle} and its memory is in use: try --compile."
         return f"{idle}: it moves more data than it computes with, which no flag of training changes."
 
@@ -154,17 +156,21 @@ def profile(config: TrainConfig, steps: int, cache: Path, machine: Machine) -> P
             data.train, config.model.audio, data.decoded_stems(config.model.stems), cache / "decoded", progress
         )
         cut = samples_to_cut(config.crop_samples)
-        crops = Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
-        state = RunState(config, machine.device)
+        crops = Crops(songs, config.batches.batch_size, cut, config.seed, rank=ranks.rank, world_size=ranks.world_size)
+        state = RunState(
+            config.model, config.optimization, machine.device, seed=config.seed, precision=config.precision
+        )
         if ranks.world_size > 1:
             synced(state.network, machine.device)
-        return measure(Stepper(config, state, machine), crops, steps)
+        stepper = Stepper(state, config.batches, machine, compile=config.compile)
+        return measure(stepper, crops, steps, config.preset)
 
 
-def measure(stepper: Stepper, crops: Crops, steps: int) -> Profile:
-    config, device = stepper.config, stepper.device
+def measure(stepper: Stepper, crops: Crops, steps: int, preset: str) -> Profile:
+    model, device = stepper.state.model, stepper.device
+    crop_samples = stepper.batches.crop_samples(model.audio.sample_rate_hz)
     on_gpu = device.type == "cuda"
-    upcoming = batches(crops, stepper.state.step, pin_memory=on_gpu)
+    upcoming = prepared_batches(crops, stepper.state.step, pin_memory=on_gpu)
     stepper.fit(crops.batch(stepper.state.step))
     seconds_a_step(stepper, upcoming, WARMUP_STEPS, Stopwatch(nothing))
 
@@ -172,21 +178,23 @@ def measure(stepper: Stepper, crops: Crops, steps: int) -> Profile:
     step_s = seconds_a_step(stepper, upcoming, steps, data_watch)
     stepper.phase = watch
     watched_s = seconds_a_step(stepper, upcoming, steps, watch)
-    peak_bytes, memory_bytes = memory(device)
+    peak_bytes, memory_bytes = memory_use(device)
     parts_s = {part: seconds / steps for part, seconds in watch.seconds.items()}
 
     return Profile(
-        config=config,
+        preset=preset,
+        batches=stepper.batches,
+        compiled=stepper.compiled,
         device=device,
-        precision=stepper.precision.name,
+        precision=stepper.state.precision.name,
         world_size=stepper.ranks.world_size,
         pieces=stepper.pieces,
         parts_s={**parts_s, "rest": watched_s - sum(parts_s.values())},
         step_s=step_s,
         exchange_s=exchange(stepper),
         data_wait_s=data_watch.seconds["data wait"] / steps,
-        flop=step_flop(build(config.model), config.model, len(crops.examples), config.crop_samples),
-        matrix_flop_per_s=matrix_rate(device, stepper.precision.dtype),
+        flop=step_flop(build(model), model, len(crops.examples), crop_samples),
+        matrix_flop_per_s=matrix_rate(device, stepper.state.precision.dtype),
         peak_bytes=peak_bytes,
         memory_bytes=memory_bytes,
     )
@@ -209,7 +217,7 @@ def seconds_a_step(stepper: Stepper, upcoming: Iterator[Tensor], steps: int, wat
     for _ in range(steps):
         with watch("data wait"):
             decoded = next(upcoming)
-        stepper(decoded, stepper.config.optimization.learning_rate)
+        stepper(decoded, stepper.state.optimization.learning_rate)
     stepper.report()  # waits for the device
     return (perf_counter() - started) / steps
 
@@ -242,7 +250,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / fastest_s
 
 
-def memory(device: torch.device) -> tuple[int, int]:
+def memory_use(device: torch.device) -> tuple[int, int]:
     """Bytes of the device's memory: those taken at the peak, on a CPU by the whole process, and all."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory

@@ -11,7 +11,6 @@ import numpy as np
 
 from serving.model.archive import read_archive
 from serving.model.separator import Separator
-from training.config import TrainConfig
 from training.data.data_set import DataSet
 from training.data.song import Song
 from training.evaluation.evaluate import decimal, middle
@@ -37,7 +36,7 @@ def show_split(tracker: Tracker, data: DataSet, split: Split, songs: Sequence[So
 
 
 def show(
-    tracker: Tracker, scored: Scored, separator: Separator, song: Song, step: int, number: int, *, better: bool
+    tracker: Tracker, scored: Scored, separator: Separator, song: Song, *, step: int, number: int, better: bool
 ) -> None:
     """Log the validation of this number: its scores, and a picture of `song`, the first of the scored ones.
 
@@ -54,7 +53,9 @@ def show(
     *true, mixture = middle(np.stack([*true, mixture]), EXCERPT_S * rate_hz)
     estimates = separator.separate(mixture, rate_hz)
     title = f"{song.name}, step {step:,}, {stem} {decimal(evaluation.songs[0].stems[stem].usdr_db)} dB"
-    tracker.picture(stem, spectrogram_figure(mixture, true[0], estimates[stem], rate_hz, stem, title), number - 1)
+    tracker.picture(
+        stem, spectrogram_figure(mixture, true[0], estimates[stem], rate_hz, stem=stem, title=title), number - 1
+    )
 
     if better:
         truth = {f"{name}_true": audio for name, audio in zip(spec.stems, true, strict=True)}
@@ -67,7 +68,7 @@ def show(
         tracker.table("songs.json", columns, rows)
 
 
-def show_best(tracker: Tracker, config: TrainConfig, origin: Mapping[str, Any]) -> None:
+def show_best(tracker: Tracker, origin: Mapping[str, Any]) -> None:
     """Log the scores of the best weights, in place of those before, and describe the run by them.
 
     `origin` is what `best.safetensors` says of itself.
@@ -78,7 +79,7 @@ def show_best(tracker: Tracker, config: TrainConfig, origin: Mapping[str, Any]) 
     best = mean_usdr(origin)
     tracker.summary({"best/usdr_db": best, **{f"best/{name}": value for name, value in numbers.items()}})
     tracker.summary({f"cost/{name}": value for name, value in origin["cost"].items() if value is not None})
-    tracker.note(described(config, origin))
+    tracker.note(described(origin))
 
 
 def show_archive(tracker: Tracker, archive: Path) -> None:
@@ -98,11 +99,11 @@ def show_archive(tracker: Tracker, archive: Path) -> None:
     tracker.archive(archive, facts)
 
 
-def described(config: TrainConfig, origin: Mapping[str, Any]) -> str:
+def described(origin: Mapping[str, Any]) -> str:
     """The description of a run in Markdown: a headline, a table of the stems, the next command."""
     lines = [
         f"**{mean_usdr(origin):.2f} dB** uSDR, the mean over stems, at step {origin['step']:,}: "
-        f"`{config.preset}` on `{config.data}`",
+        f"`{origin['preset']}` on `{origin['data']}`",
         "",
         "| stem | uSDR, dB | cSDR, dB | recovered |",
         "|---|---|---|---|",
@@ -112,7 +113,7 @@ def described(config: TrainConfig, origin: Mapping[str, Any]) -> str:
         cells = ("-", "-") if csdr_db is None else (f"{csdr_db:.2f}", f"{recovered_percent(csdr_db):.0f} %")
         lines.append(f"| {stem} | {score['usdr_db']:.2f} | {cells[0]} | {cells[1]} |")
     run = origin["run_id"] or "RUN"
-    command = f"stemwright compare runs:/{run}/archive OTHER.mar --data {config.data} --report report.html"
+    command = f"stemwright compare runs:/{run}/archive OTHER.mar --data {origin['data']} --report report.html"
     return "\n".join([*lines, "", "Next, against another archive:", "", f"    {command}"])
 
 

@@ -58,7 +58,7 @@ def stop_requests() -> Iterator[StopRequest]:
     # Python runs `note` only when the main thread is back from the library that it is in; the pipe is written to at once.
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
-    watcher = threading.Thread(target=watch, args=(receiver, request, over), name="signals", daemon=True)
+    watcher = threading.Thread(target=watch_signals, args=(receiver, request, over), name="signals", daemon=True)
     for s in previous:
         signal.signal(s, note)
     previous_sender = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
@@ -76,7 +76,7 @@ def stop_requests() -> Iterator[StopRequest]:
         os.close(sender)
 
 
-def watch(receiver: int, request: StopRequest, over: threading.Event) -> None:
+def watch_signals(receiver: int, request: StopRequest, over: threading.Event) -> None:
     """End the process PATIENCE_S after the first signal, unless all is over by then."""
     number = 0
     while not over.is_set() and number not in (signal.SIGTERM, signal.SIGINT):

@@ -10,12 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from serving.model.spec import ModelSpec
 from serving.storage.progress import no_progress
 from serving.storage.storage import exists, fetch_file
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import TrainConfig, provenance, read_config, tracking_uri
+from training.config import Batches, TrainConfig, provenance, read_config, tracking_uri
 from training.data.augment import samples_to_cut
 from training.data.crops import Crops
 from training.data.data_set import DataSet, list_dataset
@@ -25,14 +24,17 @@ from training.data.supply import Schedule, first_songs, scheduled
 from training.errors import ConfigError, Stopped
 from training.optimization.ema import Average
 from training.optimization.machine import Machine
-from training.optimization.precision import Precision, prepare
+from training.optimization.precision import prepare
 from training.optimization.ranks import synced
 from training.optimization.state import RunState
+from training.optimization.step import Stepper
 from training.preflight import preflight, refuse_to_overwrite
 from training.progress import ProgressBar, say
 from training.run.excerpts import Excerpts
 from training.run.export import export, publish, published_as
 from training.run.loop import Output, Run, write_json
+from training.run.origin import Origin
+from training.run.plan import Plan
 from training.run.pretrained import take_weights
 from training.run.showcase import show_archive, show_best, show_data
 from training.run.signals import StopRequest, stop_requests
@@ -56,7 +58,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """The end of a run. `stopped_by` is the signal that ended it early; `--resume` goes on then."""
 
     run_id: str | None
@@ -66,7 +68,7 @@ class Result:
     stopped_by: int | None
 
 
-def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> Result:
+def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> RunResult:
     """Train, keep the weights that score best in validation, export them. A copy of the archive goes to `publish`.
 
     The run folder holds config.json, training_songs.json, step-….safetensors, best.safetensors and, at the end,
@@ -83,25 +85,27 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
             try_places(places, config.preset, going_on=saved is not None)
         config = ranks.from_first(config)
         ranks.require_share_of(config.batches.batch_size)
-        if ranks.first:
-            say(f"training on {machine.name} in {Precision.of(machine.device, config.precision).name}")
 
-        state = RunState(config, machine.device)
+        state = RunState(
+            config.model, config.optimization, machine.device, seed=config.seed, precision=config.precision
+        )
+        if ranks.first:
+            say(f"training on {machine.name} in {state.precision.name}")
         if saved is not None:
             state.restore(*saved)
         elif config.init is not None:
-            start_from(config.init, state, config.model, quiet=not ranks.first)
+            start_from(config.init, state, quiet=not ranks.first)
         if ranks.world_size > 1:
             synced(state.network, machine.device)
 
         recorded = ranks.from_first(recorded_songs(places.run_dir, checkpoints) if ranks.first and resume else [])
         data = list_dataset(config.data, places.cache / "data", config.validation.valid_share)
         complete = wait or config.deterministic or ranks.world_size > 1
-        state.songs = plan_songs(data, state, recorded, complete, config.seed)
+        state.songs = plan_songs(data, state, recorded, complete)
         try:
-            excerpts = open_excerpts(config, data, places.cache, machine, state, stop)
+            excerpts = open_excerpts(data, state, config.batches, machine, cache=places.cache, stop=stop)
         except Stopped:
-            return Result(state.run_id, state.step, state.best_usdr, None, stop.signal)
+            return RunResult(state.run_id, state.step, state.best_usdr, None, stop.signal)
 
         validator = Validator(config.model, data.valid, config.validation.valid_excerpt_s, machine)
         archive = None
@@ -112,8 +116,15 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
                     tracker.tag({"data.digest": data.digest})
                     show_data(tracker, data, [name for _, names in state.songs for name in names])
                     checkpoints.mirror(write_json(places.run_dir / "config.json", config.to_json()))
-                licence = data.licence(config.data_licence)
-                Run(config, machine, excerpts, validator, state, output, stop, data.digest, licence).go()
+                Run(
+                    plan=Plan(config.budget, config.validation, state),
+                    stepper=Stepper(state, config.batches, machine, compile=config.compile),
+                    excerpts=excerpts,
+                    validator=validator,
+                    origin=Origin(config.preset, config.data, data.digest, data.licence(config.data_licence)),
+                    output=output,
+                    stop=stop,
+                ).go()
             finally:
                 if ranks.first:
                     checkpoints.close(min(CLOSING_S, stop.left_s))
@@ -124,7 +135,7 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
                 show_archive(tracker, Path(archive))
                 if places.publish is not None:
                     archive = publish(places.run_dir, places.publish, places.overwrite)
-        return Result(state.run_id, state.step, state.best_usdr, archive, stop.signal)
+        return RunResult(state.run_id, state.step, state.best_usdr, archive, stop.signal)
 
 
 def try_places(places: Places, preset: str, going_on: bool) -> None:
@@ -144,21 +155,21 @@ def try_places(places: Places, preset: str, going_on: bool) -> None:
 
 
 def open_excerpts(
-    config: TrainConfig, data: DataSet, cache: Path, machine: Machine, state: RunState, stop: StopRequest
+    data: DataSet, state: RunState, batch: Batches, machine: Machine, *, cache: Path, stop: StopRequest
 ) -> Excerpts:
     """Bring the songs to validate on and those that training starts with; excerpts of these, with the others on their way."""
     ranks = machine.ranks
     progress = ProgressBar() if ranks.first else no_progress
 
-    stems = data.decoded_stems(config.model.stems)
+    stems = data.decoded_stems(state.model.stems)
+    cut = samples_to_cut(batch.crop_samples(state.model.audio.sample_rate_hz))
 
     def prepared(songs: Sequence[Song], stopping: Event) -> list[DecodedSong]:
-        data.bring(songs, progress, stopping)
-        return decode(songs, config.model.audio, stems, cache / "decoded", progress, stopping)
+        data.bring(songs, progress, stopping=stopping)
+        return decode(songs, state.model.audio, stems, cache / "decoded", progress, stopping=stopping)
 
     def crops(songs: Sequence[DecodedSong]) -> Crops:
-        cut = samples_to_cut(config.crop_samples)
-        return Crops(songs, config.batches.batch_size, cut, config.seed, ranks.rank, ranks.world_size)
+        return Crops(songs, batch.batch_size, cut, state.seed, rank=ranks.rank, world_size=ranks.world_size)
 
     data.bring(data.valid, progress, stop.event)
     excerpts = Excerpts.open(data.train, state.songs, prepared, crops, stop.event)
@@ -173,9 +184,7 @@ def open_excerpts(
     return excerpts
 
 
-def plan_songs(
-    data: DataSet, state: RunState, recorded: Schedule, complete: bool, seed: int
-) -> list[tuple[int, list[str]]]:
+def plan_songs(data: DataSet, state: RunState, recorded: Schedule, complete: bool) -> list[tuple[int, list[str]]]:
     """The songs of a run by the step that they are known from, as far as that is decided.
 
     What was recorded after the checkpoint, or before the first one, is done again: so the steps from there on are the same.
@@ -185,7 +194,7 @@ def plan_songs(
     if list(recorded[: len(known)]) == known and len(recorded) > len(known):
         known = [(step, list(names)) for step, names in recorded]
     if not known:
-        known = [(step, list(names)) for step, names in first_songs(data.train, seed, complete)]
+        known = [(step, list(names)) for step, names in first_songs(data.train, state.seed, complete)]
     _, others = scheduled(data.train, known)
     if others and complete:
         known.append((state.step, sorted(song.name for song in others)))
@@ -218,9 +227,9 @@ def find_saved(
     return read_tensors(newest)
 
 
-def start_from(archive: str, state: RunState, model: ModelSpec, *, quiet: bool) -> None:
+def start_from(archive: str, state: RunState, *, quiet: bool) -> None:
     """Begin with the weights of an archive, in the averages, too."""
-    fresh, licences = take_weights(state.network, model, archive)
+    fresh, licences = take_weights(state.network, state.model, archive)
     state.started_from = licences.to_json()
     state.statistics.remember()
     state.averages = [Average(state.network, average.decay) for average in state.averages]
@@ -249,5 +258,5 @@ def tracked(config: TrainConfig, run_dir: Path, machine: Machine, state: RunStat
             tracker.tag({"resumed": f"at step {state.step}"})
             best = run_dir / "best.safetensors"
             if best.exists():
-                show_best(tracker, config, read_tensors(best)[1])
+                show_best(tracker, read_tensors(best)[1])
         yield tracker

@@ -48,7 +48,7 @@ def copy_run(from_uri: str, run_id: str, to_uri: str) -> str:
         target.log_artifacts(made, folder)
         for model in logged_models(source, run.info.experiment_id, run_id):
             (archive,) = Path(folder, "archive").glob("*.mar")
-            log_model(target, made, archive, facts_of(model))
+            log_model(target, made, archive, logged_facts(model))
     target.set_terminated(made, run.info.status, run.info.end_time)
     return made
 
@@ -62,7 +62,7 @@ def copy_numbers(source: mlflow.MlflowClient, run: Run, target: mlflow.MlflowCli
             target.log_batch(made, metrics=history[first : first + BATCH])
 
 
-def facts_of(model: Any) -> dict[str, Any]:
+def logged_facts(model: Any) -> dict[str, Any]:
     """The facts of a logged model, as `log_model` takes them."""
     metrics = model.metrics or []
     name, _, _ = (metrics[0].dataset_name if metrics else "").rpartition(" ")

@@ -36,7 +36,7 @@ BATCH_METRICS = 1000  # MLflow takes no more at once
 
 
 @dataclass(frozen=True)
-class Origin:
+class Continued:
     """The run that a run folder goes on with: its id in MLflow, None for a new one, and the step it has come to."""
 
     run_id: str | None = None
@@ -63,7 +63,7 @@ class StoredRun:
     place, with the tags `continues.run` and `continues.step`.
     """
 
-    def __init__(self, uri: str, run_dir: Path, origin: Origin) -> None:
+    def __init__(self, uri: str, run_dir: Path, origin: Continued) -> None:
         self._uri = uri
         self._run_dir = run_dir
         self._facts = run_dir / "spool" / "run.json"

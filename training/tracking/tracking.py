@@ -22,7 +22,7 @@ from training.errors import NotFinite, TrackingError
 from training.progress import say
 from training.tracking.experiment import NOTE_TAG, scores_link
 from training.tracking.spool import Sender, Spool, send_all
-from training.tracking.stored_run import ArchiveFacts, Origin, StoredRun, now_ms
+from training.tracking.stored_run import ArchiveFacts, Continued, StoredRun, now_ms
 from training.tracking.system_metrics import SystemMetrics
 from training.tracking.words import without_password
 
@@ -57,7 +57,7 @@ class Tracker:
     end: End = "completed"
     """Why the run ends, unless an exception says otherwise."""
 
-    def __init__(self, uri: str, run_dir: Path, origin: Origin) -> None:
+    def __init__(self, uri: str, run_dir: Path, origin: Continued) -> None:
         self._uri = uri
         self._run_dir = run_dir
         self._spool = Spool(run_dir / "spool")
@@ -75,7 +75,7 @@ class Tracker:
         Waits some seconds for MLflow to answer, then goes on without. Raises TrackingError where the run folder cannot be
         written.
         """
-        tracker = cls(uri, run_dir, Origin(run_id, step))
+        tracker = cls(uri, run_dir, Continued(run_id, step))
         if not tracker._sender.tried(START_S):
             late = f"MLflow at {without_password(uri)} does not answer yet"
             say(f"{late}: training goes on, {run_dir}/spool keeps what it reports")
@@ -123,7 +123,7 @@ class Tracker:
         """Log a file of JSON; it replaces the one of its name."""
         self._send_file(self._json_file(name, content))
 
-    def data(self, source: str, digest: str, split: Split, songs: int, measured: int, seconds: float) -> None:
+    def data(self, source: str, digest: str, split: Split, *, songs: int, measured: int, seconds: float) -> None:
         """Log the songs of a data set that the run learns from, or is validated with.
 
         `seconds` are those of the `measured` songs, the ones that have arrived.
@@ -134,11 +134,11 @@ class Tracker:
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         """Log the finite ones of the numbers of a step. The steps of one name rise: one that was logged is not logged again."""
-        self._spool.append({"op": "numbers", "values": finite(values), "step": step, "time_ms": now_ms()})
+        self._spool.append({"op": "numbers", "values": finite_numbers(values), "step": step, "time_ms": now_ms()})
 
     def summary(self, values: Mapping[str, float]) -> None:
         """Log the finite ones of numbers that have no steps; a number replaces the last one of its name."""
-        self._spool.append({"op": "summary", "values": finite(values), "time_ms": now_ms()})
+        self._spool.append({"op": "summary", "values": finite_numbers(values), "time_ms": now_ms()})
 
     def picture(self, key: str, figure: "Figure", number: int) -> None:
         """Log a picture of a series; the page shows the series as a slider, several runs side by side."""
@@ -205,17 +205,19 @@ class Tracker:
     def _watch_system(self) -> None:
         machine = SystemMetrics()
         while not self._closing.wait(SYSTEM_INTERVAL_S):
-            self._spool.append({"op": "numbers", "values": finite(machine.read()), "step": None, "time_ms": now_ms()})
+            self._spool.append(
+                {"op": "numbers", "values": finite_numbers(machine.read()), "step": None, "time_ms": now_ms()}
+            )
 
 
 def sync(uri: str, run_dir: Path) -> int:
     """Send what the spool of a run that has ended still holds; the number of reports. Raises TrackingError."""
     if not (run_dir / "spool").is_dir():
         raise TrackingError(f"{run_dir} holds no reports of a run: name the --run-dir of one")
-    return send_all(Spool(run_dir / "spool"), StoredRun(uri, run_dir, Origin()).send)
+    return send_all(Spool(run_dir / "spool"), StoredRun(uri, run_dir, Continued()).send)
 
 
-def finite(values: Mapping[str, float]) -> dict[str, float]:
+def finite_numbers(values: Mapping[str, float]) -> dict[str, float]:
     """The values that are neither infinite nor NaN, rounded."""
     return {name: rounded(value) for name, value in values.items() if math.isfinite(value)}
 

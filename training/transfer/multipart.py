@@ -25,7 +25,7 @@ def upload(path: Path, url: str, part_md5s: Sequence[str], progress: Progress, s
     bucket, key = bucket_and_key(url)
     place = {"Bucket": bucket, "Key": key}
     place["UploadId"] = unfinished(url) or ask(url, "create_multipart_upload", stopping, **place)["UploadId"]
-    arrived = [part for part in parts(url, place) if part["PartNumber"] <= len(part_md5s)]
+    arrived = [part for part in arrived_parts(url, place) if part["PartNumber"] <= len(part_md5s)]
     etags = {part["PartNumber"]: etag_of(part) for part in arrived}
     numbers = range(1, len(part_md5s) + 1)
     missing = [number for number in numbers if etags.get(number) != part_md5s[number - 1]]
@@ -73,7 +73,7 @@ def unfinished(url: str) -> str | None:
     return max(begun, key=lambda upload: upload["Initiated"])["UploadId"] if begun else None
 
 
-def parts(url: str, place: Mapping[str, str]) -> list[Mapping[str, Any]]:
+def arrived_parts(url: str, place: Mapping[str, str]) -> list[Mapping[str, Any]]:
     """The parts of an upload that have arrived."""
     with explained(url):
         return [

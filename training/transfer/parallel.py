@@ -54,8 +54,8 @@ def run_parallel(
             deadline = time.monotonic() + GRACE_S
             for thread in threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
-    if errors:
-        raise errors[min(errors)]
-    if len(results) < count:
-        raise Stopped("the work was stopped before it was complete")
-    return [results[index] for index in range(count)]
+    if len(results) == count:
+        return [results[index] for index in range(count)]
+    if stopping.is_set():  # errors follow from it, such as that of a file that was left on its way
+        raise Stopped("the work was stopped before it was complete") from errors.get(min(errors, default=0))
+    raise errors[min(errors)]

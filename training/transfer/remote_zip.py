@@ -81,7 +81,7 @@ def opener(stored: StoredFile) -> Callable[[Event], IO[bytes]]:
 
 
 @contextmanager
-def readable(zip_url: str) -> Iterator[None]:
+def zip_errors(zip_url: str) -> Iterator[None]:
     """Turns errors of the zipfile module into a DataError that names the zip."""
     try:
         yield
@@ -89,7 +89,7 @@ def readable(zip_url: str) -> Iterator[None]:
         raise DataError(f"{zip_url} cannot be unpacked ({error}): get it again") from error
 
 
-def unpack(
+def bring_members(
     open_zip: Callable[[Event], IO[bytes]],
     members: Mapping[str, zipfile.ZipInfo],
     folder: Arrivals,

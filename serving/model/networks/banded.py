@@ -49,6 +49,7 @@ class Banded(Network):
     def __init__(
         self,
         spec: ModelSpec,
+        *,
         band_bins: tuple[int, ...],
         band_widths: tuple[int, ...],
         channels: tuple[int, ...],

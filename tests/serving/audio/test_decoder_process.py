@@ -116,7 +116,7 @@ import socket, sys, time
 import serving.audio.decoder_process as decoder
 decoder.SILENCE_S = 1
 ours, theirs = socket.socketpair()
-answer = decoder.Answer(theirs)
+answer = decoder.Outgoing(theirs)
 if sys.argv[1] == "reader is slow":
     import threading
     def drain():

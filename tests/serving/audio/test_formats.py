@@ -106,6 +106,26 @@ class TestMp3:
             frames = frames[:4] + self.synchsafe(int.from_bytes(frames[4:8], "big")) + frames[8:]
         return b"ID3" + bytes([version, 0, 0]) + self.synchsafe(size) + frames
 
+    def with_footer(self, tag: bytes) -> bytes:
+        return tag[:5] + b"\x10" + tag[6:] + b"3DI" + tag[3:5] + b"\x10" + tag[6:10]
+
+    def unsynchronised(self, frames: bytes) -> bytes:
+        body = frames.replace(b"\xff", b"\xff\0")
+        return b"ID3\x03\0\x80" + self.synchsafe(len(body)) + body
+
+    def ape(self) -> bytes:
+        items = (
+            struct.pack("<II", 4, 0)
+            + b"Title\0Song"
+            + struct.pack("<II", 90_000, 2)
+            + b"Cover Art (Front)\0"
+            + bytes(90_000)
+        )
+        head, foot = (
+            struct.pack("<8sIIII8x", b"APETAGEX", 2000, len(items) + 32, 2, flags) for flags in (0xA << 28, 0x8 << 28)
+        )
+        return head + items + foot
+
     def synchsafe(self, size: int) -> bytes:
         return bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
 
@@ -133,6 +153,10 @@ class TestMp3:
             "Xing tag counts fewer": with_frames(frames // 2),
             "Xing tag counts none": with_frames(0),
             "ID3v1": MP3 + b"TAG" + bytes(125),
+            "ID3v2.4 with a footer": self.with_footer(self.id3(self.ART, 4)) + bare,
+            "ID3v2.3, unsynchronised": self.unsynchronised(self.ART) + MP3,
+            "APEv2 behind": MP3 + self.ape(),
+            "APEv2 before": self.ape() + bare,
             "zeros after": bare + bytes(3_000),
             "variable bit rate": encode(SONG, "mp3", "mp3", options={"write_xing": "1"}, bit_rate=64_000),
         }
@@ -178,6 +202,64 @@ class TestChainedOgg:
         data = self.vorbis(0)[1] + self.vorbis(1)[1][:-3_000]
         with pytest.raises(AudioError, match=r"breaks off after 2\.\d s: send the whole file again"):
             read(data)
+
+
+class TestHeadsOfPipes:
+    """Sizes that a program never came back to write, or that are not the song's alone."""
+
+    def test_a_wav_whose_recorder_never_wrote_the_size(self) -> None:
+        whole = by_soundfile(SONG, "WAV", "PCM_16")
+        for riff_size in (whole[4:8], bytes(4)):
+            data = whole[:4] + riff_size + whole[8:40] + bytes(4) + whole[44:]
+            np.testing.assert_array_equal(read(data)[0], read(whole)[0])
+            assert "may be cut off" in str(info_of(data).note)
+
+    def test_a_caf_in_a_pipe(self) -> None:
+        whole = by_soundfile(SONG, "CAF", "PCM_24")
+        at = whole.index(b"data") + 4
+        np.testing.assert_array_equal(read(whole[:at] + b"\xff" * 8 + whole[at + 8 :])[0], read(whole)[0])
+
+    def test_an_avi_in_a_pipe(self) -> None:
+        whole = encode(SONG, "avi", "mp3")
+        np.testing.assert_array_equal(read(whole[:4] + b"\xff" * 4 + whole[8:])[0], read(whole)[0])
+
+    def test_a_flac_without_a_count(self) -> None:
+        whole = by_soundfile(SONG, "FLAC")
+        counted = int.from_bytes(whole[21:26], "big")
+        data = whole[:21] + (counted >> 36 << 36).to_bytes(5, "big") + whole[26:]
+        np.testing.assert_array_equal(read(data)[0], read(whole)[0])
+        with pytest.raises(AudioError, match="is damaged after"):
+            read(data[: len(data) // 2])
+
+
+class TestFlac:
+    """A FLAC ends with its last frame: a tag behind it is no part of the song, another FLAC is one song too many."""
+
+    @pytest.mark.parametrize("behind", [b"TAG" + bytes(125), bytes(100_000)], ids=["ID3v1", "zeros"])
+    @pytest.mark.parametrize("seconds", [0.01, 3.0])
+    def test_tags_and_zeros(self, behind: bytes, seconds: float, tmp_path: Path) -> None:
+        whole = by_soundfile(song(seconds=seconds), "FLAC")
+        path = tmp_path / "song.flac"
+        path.write_bytes(whole + behind)
+        for source in (whole + behind, path):
+            np.testing.assert_array_equal(read(source)[0], read(whole)[0])
+
+    @pytest.mark.parametrize("seconds", [0.01, 3.0])
+    def test_another_song_is_not_passed_over(self, seconds: float, tmp_path: Path) -> None:
+        path = tmp_path / "songs.flac"
+        path.write_bytes(2 * by_soundfile(song(seconds=seconds), "FLAC"))
+        for source in (path.read_bytes(), path):
+            with pytest.raises(AudioError, match="joined of several FLAC files: send them one by one"):
+                read(source)
+
+
+def test_real_audio_and_voc() -> None:
+    for container, codec, audio, rate_hz in (
+        ("rm", "real_144", song(1, rate_hz=8_000), 8_000),
+        ("voc", "pcm_s16le", SONG, 44_100),
+    ):
+        data = encode(audio, container, codec, rate_hz)
+        np.testing.assert_allclose(read(data)[0], by_ffmpeg(data), atol=1e-6)
 
 
 def front_index(tmp_path: Path) -> bytes:
@@ -261,7 +343,7 @@ class TestEndsThatProveNothing:
         data = encode(song(rate_hz=48_000), "webm", "libopus", 48_000, options={"live": "1"})
         assert "may be cut off" in str(info_of(data).note)
 
-    @pytest.mark.parametrize("audio_format", ["WAV", "AIFF", "W64"])
+    @pytest.mark.parametrize("audio_format", ["WAV", "AIFF", "W64", "RF64", "AU"])
     def test_a_header_that_promises_more(self, audio_format: str) -> None:
         data = by_soundfile(SONG, audio_format, "PCM_16")
         assert info_of(data).note is None

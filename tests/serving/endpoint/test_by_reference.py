@@ -23,7 +23,7 @@ from torch import nn
 from serving.audio.delivery import FACT_SHEET
 from serving.endpoint import by_reference
 from serving.endpoint.answer import Answer as Answered
-from serving.endpoint.by_reference import Patience, Place, Reach, Reference, awaited, checked_address, is_public
+from serving.endpoint.by_reference import Address, Deadline, Reach, Reference, awaited, checked_address, is_public
 from serving.endpoint.incoming import Bounds
 from serving.errors import AudioTooLong, Forbidden, RequestError, ServerError, StorageError
 from serving.model.separator import Separator
@@ -79,7 +79,7 @@ def song(reach: Reach, uri: str, seconds: float = 60) -> Iterator[Path]:
     """A copy of the song at an address."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "song")
-        reach.fetch(reach.check(uri), path, Patience(seconds))
+        reach.fetch(reach.check(uri), path, Deadline(seconds))
         yield path
 
 
@@ -288,7 +288,7 @@ def test_a_name_with_one_private_address_is_not_reached(private: str, monkeypatc
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in ("8.8.8.8", private)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(Forbidden, match="inside a private network"):
-        checked_address(Place.of("https://store.example.com/a.wav"))
+        checked_address(Address.of("https://store.example.com/a.wav"))
 
 
 @pytest.mark.parametrize("name", ["localhost", "0x7f.1", "2130706433", "127.1", "017700000001"])
@@ -376,7 +376,7 @@ def test_a_body_that_names_none(body: bytes) -> None:
 def test_slow_work_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_reference, "SIGN_OF_LIFE_S", 0.02)
 
-    def slow(_: Patience) -> str:
+    def slow(_: Deadline) -> str:
         time.sleep(0.1)
         return "done"
 

@@ -21,8 +21,8 @@ from ts.utils.util import list_classes_from_module
 
 from serving.endpoint import handler
 from serving.endpoint.drain import Drain
-from serving.endpoint.handler import Handler, device_of
-from serving.errors import AudioTooLong, ServerError
+from serving.endpoint.handler import Handler
+from serving.errors import AudioTooLong
 from serving.model.archive import write_archive
 from serving.model.spec import ModelSpec
 
@@ -89,19 +89,6 @@ def test_describe_tells_the_facts_of_the_archive(served: Handler, tiny_spec: Mod
     assert facts["origin"] == {"run": "r1"}
     assert len(facts["weights_sha256"]) == 64
     assert json.dumps(facts)
-
-
-def test_a_device_that_is_not_there_is_named_and_nothing_else_is_taken() -> None:
-    assert device_of(None, None) == device_of("auto", None) == torch.device("cpu")
-    assert device_of("cpu", 0) == torch.device("cpu")
-    gpus = torch.cuda.device_count()
-    for name in (f"cuda:{gpus}", f"cuda:{gpus + 3}"):
-        with pytest.raises(
-            ServerError, match=f"there is no {name} here, torch sees {gpus} GPUs: set STEMWRIGHT_DEVICE"
-        ):
-            device_of(name, None)
-    with pytest.raises(ServerError, match="there is no device gpu: set STEMWRIGHT_DEVICE to"):
-        device_of("gpu", None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from serving.audio.delivery import FACT_SHEET
 from serving.audio.encoding import Written
 from serving.errors import AudioError, RequestError
-from serving.songs.batch import SUFFIXES, Job, plan, separate_all
+from serving.songs.batch import AUDIO_SUFFIXES, Job, select, separate_all
 from serving.songs.fact_sheet import FactSheet, ModelFacts, SongFacts, sha256_of
 from serving.songs.request import Request
 
@@ -37,7 +37,7 @@ def separated(song: Path, out: Path, stems: Sequence[str] = REQUEST.stems) -> Fa
 
 
 def relative(paths: Sequence[Path], out: Path, top: Path) -> dict[str, str]:
-    jobs = plan(paths, out).jobs
+    jobs = select(paths, out).jobs
     return {str(job.song.relative_to(top)): str(job.out.relative_to(top)) for job in jobs}
 
 
@@ -49,12 +49,12 @@ def test_a_folder_keeps_its_shape(tmp_path: Path) -> None:
         "in/a/d.wav": "out/a/d.wav",
         "in/b.wav": "out/b",
     }
-    assert sorted(plan([tmp_path / "in"], tmp_path / "out").skipped) == [".txt", "cover"]
+    assert sorted(select([tmp_path / "in"], tmp_path / "out").skipped) == [".txt", "cover"]
 
 
 def test_every_kind_that_is_read_singly_is_found() -> None:
     named = "wav w64 flac ogg oga opus spx mp3 mp2 aif aiff aifc au caf aac m4a m4b mp4 mov mka mkv webm wma wv tta ac3"
-    assert {f".{kind}" for kind in named.split()} <= SUFFIXES
+    assert {f".{kind}" for kind in named.split()} <= AUDIO_SUFFIXES
 
 
 def test_files_are_taken_at_their_word(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_files_are_taken_at_their_word(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["...wav", "..wav", "....wav", "...", "..a.wav"])
 def test_a_name_of_dots_stays_inside_the_folder(name: str, tmp_path: Path) -> None:
-    (job,) = plan([tmp_path / name], tmp_path / "out").jobs
+    (job,) = select([tmp_path / name], tmp_path / "out").jobs
     assert job.out.parent == tmp_path / "out"
     assert job.out.name.strip(".")
 
@@ -77,18 +77,18 @@ def test_stems_are_no_songs(out: str, tmp_path: Path) -> None:
     for song, folder in first.items():
         separated(tmp_path / song, tmp_path / folder)
     assert relative([tmp_path / "in"], tmp_path / out, tmp_path) == first
-    assert plan([tmp_path / "in"], tmp_path / out).skipped == []
+    assert select([tmp_path / "in"], tmp_path / out).skipped == []
 
 
 def test_two_songs_never_share_a_folder(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="would share the folder"):
-        plan([tmp_path / "a" / "song.wav", tmp_path / "b" / "song.wav"], tmp_path)
+        select([tmp_path / "a" / "song.wav", tmp_path / "b" / "song.wav"], tmp_path)
 
 
 def test_no_songs(tmp_path: Path) -> None:
     files(tmp_path, "notes.txt")
     with pytest.raises(RequestError, match="there are no songs"):
-        plan([tmp_path], tmp_path / "out")
+        select([tmp_path], tmp_path / "out")
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_what_is_done_is_left_out_and_a_bad_song_costs_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files(tmp_path, "a.wav", "b.wav", "c.wav", "d.wav", "notes.txt")
-    planned = plan([tmp_path], tmp_path / "out")
+    planned = select([tmp_path], tmp_path / "out")
     tried: list[str] = []
 
     def separate(job: Job) -> list[Path]:
@@ -182,9 +182,9 @@ def test_clipping_and_an_end_without_proof_are_told(done: Job, capsys: pytest.Ca
     loud = {**sheet.files, "vocals": Written("vocals.wav", 0, 1.25, 1_234)}
     noted = replace(sheet.song, note="the file ends without the mark of its end")
     (done.out / FACT_SHEET).write_bytes(replace(sheet, files=loud, song=noted).to_json())
-    assert separate_all(plan([done.song], done.out), lambda _: [], lambda _: False) == 0
+    assert separate_all(select([done.song], done.out), lambda _: [], lambda _: False) == 0
     assert capsys.readouterr().err == ""
-    planned = plan([done.song], done.out.parent)
+    planned = select([done.song], done.out.parent)
     planned = replace(planned, jobs=[done])
     assert separate_all(planned, lambda _: [], lambda _: False) == 0
     assert capsys.readouterr().err.splitlines() == [
@@ -200,7 +200,7 @@ def test_a_name_that_cannot_be_printed_is_escaped(tmp_path: Path, capsys: pytest
     def fail(_: Job) -> list[Path]:
         raise AudioError("it is damaged")
 
-    planned = plan([song], tmp_path / "out")
+    planned = select([song], tmp_path / "out")
     assert separate_all(planned, lambda job: [job.out / "vocals.wav"], lambda _: False) == 0
     assert separate_all(planned, fail, lambda _: False) == 1
     out, err = capsys.readouterr()

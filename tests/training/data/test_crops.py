@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.crops import AHEAD, Crops, batches, free_starts
+from training.data.crops import AHEAD, Crops, free_starts, prepared_batches
 from training.data.decoded import DecodedSong, Span
 from training.errors import DataError
 
@@ -176,7 +176,7 @@ class TestArrivals:
 
     def test_they_do_not_come_to_a_batch_that_is_made(self) -> None:
         crops = Crops([self.first], 4, 10, seed=0)
-        upcoming = batches(crops, first_step=10, pin_memory=False)
+        upcoming = prepared_batches(crops, first_step=10, pin_memory=False)
         next(upcoming)
         crops.add([self.second], from_step=10 + AHEAD)
         upcoming.close()
@@ -189,7 +189,7 @@ class TestArrivals:
         """Each as early as it may; what was drawn meanwhile is what a run that is resumed draws."""
         songs = [ramp(1000, first=100 * number, name=f"A - {number:02}") for number in range(30)]
         crops = Crops(songs[:1], 4, 10, seed=0)
-        upcoming, drawn = batches(crops, first_step=0, pin_memory=False), []
+        upcoming, drawn = prepared_batches(crops, first_step=0, pin_memory=False), []
         for step, song in enumerate(songs[1:]):
             drawn.append(next(upcoming))
             crops.add([song], from_step=step + AHEAD)
@@ -205,13 +205,13 @@ class TestArrivals:
 
 def test_batches_come_in_the_order_of_the_steps() -> None:
     crops = Crops([ramp(1000)], batch_size=2, crop_samples=10, seed=1)
-    found = list(itertools.islice(batches(crops, first_step=5, pin_memory=False), 12))
+    found = list(itertools.islice(prepared_batches(crops, first_step=5, pin_memory=False), 12))
     assert all(torch.equal(batch, crops.batch(5 + i)) for i, batch in enumerate(found))
 
 
 def test_batches_that_are_closed_leave_no_thread_and_no_work() -> None:
     crops = Crops([ramp(1000)], batch_size=2, crop_samples=10, seed=1)
-    upcoming = batches(crops, first_step=0, pin_memory=False)
+    upcoming = prepared_batches(crops, first_step=0, pin_memory=False)
     next(upcoming)
     assert any(thread.name.startswith("crops") for thread in threading.enumerate())
     upcoming.close()
@@ -227,7 +227,7 @@ def test_closing_does_not_wait_for_batches_that_nobody_began(monkeypatch: pytest
         return batch(self, step, pin_memory)
 
     monkeypatch.setattr(Crops, "batch", slow)
-    upcoming = batches(crops, first_step=0, pin_memory=False)
+    upcoming = prepared_batches(crops, first_step=0, pin_memory=False)
     next(upcoming)
     upcoming.close()
     assert len(made) < AHEAD
@@ -243,5 +243,5 @@ def test_a_batch_holds_what_the_file_holds(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to pin memory for")
 def test_a_batch_can_be_pinned() -> None:
     crops = Crops([ramp(1000)], 4, 10, seed=0)
-    pinned = next(batches(crops, first_step=0, pin_memory=True))
+    pinned = next(prepared_batches(crops, first_step=0, pin_memory=True))
     assert pinned.is_pinned() and torch.equal(pinned, crops.batch(0))

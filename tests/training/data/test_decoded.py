@@ -21,7 +21,7 @@ from serving.model.spec import AudioSpec
 from tests.data_sets import STEMS, stem_audio, write_folder, write_stem_file
 from training.data import decoded as decoded_module
 from training.data.decoded import DecodeCache, Span, claimed, decode, resampled, resampled_samples
-from training.data.musdb18 import StemFile
+from training.data.musdb18 import StemMp4
 from training.data.song import BLOCK_SAMPLES, Header, Song
 from training.data.stem_folder import StemFolder
 from training.errors import DataError, Stopped
@@ -173,7 +173,7 @@ def test_a_song_can_be_sent_to_a_process(tmp_path: Path) -> None:
 
 
 def test_stem_files_are_decoded(tmp_path: Path) -> None:
-    source = StemFile("A - 0", write_stem_file(tmp_path / "A - 0.stem.mp4"))
+    source = StemMp4("A - 0", write_stem_file(tmp_path / "A - 0.stem.mp4"))
     (decoded,) = decode([source], AudioSpec(44_100), ("vocals", "drums"), tmp_path / "cache")
     audio, _ = source.read(("vocals", "drums"))
     assert np.array_equal(decoded.samples, np.round(audio * 32768).astype(np.int16))
@@ -232,7 +232,7 @@ class TestFaults:
         self, tmp_path: Path, times: Callable[[int, int], int]
     ) -> None:
         path = write_stem_file(tmp_path / "A - 0.stem.mp4")
-        whole, source = path.read_bytes(), StemFile("A - 0", path)
+        whole, source = path.read_bytes(), StemMp4("A - 0", path)
         for _ in range(times(3, 50)):
             path.write_bytes(whole[: random.randrange(int(0.9 * len(whole)))])
             with pytest.raises(DataError, match=r"A - 0\.stem\.mp4 (is|has|does) .*: get (it|the song) again"):

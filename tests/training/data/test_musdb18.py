@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.data_sets import STEMS, needs_ffmpeg, write_stem_file
-from training.data.musdb18 import StemFile, validation_tracks
+from training.data.musdb18 import StemMp4, validation_tracks
 
 
 def test_the_official_songs_for_validation() -> None:
@@ -18,7 +18,7 @@ def test_parity_with_musdb(tmp_path: Path) -> None:
     path = write_stem_file(tmp_path / "train" / "A - 0.stem.mp4", seconds=3.3)
     database = musdb.DB(root=str(tmp_path), subsets=["train"])
     assert set(database.setup["validation_tracks"]) == validation_tracks()
-    audio, rate_hz = StemFile("A - 0", path).read(STEMS)
+    audio, rate_hz = StemMp4("A - 0", path).read(STEMS)
     track = database.tracks[0]
     assert track.rate == rate_hz
     for ours, stem in zip(audio, STEMS, strict=True):

@@ -10,7 +10,7 @@ from serving.model.archive import write_archive
 from serving.model.spec import ModelSpec
 from tests.s3 import bucket_fixture  # noqa: F401
 from training.__main__ import main
-from training.doctor.finding import Finding, table
+from training.doctor.finding import Finding, findings_table
 from training.doctor.machine import in_wheel, memory
 
 
@@ -87,5 +87,5 @@ def test_the_limit_of_a_container_is_its_memory(tmp_path: Path) -> None:
 
 
 def test_remedies_stand_below_what_they_are_for() -> None:
-    lines = table([Finding("a", "b"), Finding("long", "c", "wrong", "d")]).splitlines()
+    lines = findings_table([Finding("a", "b"), Finding("long", "c", "wrong", "d")]).splitlines()
     assert lines == ["ok     a     b", "wrong  long  c", "             → d"]

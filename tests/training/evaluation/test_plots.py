@@ -65,7 +65,9 @@ def test_spectrogram_figure_of_silence_is_dark(tmp_path: Path) -> None:
 def test_profile_figure_draws_a_bar_for_every_number(tmp_path: Path) -> None:
     magnitude = np.random.default_rng(0).random((1025, 90), np.float32)
     percents = {"vocal band": [10.0, 20.0, 30.0], "voice": [5.0, 15.0, 25.0]}
-    figure = profile_figure(magnitude, 0.25 * np.ones_like(magnitude), [1.0, 2.0, 3.0], percents, RATE_HZ, 512)
+    figure = profile_figure(
+        magnitude, 0.25 * np.ones_like(magnitude), [1.0, 2.0, 3.0], percents, rate_hz=RATE_HZ, hop_samples=512
+    )
     *_, means, shares = (axis for axis in figure.axes if axis.patches)
     assert [bar.get_height() for bar in means.patches] == [1.0, 2.0, 3.0]
     assert [bar.get_height() for bar in shares.patches] == [10.0, 20.0, 30.0, 5.0, 15.0, 25.0]
@@ -76,7 +78,7 @@ def test_profile_figure_draws_a_bar_for_every_number(tmp_path: Path) -> None:
 
 def test_profile_figure_without_a_mask_has_no_mask_panel() -> None:
     magnitude = np.ones((1025, 36), np.float32)
-    figure = profile_figure(magnitude, None, [1.0] * 18, {"vocal band": [50.0] * 18}, RATE_HZ, 512)
+    figure = profile_figure(magnitude, None, [1.0] * 18, {"vocal band": [50.0] * 18}, rate_hz=RATE_HZ, hop_samples=512)
     assert "Vocal mask" not in [axis.get_title() for axis in figure.axes]
 
 

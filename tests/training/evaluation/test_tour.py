@@ -13,7 +13,7 @@ from serving.model.separator import Separator
 from serving.model.spec import AudioSpec, ModelSpec, StftSpec
 from tests.stubs import Share
 from training.errors import ConfigError, DataError
-from training.evaluation.tour import SLICES, load, percent, profile, tour
+from training.evaluation.tour import SLICES, load, percent, slices_of, tour
 
 
 def write_song(path: Path, seconds: float, rate_hz: int = 44_100) -> Path:
@@ -74,7 +74,7 @@ def test_profile_measures_the_band_and_the_mask() -> None:
     mask = np.zeros_like(magnitude)
     mask[19] = 0.5
     magnitude[:, -2:] = 0  # the last slice is silent
-    found = profile(magnitude, mask, audio, stft)
+    found = slices_of(magnitude, mask, audio, stft)
     assert found.vocal_band_percent == [pytest.approx(50)] * 17 + [0]
     assert found.voice_percent == [pytest.approx(100 * 1.5 / 8)] * 17 + [0]
     assert found.mean_magnitude == [pytest.approx(8 / 1025)] * 17 + [0]
@@ -84,7 +84,7 @@ def test_profile_measures_the_band_and_the_mask() -> None:
 def test_slices_cover_every_frame_once() -> None:
     audio, stft = AudioSpec(sample_rate_hz=22_050), StftSpec(n_fft=2048, hop_samples=512)
     magnitude = np.ones((1025, 5 * SLICES + 7), np.float32)
-    starts = np.array(profile(magnitude, None, audio, stft).start_s) * 22_050 / 512
+    starts = np.array(slices_of(magnitude, None, audio, stft).start_s) * 22_050 / 512
     np.testing.assert_allclose(np.diff([*starts, magnitude.shape[1]]), [6] * 7 + [5] * 11, atol=1e-9)
 
 

@@ -78,14 +78,18 @@ def test_a_version_is_promoted_over_a_worse_one_and_a_worse_one_is_refused(
 
     # Vocals are a fourth of the energy: a mask of 0.25 is best, one of 0.9 far worse.
     good, bad = version("good", -1.0), version("bad", 2.2)
-    assert promote(uri, bad, "champion", songs, CPU, 1.5, force=False) == "the first champion of stemwright-2stems"
-    reason = promote(uri, good, "champion", songs, CPU, 1.5, force=False, progress=False)
+    assert (
+        promote(uri, bad, "champion", songs, CPU, slower=1.5, force=False) == "the first champion of stemwright-2stems"
+    )
+    reason = promote(uri, good, "champion", songs, CPU, slower=1.5, force=False, progress=False)
     assert reason.startswith("version 1 is better on the mean of the stems by") and reason.endswith("on 2 of 2 songs")
     assert find_version(uri, "models:/stemwright-2stems@champion").tags["champion.reason"] == reason
     with pytest.raises(ConfigError, match=r"is not promoted: its mean uSDR is lower by .*vocals loses"):
-        promote(uri, bad, "champion", songs, CPU, 1.5, force=False, progress=False)
+        promote(uri, bad, "champion", songs, CPU, slower=1.5, force=False, progress=False)
     assert find_version(uri, "models:/stemwright-2stems@champion").address == good
     with pytest.raises(ConfigError, match="is the champion already"):
-        promote(uri, good, "champion", songs, CPU, 1.5, force=False, progress=False)
-    assert "forced, although its mean" in promote(uri, bad, "champion", songs, CPU, 1.5, force=True, progress=False)
+        promote(uri, good, "champion", songs, CPU, slower=1.5, force=False, progress=False)
+    assert "forced, although its mean" in promote(
+        uri, bad, "champion", songs, CPU, slower=1.5, force=True, progress=False
+    )
     assert find_version(uri, "models:/stemwright-2stems@champion").address == bad

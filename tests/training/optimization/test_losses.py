@@ -1,6 +1,6 @@
 import torch
 
-from training.optimization.losses import FLOOR, energy, relative_error_db
+from training.optimization.losses import ERROR_FLOOR, relative_error_db, spectral_energy
 
 
 def spectrograms(seed: int) -> torch.Tensor:
@@ -13,7 +13,7 @@ def test_silence_as_the_estimate_costs_the_energy_of_the_stem() -> None:
     references[:, 0] = 3.0  # energy 144
     references[:, 1] = 1.0  # energy 16, mixture 256
     found = relative_error_db(torch.zeros_like(references), references)
-    expected = (10 * torch.tensor([144 / 256 + FLOOR, 16 / 256 + FLOOR]).log10()).mean()
+    expected = (10 * torch.tensor([144 / 256 + ERROR_FLOOR, 16 / 256 + ERROR_FLOOR]).log10()).mean()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
@@ -52,11 +52,11 @@ def test_the_accompaniment_of_four_stems_counts() -> None:
     estimates = torch.cat([torch.zeros_like(references[:, :3]), references.sum(dim=1, keepdim=True)], dim=1)
     of_stems = torch.tensor([0.1, 0.0, 0.0, 0.1])
     accompaniment = torch.tensor([0.1])
-    expected = (10 * (torch.cat([of_stems, accompaniment]) + FLOOR).log10()).mean()
+    expected = (10 * (torch.cat([of_stems, accompaniment]) + ERROR_FLOOR).log10()).mean()
     torch.testing.assert_close(relative_error_db(estimates, references), expected, rtol=0, atol=1e-4)
 
 
 def test_the_gradient_of_the_energy_is_what_differences_say() -> None:
     generator = torch.Generator().manual_seed(0)
     few = torch.randn(2, 2, 1, 3, 4, dtype=torch.complex128, generator=generator, requires_grad=True)
-    assert torch.autograd.gradcheck(energy, (few,))
+    assert torch.autograd.gradcheck(spectral_energy, (few,))

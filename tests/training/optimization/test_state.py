@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from pathlib import Path
 
@@ -8,17 +7,15 @@ import torch
 
 from serving.model.spec import ModelSpec
 from training.checkpoints.tensor_file import read_tensors, write_tensors
-from training.config import Budget, TrainConfig
+from training.config import Optimization
 from training.errors import CheckpointError
 from training.optimization.state import RunState, load_network, optimizer_of
-from training.presets import classic
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def config(tiny_spec: ModelSpec) -> TrainConfig:
-    return dataclasses.replace(classic("songs", Budget(steps=10)), model=tiny_spec)
+def new_state(model: ModelSpec, *, seed: int = 0, precision: str | None = None) -> RunState:
+    return RunState(model, Optimization(), CPU, seed=seed, precision=precision)
 
 
 def advance(state: RunState) -> None:
@@ -40,14 +37,14 @@ def networks(state: RunState) -> list[torch.nn.Module]:
     return [state.network, *(average.network for average in state.averages)]
 
 
-def test_a_state_that_was_restored_goes_on_bit_for_bit(config: TrainConfig, tmp_path: Path) -> None:
-    whole = RunState(config, CPU)
+def test_a_state_that_was_restored_goes_on_bit_for_bit(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    whole = new_state(tiny_spec)
     advance(whole)
     facts = {"trained_s": 1.5, "best_usdr": -3.25, "run_id": "run", "validations": 2, "stale_validations": 1}
     facts["songs"] = [(0, ["A", "B"]), (7, ["C"])]
     vars(whole).update(facts)
     whole.write(tmp_path / "state")
-    resumed = RunState(dataclasses.replace(config, seed=1), CPU)
+    resumed = new_state(tiny_spec, seed=1)
     resumed.restore(*read_tensors(tmp_path / "state"))
     assert {name: getattr(resumed, name) for name in facts} == facts and resumed.step == 1
     for state in (whole, resumed):
@@ -57,26 +54,26 @@ def test_a_state_that_was_restored_goes_on_bit_for_bit(config: TrainConfig, tmp_
         assert not [n for n, tensor in ours.state_dict().items() if not torch.equal(tensor, theirs.state_dict()[n])]
 
 
-def test_a_best_score_of_none_yet_survives(config: TrainConfig, tmp_path: Path) -> None:
-    RunState(config, CPU).write(tmp_path / "state")
-    state = RunState(config, CPU)
+def test_a_best_score_of_none_yet_survives(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    new_state(tiny_spec).write(tmp_path / "state")
+    state = new_state(tiny_spec)
     state.restore(*read_tensors(tmp_path / "state"))
     assert state.best_usdr == -float("inf")
 
 
-def test_a_state_of_another_run_is_refused(config: TrainConfig, tmp_path: Path) -> None:
-    RunState(config, CPU).write(tmp_path / "state")
-    optimization = dataclasses.replace(config.optimization, ema_decays=(0.5,))
+def test_a_state_of_another_run_is_refused(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    new_state(tiny_spec).write(tmp_path / "state")
+    other = RunState(tiny_spec, Optimization(ema_decays=(0.5,)), CPU)
     with pytest.raises(CheckpointError, match="--ema-decays"):
-        RunState(dataclasses.replace(config, optimization=optimization), CPU).restore(*read_tensors(tmp_path / "state"))
+        other.restore(*read_tensors(tmp_path / "state"))
 
 
-def test_weights_alone_come_back_with_their_facts(config: TrainConfig, tmp_path: Path) -> None:
-    state = RunState(config, CPU)
+def test_weights_alone_come_back_with_their_facts(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    state = new_state(tiny_spec)
     advance(state)
     weights = state.averages[0].network.state_dict()
     write_tensors(tmp_path / "best", weights, {"step": 1})
-    network, facts = load_network(tmp_path / "best", config.model)
+    network, facts = load_network(tmp_path / "best", tiny_spec)
     assert facts == {"step": 1}
     assert not [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, weights[name])]
 
@@ -101,14 +98,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> Non
         read_tensors(path)
 
 
-def test_the_file_holds_tensors_and_json_alone(config: TrainConfig, tmp_path: Path) -> None:
-    RunState(config, CPU).write(tmp_path / "state")
+def test_the_file_holds_tensors_and_json_alone(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    new_state(tiny_spec).write(tmp_path / "state")
     with safetensors.safe_open(tmp_path / "state", framework="pt") as file:
         assert json.loads(file.metadata()["facts"])["step"] == 0
 
 
-def test_weights_decay_and_norms_and_biases_do_not(config: TrainConfig) -> None:
-    network = RunState(config, CPU).network
+def test_weights_decay_and_norms_and_biases_do_not(tiny_spec: ModelSpec) -> None:
+    network = new_state(tiny_spec).network
     before = {name: weights.detach().clone() for name, weights in network.named_parameters()}
     optimizer = optimizer_of(network, weight_decay=0.5)
     for weights in network.parameters():
@@ -121,29 +118,28 @@ def test_weights_decay_and_norms_and_biases_do_not(config: TrainConfig) -> None:
 
 
 @pytest.mark.parametrize(("begun", "going_on"), [("float32", "float16"), ("float16", "bfloat16")])
-def test_a_run_goes_on_in_another_precision(config: TrainConfig, tmp_path: Path, begun: str, going_on: str) -> None:
-    state = RunState(dataclasses.replace(config, precision=begun), CPU)
+def test_a_run_goes_on_in_another_precision(tiny_spec: ModelSpec, tmp_path: Path, begun: str, going_on: str) -> None:
+    state = new_state(tiny_spec, precision=begun)
     state.write(tmp_path / "state")
-    other = RunState(dataclasses.replace(config, precision=going_on), CPU)
+    other = new_state(tiny_spec, precision=going_on)
     other.restore(*read_tensors(tmp_path / "state"))
     assert other.scaler.get_scale() == (65536 if going_on == "float16" else 1)
 
 
-def test_a_scale_that_was_found_survives(config: TrainConfig, tmp_path: Path) -> None:
-    half = dataclasses.replace(config, precision="float16")
-    state = RunState(half, CPU)
+def test_a_scale_that_was_found_survives(tiny_spec: ModelSpec, tmp_path: Path) -> None:
+    state = new_state(tiny_spec, precision="float16")
     state.scaler.scale(torch.zeros(()))
     state.scaler.update(512.0)
     state.write(tmp_path / "state")
-    again = RunState(half, CPU)
+    again = new_state(tiny_spec, precision="float16")
     again.restore(*read_tensors(tmp_path / "state"))
     assert again.scaler.get_scale() == 512
 
 
 def test_a_state_that_is_written_in_the_middle_of_a_step_is_that_of_the_step_before(
-    config: TrainConfig, tmp_path: Path
+    tiny_spec: ModelSpec, tmp_path: Path
 ) -> None:
-    state = RunState(config, CPU)
+    state = new_state(tiny_spec)
     advance(state)
     state.write(tmp_path / "before")
     state.network.train()(torch.rand(2, 1, 1025, 8).to(torch.complex64))  # moves the statistics of the norms

@@ -1,23 +1,21 @@
 """One step: what it does with gradients that are not finite, with too little memory, and with a batch in pieces."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import training.optimization.step
 from serving.model.spec import ModelSpec
-from training.config import Batches, Budget, TrainConfig
+from training.config import Batches, Optimization
 from training.errors import NotFinite, OutOfMemory
 from training.optimization.losses import relative_error_db
 from training.optimization.machine import Machine
 from training.optimization.state import RunState, optimizer_of
 from training.optimization.step import SKIPPED_IN_A_ROW, Stepper
-from training.presets import classic
 
 CPU = torch.device("cpu")
 BATCH = 4
+BATCHES = Batches(batch_size=BATCH, crop_s=0.5)
 
 
 class Mask(nn.Module):
@@ -32,12 +30,6 @@ class Mask(nn.Module):
     def forward(self, mixture: Tensor) -> Tensor:
         vocals = torch.sigmoid(self.logits) * mixture
         return torch.stack([vocals, mixture - vocals], dim=1)
-
-
-@pytest.fixture
-def config(tiny_spec: ModelSpec) -> TrainConfig:
-    config = classic("songs", Budget(steps=10))
-    return dataclasses.replace(config, model=tiny_spec, batches=Batches(batch_size=BATCH, crop_s=0.5))
 
 
 @pytest.fixture
@@ -79,10 +71,10 @@ def let_fit(monkeypatch: pytest.MonkeyPatch, network: nn.Module, examples: int) 
     monkeypatch.setattr(network, "forward", limited)
 
 
-def test_a_step_moves_weights_statistics_moments_and_averages(config: TrainConfig, excerpts: Tensor) -> None:
-    state = RunState(config, CPU)
+def test_a_step_moves_weights_statistics_moments_and_averages(tiny_spec: ModelSpec, excerpts: Tensor) -> None:
+    state = RunState(tiny_spec, Optimization(), CPU)
     before, averaged = snapshot(state), state.averages[0].network.state_dict()["mask.weight"].clone()
-    stepper = Stepper(config, state, Machine(CPU))
+    stepper = Stepper(state, BATCHES, Machine(CPU))
     stepper(excerpts, 1e-3)
     after = snapshot(state)
     still = [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
@@ -91,8 +83,8 @@ def test_a_step_moves_weights_statistics_moments_and_averages(config: TrainConfi
     assert torch.isfinite(torch.tensor(stepper.report().loss))
 
 
-def test_the_loss_falls(config: TrainConfig, excerpts: Tensor) -> None:
-    stepper = Stepper(config, RunState(config, CPU), Machine(CPU))
+def test_the_loss_falls(tiny_spec: ModelSpec, excerpts: Tensor) -> None:
+    stepper = Stepper(RunState(tiny_spec, Optimization(), CPU), BATCHES, Machine(CPU))
     losses = []
     for _ in range(12):
         stepper(excerpts, 1e-2)
@@ -101,10 +93,10 @@ def test_the_loss_falls(config: TrainConfig, excerpts: Tensor) -> None:
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_reported(
-    config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
+    tiny_spec: ModelSpec, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = RunState(config, CPU)
-    stepper = Stepper(config, state, Machine(CPU))
+    state = RunState(tiny_spec, Optimization(), CPU)
+    stepper = Stepper(state, BATCHES, Machine(CPU))
     break_loss(monkeypatch, state, range(2, 4))
     for _ in range(2):
         stepper(excerpts, 1e-3)
@@ -119,10 +111,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_reported(
 
 
 def test_too_many_in_a_row_end_the_run_at_the_step_before_them(
-    config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
+    tiny_spec: ModelSpec, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = RunState(config, CPU)
-    stepper = Stepper(config, state, Machine(CPU))
+    state = RunState(tiny_spec, Optimization(), CPU)
+    stepper = Stepper(state, BATCHES, Machine(CPU))
     break_loss(monkeypatch, state, range(1, 1000))
     with pytest.raises(NotFinite, match=f"from step 1 to {SKIPPED_IN_A_ROW}: .*--learning-rate"):
         for _ in range(SKIPPED_IN_A_ROW + 1):
@@ -132,12 +124,12 @@ def test_too_many_in_a_row_end_the_run_at_the_step_before_them(
 
 
 def test_a_batch_that_does_not_fit_is_cut_into_pieces_that_do(
-    config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_spec: ModelSpec, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    state = RunState(config, CPU)
+    state = RunState(tiny_spec, Optimization(), CPU)
     before = snapshot(state)
     let_fit(monkeypatch, state.network, 1)
-    stepper = Stepper(config, state, Machine(CPU))
+    stepper = Stepper(state, BATCHES, Machine(CPU))
     stepper.fit(excerpts)
     assert stepper.pieces == BATCH and same(before, snapshot(state))
     assert "in 4 pieces" in capsys.readouterr().err
@@ -146,19 +138,19 @@ def test_a_batch_that_does_not_fit_is_cut_into_pieces_that_do(
 
 
 def test_one_example_that_does_not_fit_is_named(
-    config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
+    tiny_spec: ModelSpec, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = RunState(config, CPU)
+    state = RunState(tiny_spec, Optimization(), CPU)
     let_fit(monkeypatch, state.network, 0)
     with pytest.raises(OutOfMemory, match="--crop-s"):
-        Stepper(config, state, Machine(CPU)).fit(excerpts)
+        Stepper(state, BATCHES, Machine(CPU)).fit(excerpts)
 
 
 def test_memory_that_runs_out_later_leaves_the_state_as_it_was(
-    config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
+    tiny_spec: ModelSpec, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = RunState(config, CPU)
-    stepper = Stepper(config, state, Machine(CPU))
+    state = RunState(tiny_spec, Optimization(), CPU)
+    stepper = Stepper(state, BATCHES, Machine(CPU))
     stepper(excerpts, 1e-3)
     before = snapshot(state)
     let_fit(monkeypatch, state.network, 1)
@@ -168,13 +160,13 @@ def test_memory_that_runs_out_later_leaves_the_state_as_it_was(
     assert all(parameter.grad is None for parameter in state.network.parameters())
 
 
-def test_pieces_add_up_to_the_gradients_of_the_batch(config: TrainConfig, excerpts: Tensor) -> None:
+def test_pieces_add_up_to_the_gradients_of_the_batch(tiny_spec: ModelSpec, excerpts: Tensor) -> None:
     gradients = []
     for pieces in (1, 2):
-        state = RunState(config, CPU)
-        state.network = Mask(config.model.stft.bins)
+        state = RunState(tiny_spec, Optimization(), CPU)
+        state.network = Mask(tiny_spec.stft.bins)
         state.optimizer = optimizer_of(state.network, 0.0)
-        stepper = Stepper(config, state, Machine(CPU))
+        stepper = Stepper(state, BATCHES, Machine(CPU))
         stepper.pieces = pieces
         stepper.backward(excerpts)
         (logits,) = stepper.parameters
@@ -184,7 +176,7 @@ def test_pieces_add_up_to_the_gradients_of_the_batch(config: TrainConfig, excerp
 
 
 def test_what_cannot_be_compiled_runs_as_it_is(
-    config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_spec: ModelSpec, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_compiler(_network: nn.Module) -> nn.Module:
         class Fails(nn.Module):
@@ -194,8 +186,8 @@ def test_what_cannot_be_compiled_runs_as_it_is(
         return Fails()
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    state = RunState(config, CPU)
-    stepper = Stepper(dataclasses.replace(config, compile=True), state, Machine(CPU))
+    state = RunState(tiny_spec, Optimization(), CPU)
+    stepper = Stepper(state, BATCHES, Machine(CPU), compile=True)
     stepper.fit(excerpts)
     assert stepper.forward is state.network
     assert (
@@ -205,15 +197,15 @@ def test_what_cannot_be_compiled_runs_as_it_is(
 
 
 def test_what_cannot_be_recorded_runs_as_it_is(
-    config: TrainConfig, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_spec: ModelSpec, excerpts: Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def failing(network: nn.Module, example: Tensor, _autocast: torch.autocast) -> None:
         network(example)
         raise torch.OutOfMemoryError("CUDA out of memory\nand so on")
 
     monkeypatch.setattr(training.optimization.step, "Recorded", failing)
-    state = RunState(config, CPU)
-    stepper = Stepper(config, state, Machine(CPU))
+    state = RunState(tiny_spec, Optimization(), CPU)
+    stepper = Stepper(state, BATCHES, Machine(CPU))
     before = snapshot(state)
     stepper.record(BATCH)
     assert "the network cannot be recorded: CUDA out of memory\n" in capsys.readouterr().err
@@ -222,13 +214,13 @@ def test_what_cannot_be_recorded_runs_as_it_is(
     assert not same(before, snapshot(state))
 
 
-def test_gradients_are_scaled_down_to_the_clip_norm(config: TrainConfig, excerpts: Tensor) -> None:
+def test_gradients_are_scaled_down_to_the_clip_norm(tiny_spec: ModelSpec, excerpts: Tensor) -> None:
     """A norm far below Adam's epsilon leaves next to nothing of a step."""
     moved = []
     for clip_norm in (1.0, 1e-12):
-        optimization = dataclasses.replace(config.optimization, clip_norm=clip_norm, weight_decay=0.0)
-        state = RunState(dataclasses.replace(config, optimization=optimization), CPU)
+        optimization = Optimization(clip_norm=clip_norm, weight_decay=0.0)
+        state = RunState(tiny_spec, optimization, CPU)
         before = state.network.state_dict()["mask.weight"].clone()
-        Stepper(dataclasses.replace(config, optimization=optimization), state, Machine(CPU))(excerpts, 1e-3)
+        Stepper(state, BATCHES, Machine(CPU))(excerpts, 1e-3)
         moved.append(float((state.network.state_dict()["mask.weight"] - before).abs().max()))
     assert moved[0] > 1e-4 and moved[1] < 1e-6

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 import training.run.profile
 from serving.model.spec import ModelSpec
 from tests.data_sets import write_data_set
+from tests.steppers import stepper_of
 from training.__main__ import main
 from training.config import Batches, Budget, TrainConfig
 from training.data.crops import Crops
 from training.data.decoded import DecodedSong
-from training.optimization.machine import Machine
-from training.optimization.state import RunState
-from training.optimization.step import Stepper
 from training.presets import PRESETS, classic
 from training.run.profile import Profile, Stopwatch, matrix_rate, measure, step_flop
 
@@ -43,7 +41,9 @@ def crops(tmp_path: Path) -> Crops:
 def usual(config: TrainConfig) -> Profile:
     """A batch of 2 x 0.5 s that a GPU with little memory left takes 0.1 s for, at half its matrix rate."""
     return Profile(
-        config=config,
+        preset="classic",
+        batches=config.batches,
+        compiled=False,
         device=GPU,
         precision="bfloat16",
         world_size=1,
@@ -75,10 +75,10 @@ def test_the_command_shows_every_part_and_what_to_change(
 
 
 def test_the_parts_make_up_the_step(config: TrainConfig, crops: Crops) -> None:
-    stepper = Stepper(config, RunState(config, CPU), Machine(CPU))
+    stepper = stepper_of(config, CPU)
     started = time.perf_counter()
 
-    profiled = measure(stepper, crops, steps=4)
+    profiled = measure(stepper, crops, 4, "classic")
 
     assert tuple(profiled.parts_s) == PARTS
     assert all(part_s > 0 for part_s in profiled.parts_s.values())
@@ -98,7 +98,7 @@ def test_batches_that_come_too_late_are_told_from_slow_steps(
 
     monkeypatch.setattr(crops, "batch", slow)
 
-    profiled = measure(Stepper(config, RunState(config, CPU), Machine(CPU)), crops, steps=2)
+    profiled = measure(stepper_of(config, CPU), crops, 2, "classic")
 
     assert 0.1 < profiled.data_wait < 1
     assert profiled.parts_s["forward"] < late_s  # the wait is none of the network's time, however busy the machine
@@ -169,7 +169,7 @@ def test_advice_names_the_flag_that_helps(usual: Profile, changes: dict[str, obj
 
 
 def test_what_no_flag_helps_gets_no_flag(usual: Profile) -> None:
-    compiled = dataclasses.replace(usual, flop=10**9, config=dataclasses.replace(usual.config, compile=True))
+    compiled = dataclasses.replace(usual, flop=10**9, compiled=True)
     assert "--" not in compiled.advice()
 
 

@@ -36,7 +36,7 @@ from training.optimization.ranks import Ranks
 from training.optimization.schedule import schedule
 from training.optimization.step import Stepper
 from training.presets import classic
-from training.run.train import Places, Result, stored_config, train
+from training.run.train import Places, RunResult, stored_config, train
 from training.run.validate import Scored, Validator
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.Ml
     yield mlflow.MlflowClient(uri)
 
 
-def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> Result:
+def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> RunResult:
     return train(
         config, Places(run_dir, run_dir.parent / "cache", publish=publish), Machine(CPU), resume=resume, wait=False
     )
