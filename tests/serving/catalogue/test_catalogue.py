@@ -183,7 +183,7 @@ def test_stems_are_those_of_separate_and_a_second_run_finds_them(
     assert names == {"vocals.flac", "stems.json"}, "stems of the former request are left"
 
 
-def test_what_is_killed_is_done_by_the_next_run(
+def test_what_is_killed_at_random_is_done_by_the_next_run(
     buckets: Path, cluster: Cluster, model: Path, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
     """Workers and the whole command die at random moments."""
@@ -240,6 +240,37 @@ def assert_are(buckets: Path, to: str, wanted: dict[str, bytes]) -> None:
     found = stored(buckets, to)
     assert found.keys() == wanted.keys() | {f"{name.rpartition('/')[0]}/stems.json" for name in wanted}
     assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+LISTING = """
+import resource, sys
+import psutil
+from serving.catalogue.ray_cluster import connected
+from serving.catalogue.task import tasks
+with connected(0, "torch") as cluster:
+    before = psutil.Process().memory_info().rss
+    references, count = cluster.put(tasks("s3://many/songs", "s3://many/stems"))
+    print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+def test_a_hundred_thousand_keys_are_listed_in_little_memory(
+    cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--soak"):
+        pytest.skip("takes minutes: --soak")
+    for number in range(100):
+        folder = tmp_path / "many" / "songs" / f"Artist {number}"
+        folder.mkdir(parents=True)
+        for song in range(1_000):
+            (folder / f"Song {song}.flac").touch()
+    with serve_s3(tmp_path) as s3:
+        environment = {**cluster.environment, **s3.environment}
+        done = subprocess.run([sys.executable, "-c", LISTING], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, more_bytes = map(int, done.stdout.split())
+    print(f"{count} keys, {more_bytes / 1e6:.0f} MB more")
+    assert count == 100_000 and more_bytes < 300e6
 
 
 def test_songs_below_the_target_are_no_songs(tmp_path: Path) -> None:
