@@ -18,8 +18,7 @@ def test_the_server_has_every_metric_that_is_asked_for(expression: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus")
-def test_alerts_ring_when_they_should() -> None:
-    done = subprocess.run(
-        ["promtool", "test", "rules", "rules_test.yaml"], cwd=MONITORING, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("check", ["test rules rules_test.yaml", "check config prometheus.yaml"])
+def test_alerts_ring_when_they_should_and_prometheus_reads_its_settings(check: str) -> None:
+    done = subprocess.run(["promtool", *check.split()], cwd=MONITORING, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
