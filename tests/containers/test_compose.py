@@ -94,7 +94,9 @@ def test_a_run_is_tracked_and_its_model_is_served_behind_the_proxy(team: Team) -
     team.compose("run", "--rm", "--no-deps", "train", *songs)
     team.compose("up", "-d", "--no-build", "mlflow")
     wait_for(team.mlflow_answers, timeout_s=120)
-    team.mlflow("/api/2.0/mlflow/experiments/create", name="stemwright")  # slow at first; a run gives MLflow eight seconds
+    team.mlflow(
+        "/api/2.0/mlflow/experiments/create", name="stemwright"
+    )  # slow at first; a run gives MLflow eight seconds
     short = ["--steps", "2", "--batch-size", "1", "--crop-s", "1", "--validations", "1", "--valid-excerpt-s", "2"]
     to = ["--run-dir", "/runs/first", "--publish", "s3://stemwright/models/first.mar"]
     team.compose("run", "--rm", "train", "train", "--data", "/runs/songs", *to, *short)
