@@ -109,7 +109,7 @@ def test_a_run_is_tracked_and_its_model_is_served_behind_the_proxy(team: Team) -
     team.compose("run", "--rm", "train", "train", "--data", "/runs/songs", *to, *short)
 
     if team.tracked()["info"]["status"] != "FINISHED":  # MLflow was too slow for the run's end: sync brings the rest
-        team.compose("run", "--rm", "train", "sync", "--run-dir", "/runs/first", "--to", "http://mlflow:5000")
+        team.compose("run", "--rm", "train", "sync", "--run-dir", "/runs/first")
     tracked = team.tracked()
     assert tracked["info"]["status"] == "FINISHED"
     assert "best/usdr_db" in {metric["key"] for metric in tracked["data"]["metrics"]}
