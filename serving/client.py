@@ -1,4 +1,4 @@
-"""A Python client of the separation endpoint: it sends a song and receives all of its stems whole, or none."""
+"""A Python client of the separation endpoint: it sends a song and receives all of its stems, or none."""
 
 import io
 import json
@@ -45,7 +45,7 @@ ERRORS: dict[int, type[StemwrightError]] = {
 
 
 class TryAgain(Exception):
-    """An error that may pass, perhaps after the seconds that the server names."""
+    """An error that may pass, with the seconds to wait if the server names them."""
 
     def __init__(self, error: ServerError, after_s: float | None = None) -> None:
         super().__init__(str(error))
@@ -54,7 +54,7 @@ class TryAgain(Exception):
 
 @dataclass(frozen=True)
 class Description:
-    """A served model: the stems that it gives unasked, and the sha256 of its weights, "" where the server does not tell."""
+    """A served model: its default stems, and the sha256 of its weights, "" if the server does not state it."""
 
     name: str
     stems: tuple[str, ...]
@@ -63,11 +63,11 @@ class Description:
 
 @dataclass(frozen=True)
 class Client:
-    """One endpoint: `http://host:port`, `host:port`, or its full address that ends in /predictions/<model>.
+    """One endpoint: `http://host:port`, `host:port`, or a full address that ends in /predictions/<model>.
 
-    `api_key` is for a proxy that asks for one. `timeout_s` bounds the longest silence, not the time of a whole song. A
-    request to a server that is busy, cannot be reached, is lost or has lost its worker is sent up to `attempts` times, after
-    the seconds that the server names or after waits that double.
+    `api_key` is for a proxy that requires one. `timeout_s` bounds silence, not the time of a whole song. If the server is
+    busy, unreachable, lost, or has lost its worker, a request is sent up to `attempts` times, after the seconds that the
+    server names or after waits that double.
     """
 
     url: str
@@ -81,8 +81,8 @@ class Client:
         return url if "/predictions/" in urlsplit(url).path else f"{url}/predictions/stemwright"
 
     def describe(self) -> Description:
-        """Ask the server for its model. Raises ServerError where no answer comes."""
-        headers = {"describe": "true", "Content-Type": "application/octet-stream"}  # TorchServe's word for it
+        """Ask the server about its model. Raises ServerError if no answer comes."""
+        headers = {"describe": "true", "Content-Type": "application/octet-stream"}  # TorchServe's parameter
         if self.api_key is not None:
             headers["X-Api-Key"] = self.api_key
         with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ class Client:
         return Description(str(name), tuple(facts["stems"]), str(weights_sha256))
 
     def stems(self) -> tuple[str, ...]:
-        """The stems that the model gives. Raises ServerError where no answer comes."""
+        """The stems that the model gives. Raises ServerError if no answer comes."""
         return self.describe().stems
 
     def separate(
@@ -107,9 +107,9 @@ class Client:
         quality: Quality = "fast",
         on_progress: Progress = no_progress,
     ) -> dict[str, Audio]:
-        """Separate a song: a file, a file's bytes, or audio (c, n) at `rate_hz`. Gives stems (c, n) by name.
+        """Separate a song: a file, a file's bytes, or audio (c, n) at `rate_hz`. Returns stems (c, n) by name.
 
-        Samples are floats, and none is clipped. Raises as `save` does.
+        Samples are floats and not clipped. Raises as `save` does.
         """
         if isinstance(song, np.ndarray):
             if rate_hz is None:
@@ -134,14 +134,14 @@ class Client:
         quality: Quality = "fast",
         on_progress: Progress = no_progress,
     ) -> dict[str, Path]:
-        """Separate a song; gives the file `out`/<stem>.<format> of each stem asked for, or of all there are.
+        """Separate a song; returns the file `out`/<stem>.<format> of each stem requested, by default of all. The fact sheet
+        is `out`/stems.json.
 
-        Their fact sheet is `out`/stems.json. Raises RequestError, UnsupportedAudio, AudioTooLong or AudioError where the
-        server refuses the song, with the server's message, ServerError where no complete answer comes, and OSError where
-        the files cannot be written. An error leaves nothing new behind.
+        Raises RequestError, UnsupportedAudio, AudioTooLong or AudioError with the server's message if it refuses the song,
+        ServerError if no complete answer comes, OSError if files cannot be written. After an error nothing new is left.
         """
         types = {audio_format: name for name, audio_format in AUDIO_TYPES.items()}
-        # A zip even for one stem: its checksums show what a connection has lost.
+        # A zip even for one stem: its checksums reveal what a connection lost.
         headers = {"Accept": f"application/zip, {types[audio_format]}", "Content-Type": "application/octet-stream"}
         if stems is not None:
             headers["X-Stems"] = ",".join(stems)
@@ -173,7 +173,7 @@ class Client:
         return {stem: out / path.name for stem, path in arrived.items()}
 
     def _fetch(self, song: Path | bytes, headers: dict[str, str], target: Path, on_progress: Progress) -> None:
-        """Post the song and write the answer's body to `target`, in `attempts` attempts at most."""
+        """Post the song and write the answer's body to `target`, in up to `attempts` attempts."""
         for attempt in range(self.attempts):
             try:
                 self._post(song, headers, target, on_progress)
@@ -222,9 +222,9 @@ class Client:
 
 
 def unpack_stems(archive: Path, audio_format: AudioFormat) -> dict[str, Path]:
-    """Unpack a zip of stems and their fact sheet beside it; gives the stems by name.
+    """Unpack a zip of stems, and the fact sheet beside it; returns the stems by name.
 
-    Raises BadZipFile where a checksum is wrong or a member is no stem of this format.
+    Raises BadZipFile if a checksum is wrong or a member is no stem of this format.
     """
     with zipfile.ZipFile(archive) as members:
         names = [name for name in members.namelist() if name != FACT_SHEET]
@@ -249,14 +249,14 @@ def opened(song: Path | bytes) -> IO[bytes]:
 
 
 def body_in_pieces(file: IO[bytes], size_bytes: int, on_progress: Progress) -> Iterator[bytes]:
-    """Yield the body of a request, and report how much of it has been taken."""
+    """Yield the body of a request and report how much of it has been taken."""
     while data := file.read(PIECE_BYTES):
         yield data
         on_progress("send", file.tell(), size_bytes)
 
 
 def retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
-    """Read the seconds that an answer asks to wait, None where it names none that can be read."""
+    """The seconds that an answer asks to wait; None if it names none that can be read."""
     try:
         return urllib3.Retry().get_retry_after(response)
     except urllib3.exceptions.InvalidHeader:
@@ -264,13 +264,16 @@ def retry_after_s(response: urllib3.BaseHTTPResponse) -> float | None:
 
 
 def may_pass(status: int, body: bytes) -> bool:
-    """True where the same request may succeed later: 503 says so. Other failures that Stemwright itself reports are final.
-    Failures before it may pass: TorchServe has lost its worker (507, 500), or a proxy has lost TorchServe (502)."""
+    """True if the same request may succeed later.
+
+    503 says so. Stemwright's own other errors are final. Errors from before it may pass: TorchServe lost its worker (507,
+    500), or a proxy lost TorchServe (502).
+    """
     return status == 503 or (status >= 500 and "error" not in told_by(body))
 
 
 def told_by(body: bytes) -> dict[str, Any]:
-    """Read an answer of JSON, {} where it is none."""
+    """The JSON of an answer; {} if it has none."""
     try:
         facts = json.loads(body)
     except ValueError:
@@ -279,11 +282,11 @@ def told_by(body: bytes) -> dict[str, Any]:
 
 
 def error_of(endpoint: str, status: int, body: bytes, size_bytes: int) -> StemwrightError:
-    """Turn an answer other than 200 into its error."""
+    """The error that an answer other than 200 stands for."""
     message = str(told_by(body).get("message", ""))
     if status in ERRORS and message:
         return ERRORS[status](message)
-    if status == 413:  # TorchServe itself, whose answer is empty
+    if status == 413:  # TorchServe's own answer is empty
         return AudioTooLong(
             f"{endpoint} takes no request of {size_bytes:,} bytes: send FLAC or MP3, or raise its limit"
         )

@@ -9,11 +9,19 @@ import torch
 from torch import nn
 
 from serving.model.networks import build
-from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from serving.model.spec import ModelSpec
+from tests.tiny import BANDED, CLASSIC
+
+LONGEST = ("test_readme.py", "test_demo.py", "test_catalogue.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="repeat what is random as often as a night allows")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, then those that start servers: so no process works at the end while the others wait."""
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture
@@ -39,32 +47,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def tiny_spec() -> ModelSpec:
     """The classic preset with hardly any weights."""
-    return ModelSpec(
-        architecture="classic",
-        dimensions={"channels": (4, 4, 8), "fold": 8, "memory_inputs": 8, "memory_units": 4},
-        stems=("vocals", "accompaniment"),
-        audio=AudioSpec(sample_rate_hz=22_050),
-        stft=StftSpec(n_fft=2048, hop_samples=512),
-        chunk=ChunkSpec(length_s=15, overlap_s=1),
-    )
+    return CLASSIC
 
 
 @pytest.fixture
 def tiny_banded() -> tuple[ModelSpec, nn.Module]:
     """The studio preset with hardly any weights."""
-    spec = ModelSpec(
-        architecture="banded",
-        dimensions={
-            **{"band_bins": (64, 128, 320), "band_widths": (2, 8, 20)},
-            **{"channels": (4, 6, 8), "paths": 1, "units": 4, "memory_inputs": 8, "memory_units": 4},
-        },
-        stems=("vocals", "drums", "bass", "other"),
-        audio=AudioSpec(sample_rate_hz=44_100),
-        stft=StftSpec(n_fft=1024, hop_samples=256),
-        chunk=ChunkSpec(length_s=4, overlap_s=1),
-    )
     torch.manual_seed(0)
-    return spec, build(spec).eval()
+    return BANDED, build(BANDED).eval()
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from multiprocessing.process import BaseProcess
 def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
     """A started process that runs `target`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.run.train", "librosa.feature.spectral"])
+    context.set_forkserver_preload(
+        ["training.run.train", "librosa.feature.spectral", "mlflow.store.tracking.sqlalchemy_store"]
+    )
     process = context.Process(target=target, args=arguments)
     process.start()
     return process

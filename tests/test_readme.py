@@ -5,6 +5,7 @@ Only songs and the budget of training are cut, and ports are free ones.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import pytest
 import soundfile
 import urllib3
 
+from tests.processes import forked
 from tests.readme import ROOT, blocks, commands
+from training.__main__ import process as run_command
 from training.demo.local_s3 import free_port, serve_s3
 
 pytestmark = pytest.mark.slow
@@ -41,7 +44,8 @@ class Shell:
         """Run all commands of a page; its Python once a server is there and has answered."""
         python = blocks("python", name)
         for line in commands("sh", name):
-            self.line(re.sub(r"--minutes \S+", SHORT, line).replace("--seconds 10", "--seconds 4"))
+            line = re.sub(r"--minutes \S+", SHORT, line).replace("--seconds 10", "--seconds 4")
+            self.line(line.replace("--steps 5", "--steps 5 --batch-size 2 --crop-s 1"))
             if python and "-o stems.zip" in line:
                 self.run(f"python - <<'END'\n{self.here(python.pop())}\nEND")
 
@@ -64,9 +68,17 @@ class Shell:
         return text.replace(ENDPOINT, f"127.0.0.1:{self.ports[SERVERS[0]]}")
 
     def run(self, line: str) -> None:
-        command = ["bash", "-c", self.here(line)]
-        done = subprocess.run(command, cwd=self.folder, env=self.environ, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        output = self.folder / "output.log"
+        words = shlex.split(self.here(line))
+        if words[0] == "stemwright" and len(words) > 2:  # the shortest ones show that the installed script starts
+            child = forked(stemwright, words[1:], self.folder, self.environ, output)
+            child.join()
+            code = child.exitcode
+        else:
+            with output.open("w") as file:
+                command = ["bash", "-c", self.here(line)]
+                code = subprocess.run(command, cwd=self.folder, env=self.environ, stdout=file, stderr=file).returncode
+        assert code == 0, f"{line}\n{output.read_text()[-6000:]}"
 
     def serve(self, line: str, url: str) -> None:
         log = self.folder / f"server-{len(self._processes)}.log"
@@ -86,6 +98,18 @@ class Shell:
             process.terminate()
         for process in self._processes:
             process.wait(timeout=30)
+
+
+def stemwright(arguments: list[str], folder: Path, environ: dict[str, str], output: Path) -> None:
+    """The command in a process that has imported its libraries already, which is half of its time."""
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(folder)
+    with output.open("w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = ["stemwright", *arguments]
+    run_command()
 
 
 def answers(url: str) -> bool:

@@ -1,5 +1,6 @@
 """A real TorchServe for tests, on an archive of a tiny model, and how to ask it."""
 
+import dataclasses
 import io
 import re
 import subprocess
@@ -17,13 +18,12 @@ import psutil
 import soundfile
 import urllib3
 
-from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from serving.model.spec import AudioSpec, ChunkSpec, StftSpec
+from tests.tiny import CLASSIC
 
 MAX_DURATION_S = 240
-SPEC = ModelSpec(
-    architecture="classic",
-    dimensions={"channels": (4, 4, 8), "fold": 8, "memory_inputs": 8, "memory_units": 4},
-    stems=("vocals", "accompaniment"),
+SPEC = dataclasses.replace(
+    CLASSIC,
     audio=AudioSpec(sample_rate_hz=8_000),
     stft=StftSpec(n_fft=256, hop_samples=64),
     chunk=ChunkSpec(length_s=4, overlap_s=1),

@@ -19,7 +19,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Interval:
-    """The values that a number may have. Infinity and NaN are never among them."""
+    """The values that a number may have. Infinity and NaN are never allowed."""
 
     above: float | None = None
     least: float | None = None
@@ -42,13 +42,13 @@ POSITIVE, COUNTED, SHARE = Interval(above=0), Interval(least=0), Interval(least=
 
 
 def flag(default: Any, help: str, bounds: Interval | None = None) -> Any:
-    """A field that `stemwright train` offers as a flag of its name; every number of it has to be within bounds."""
+    """A field that is a flag of `stemwright train`. Every number in it must lie within `bounds`."""
     return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The length of training: a number of steps, or of minutes on the wall. The schedule is planned over it."""
+    """The length of a run, in steps or minutes of wall time. The schedule spans it."""
 
     steps: int | None = flag(None, "train for so many steps", POSITIVE)
     minutes: float | None = flag(
@@ -56,7 +56,7 @@ class Budget:
     )
 
     def progress(self, step: int, trained_s: float, closing_s: float = 0.0) -> float:
-        """The share of the budget that is spent, 0..1. Of minutes, the last `closing_s` seconds are kept for the end."""
+        """The share of the budget that is spent, 0..1. The last `closing_s` seconds of a budget in minutes are set aside."""
         if self.steps is not None:
             return min(1.0, step / self.steps)
         left_s = 60 * (self.minutes or 0) - closing_s
@@ -65,7 +65,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Batches:
-    """The excerpts of one step."""
+    """The excerpts of a step."""
 
     batch_size: int = flag(4, "excerpts in a step", POSITIVE)
     crop_s: float = flag(3.0, "length of an excerpt in seconds", POSITIVE)
@@ -82,7 +82,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with a linear warm-up and a cosine to zero at the end of the budget. Averages of the weights are scored."""
+    """AdamW with linear warm-up and a cosine to zero at the end of the budget. Averages of the weights are scored."""
 
     learning_rate: float = flag(2e-3, "peak learning rate", POSITIVE)
     weight_decay: float = flag(1e-2, "decoupled weight decay", COUNTED)
@@ -109,7 +109,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The facts that decide the numbers of a run."""
+    """The facts that determine the numbers of a run."""
 
     preset: str
     data: str
@@ -142,7 +142,7 @@ class TrainConfig:
 
     @property
     def crop_samples(self) -> int:
-        """The length of an excerpt at the model's rate, after augmentation."""
+        """The length of an excerpt after augmentation, at the model's rate."""
         return self.batches.crop_samples(self.model.audio.sample_rate_hz)
 
     def to_json(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class TrainConfig:
 
 
 def leaves(config: Any) -> Iterator[tuple[str, Any]]:
-    """(name, value) of every field that is not itself a group of fields."""
+    """(name, value) of every field that is not a section."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -174,9 +174,9 @@ def tracking_uri(run_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str:
-    """The address of the store of the runs in a folder: MLFLOW_TRACKING_URI, else the SQLite file that training makes there.
+    """The MLflow store of the runs in a folder: MLFLOW_TRACKING_URI, else the SQLite file that training made there.
 
-    Raises ConfigError where there is neither.
+    Raises ConfigError if there is neither.
     """
     uri = known_store_uri(runs, environ)
     if uri is None:
@@ -187,38 +187,38 @@ def store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def known_store_uri(runs: Path, environ: Mapping[str, str] = os.environ) -> str | None:
-    """As `store_uri`, None where there is neither."""
+    """As `store_uri`, but None if there is neither."""
     file = runs.resolve() / "mlflow.db"
     return tracking_uri_given(environ) or (f"sqlite:///{file}" if file.exists() else None)
 
 
 def tracking_uri_given(environ: Mapping[str, str] = os.environ) -> str | None:
-    """MLFLOW_TRACKING_URI, None where it is not set."""
+    """MLFLOW_TRACKING_URI, None if it is not set."""
     return environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def public_uri(environ: Mapping[str, str] = os.environ) -> str | None:
-    """STEMWRIGHT_MLFLOW_PUBLIC_URL: the address of MLflow in a browser, where a container knows it by another name."""
+    """STEMWRIGHT_MLFLOW_PUBLIC_URL: MLflow's address in a browser, if a container knows it by another name."""
     return environ.get("STEMWRIGHT_MLFLOW_PUBLIC_URL", "").strip() or None
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a child process: this one and `extra`."""
+    """The environment of a child process: this one's and `extra`."""
     return {**os.environ, **extra}
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
-    """Rank, world size and rank on this host as torchrun gives them; 0, 1, 0 for a process that it did not start."""
+    """Rank, world size and local rank from torchrun; 0, 1, 0 for a process that it did not start."""
     return int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)), int(environ.get("LOCAL_RANK", 0))
 
 
 def allow_deterministic_cublas(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Give cuBLAS the workspace without which torch refuses to be deterministic on a GPU; before its first use."""
+    """Set cuBLAS's workspace, which deterministic GPU work requires, before its first use."""
     environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def provenance(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The commit of the code, whether the checkout differs from it, and the image, where the container names it."""
+    """The commit of the code, whether the checkout differs from it, and the image if the container names it."""
     code = commit()
     image = {"image": environ["STEMWRIGHT_IMAGE"]} if "STEMWRIGHT_IMAGE" in environ else {}
     return {"commit": code.removesuffix("-dirty"), "dirty": code.endswith("-dirty"), **image}
@@ -236,7 +236,7 @@ def read_config(run_dir: Path) -> TrainConfig:
 
 
 def check_bounds(name: str, value: Any, bounds: Interval | None) -> None:
-    """Raises ConfigError, with the name of the flag, for a number out of bounds."""
+    """Raises ConfigError, which names the flag, for a number out of bounds."""
     for number in value if isinstance(value, tuple) else (value,):
         if bounds is not None and number is not None:
             check(

@@ -13,7 +13,7 @@ from training.presets import PRESETS
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field made with `flag`. A flag that is not given is not in the namespace."""
+    """Add a flag for every field made with `flag`. The namespace holds only flags that are given."""
     for section in (Budget, Batches, Optimization, Validation, TrainConfig):
         hints = typing.get_type_hints(section)
         for field in dataclasses.fields(section):
@@ -40,7 +40,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def with_flags(config: Any, given: Mapping[str, Any]) -> Any:
-    """The (nested) configuration with the given flags in place of its own values."""
+    """A configuration, with its sections, in which given flags replace values."""
     changes = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -52,7 +52,7 @@ def with_flags(config: Any, given: Mapping[str, Any]) -> Any:
 
 
 def started(preset: str | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a new run: a preset, `classic` if none is named, with the given flags. Raises ConfigError."""
+    """The configuration of a new run: a preset, by default `classic`, with the given flags. Raises ConfigError."""
     data = flags.get("data")
     if data is None:
         raise ConfigError("--data is missing: name a folder, a zip or an s3:// prefix of songs")
@@ -62,7 +62,7 @@ def started(preset: str | None, flags: Mapping[str, Any]) -> TrainConfig:
 
 
 def resumed(stored: TrainConfig, preset: str | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """The stored configuration of a run with the given flags. Raises ConfigError for those that would make it another run."""
+    """The stored configuration of a run with the given flags. Raises ConfigError for flags that would make it another run."""
     if preset is not None and preset != stored.preset:
         raise ConfigError(
             f"--preset {preset} is not that of the run, {stored.preset}: leave it out, or start a new run"

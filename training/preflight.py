@@ -21,10 +21,10 @@ Failure = TrainingError | StemwrightError
 
 
 def preflight(folders: Sequence[Path], stores: Sequence[str], tracking_uri: str, run_dir: Path) -> Failure | None:
-    """Write to every place that a run will write to; return why MLflow would not take the run, None where it does.
+    """Write to every place that a run will write to. Returns why MLflow would refuse the run, None if it accepts it.
 
-    `folders` are on this machine, `stores` are prefixes or .mar addresses, s3:// or plain. A small object is written to
-    each and removed. Raises ConfigError or StorageError for the first that does not work, within 10 s.
+    `folders` are local, `stores` are prefixes or .mar addresses, s3:// or plain. Each gets a small object, which is
+    removed. Raises ConfigError or StorageError for the first that fails, within 10 s.
     """
     for folder in folders:
         try_writing(folder)
@@ -40,13 +40,13 @@ def preflight(folders: Sequence[Path], stores: Sequence[str], tracking_uri: str,
 
 
 def refuse_to_overwrite(archive: str) -> None:
-    """Raise ConfigError where there is an archive of this address already."""
+    """Raise ConfigError if an archive of this address exists."""
     if exists(archive):
         raise ConfigError(f"{archive} is there already: give --overwrite, or another name.mar to --publish")
 
 
 def try_writing(folder: Path) -> None:
-    """Write a small file below a folder, which is made, and remove it. Raises ConfigError."""
+    """Write and remove a small file in a folder, which is made. Raises ConfigError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".try-") as file:
@@ -61,7 +61,7 @@ def try_writing(folder: Path) -> None:
 
 
 def try_storing(url: str) -> None:
-    """Write a small object below a prefix, or beside a .mar file, and remove it. Raises ConfigError or StorageError."""
+    """Write and remove a small object below a prefix or beside a .mar file. Raises ConfigError or StorageError."""
     prefix = url.rpartition("/")[0] if url.endswith(".mar") else url.rstrip("/")
     if not is_remote(url) and "://" not in url:
         try_writing(Path(prefix or "."))
@@ -75,7 +75,7 @@ def try_storing(url: str) -> None:
 
 
 def within(seconds: float, attempts: Mapping[str, Callable[[], object]]) -> dict[str, Failure | None]:
-    """Make all attempts at once; return how each failed, by its name. An attempt that takes longer failed, too."""
+    """Make all attempts at once; returns the failures by name. An attempt that takes too long has failed."""
     failures: dict[str, Failure | None] = {
         name: StoreUnavailable(f"{name} gives no answer in {seconds:g} s: check the address and the network")
         for name in attempts

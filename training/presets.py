@@ -1,4 +1,4 @@
-"""The presets: configurations of a run that are good as they are."""
+"""The presets: complete configurations of a run."""
 
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
 from serving.model.starter_spec import SPEC as STARTER_SPEC
@@ -33,13 +33,14 @@ def studio(data: str, budget: Budget) -> TrainConfig:
 
 
 def studio_small(data: str, budget: Budget) -> TrainConfig:
-    """The same for laptops."""
+    """The band-split U-Net of `studio` with fewer weights, for laptops."""
     return banded(
         "studio-small", data, budget, channels=(40, 80, 112), paths=1, units=96, memory_inputs=96, memory_units=48
     )
 
 
 def banded(preset: str, data: str, budget: Budget, **size: int | tuple[int, ...]) -> TrainConfig:
+    """The band-split U-Net in a given size."""
     return TrainConfig(
         preset=preset,
         data=data,
@@ -53,14 +54,16 @@ def banded(preset: str, data: str, budget: Budget, **size: int | tuple[int, ...]
         ),
         budget=budget,
         batches=Batches(),
-        optimization=Optimization(weight_decay=1e-1),  # without, they learn few songs by heart
+        optimization=Optimization(weight_decay=1e-1),  # with less, they memorise small data sets
         validation=Validation(),
     )
 
 
 def spleeter(data: str, budget: Budget) -> TrainConfig:
-    """Spleeter's two U-Nets, to fine-tune the starter: `--init` with its archive. Few small steps, long excerpts, and few
-    validations, because the start is good already."""
+    """Spleeter's two U-Nets, to fine-tune the starter: use `--init` with its archive.
+
+    Few small steps, long excerpts and few validations, because the start is good.
+    """
     return TrainConfig(
         preset="spleeter",
         data=data,

@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 
 class Stage:
-    """One stage of the work, `total` long. `begun` was done before, by an earlier process."""
+    """One stage of the work, `total` long. An earlier process did `begun` of it."""
 
     def __init__(self, name: str, total: float, unit: Unit = "things", shown: bool = True, begun: float = 0) -> None:
         self._name, self._total, self._unit, self._shown = name, total, unit, shown
@@ -37,7 +37,7 @@ class Stage:
             self._bar = tqdm(desc=name, total=total, initial=begun, bar_format=form, unit="B", unit_scale=scaled)
 
     def at(self, done: float, news: str = "") -> None:
-        """Show that so much is done, and the news beside it."""
+        """Show how much is done, with the news beside it."""
         first_news = bool(news) and not self._news
         self._done, self._news = done, news or self._news
         if self._bar is not None:
@@ -47,7 +47,7 @@ class Stage:
             self._say()
 
     def close(self) -> None:
-        """Show how far the stage came, once."""
+        """Show once how far the stage came."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.close()
@@ -73,12 +73,12 @@ class Stage:
 
 
 def run_bar(name: str, shown: bool, begun: float = 0) -> Stage:
-    """The stage of a run's budget, 0..1, of which `begun` is spent."""
+    """The stage of a run's budget, 0..1; `begun` of it is spent."""
     return Stage(name, 1.0, "share", shown, begun)
 
 
 def counted(items: Sequence[Item], name: str, shown: bool) -> Iterator[Item]:
-    """The items, with a stage that counts those that are done."""
+    """Yield the items, and count them in a stage."""
     stage = Stage(name, len(items), shown=shown)
     for number, item in enumerate(items, start=1):
         yield item
@@ -87,7 +87,7 @@ def counted(items: Sequence[Item], name: str, shown: bool) -> Iterator[Item]:
 
 
 class ProgressBar:
-    """A `serving.storage.storage.Progress`: a stage for each kind of work."""
+    """A `serving.storage.progress.Progress` with a stage for each kind of work."""
 
     def __init__(self) -> None:
         self._stages: dict[str, Stage] = {}

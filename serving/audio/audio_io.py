@@ -55,7 +55,7 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class AudioFile:
-    """Audio that has been measured and can be read. `name` is its name in messages."""
+    """Audio that was measured and can be read. `name` is its name in messages."""
 
     info: AudioInfo
     source: FileOrBytes

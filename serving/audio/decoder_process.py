@@ -38,10 +38,10 @@ PROMISE_S = 0.25
 
 @dataclass
 class Facts:
-    """The first message of an answer.
+    """The first message about a song.
 
-    `samples` is None where only decoding tells it. `reached_s` is set where the file is cut off, with `promised_s` where it
-    says how long it should be; `is_unproven` where it may be cut off and nothing tells.
+    `samples` is None if only decoding tells. `reached_s` is set if the file is cut off, with `promised_s` if it states its
+    length. `is_unproven` means that it may be cut off and nothing tells.
     """
 
     rate_hz: int
@@ -56,7 +56,7 @@ class Facts:
 
 
 class Outgoing:
-    """The socket that the messages go to. Silence ends the process; time that whoever reads takes does not count."""
+    """The socket for messages. Silence ends the process; time that the reader takes does not count."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -109,7 +109,7 @@ def judge(facts: Facts, decoder: AudioStream, packets: Packets, file: BinaryIO) 
 
 
 def confine() -> None:
-    """Give up what a decoder does not need."""
+    """Give up every right that a decoder does not need."""
     for what, limit in (
         (resource.RLIMIT_CPU, CPU_S),
         (resource.RLIMIT_FSIZE, 0),
@@ -122,7 +122,7 @@ def confine() -> None:
 
 
 def warm_up() -> None:
-    """Decode a short WAV, so that all that Python and PyAV load when they need it is loaded."""
+    """Decode a short WAV, which loads everything that Python and PyAV load on first use."""
     head = struct.pack(
         "<4sI4s4sIHHIIHH4sI", b"RIFF", 548, b"WAVE", b"fmt ", 16, 1, 1, 8_000, 16_000, 2, 16, b"data", 512
     )
@@ -131,9 +131,9 @@ def warm_up() -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; this one ends with it
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks leave nothing behind
-    logging.disable()  # PyAV hands FFmpeg's messages to it, and they hold names and tags
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent; this process ends with it
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+    logging.disable()  # PyAV logs FFmpeg's messages, which hold names and tags
     av.logging.set_level(av.logging.WARNING)
     av.logging.set_skip_repeated(False)
     warm_up()
@@ -148,7 +148,7 @@ def main() -> None:
             try:
                 with os.fdopen(descriptors[0], "rb") as file, socket.socket(fileno=descriptors[1]) as connection:
                     answer(file, request, Outgoing(connection))
-            except (BrokenPipeError, ConnectionResetError):  # whoever asked has heard enough
+            except (BrokenPipeError, ConnectionResetError):  # the reader has hung up
                 pass
             except MemoryError:
                 os._exit(1)

@@ -1,4 +1,4 @@
-"""A song while it is decoded, whatever library does it."""
+"""A song being decoded, by any library."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,16 +7,16 @@ from serving.audio import Audio
 from serving.errors import AudioError
 
 PIPE_BYTES = 0x7FFF_0000
-"""Sizes from here on stand in headers that were written before the size was known."""
+"""Sizes from here on are placeholders, written by programs that did not know the size yet."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """An open decoder. `format` and `subtype` are libsndfile's names; FFmpeg's name of the codec where that decodes.
+    """An open decoder. `format` and `subtype` are libsndfile's names; FFmpeg's name of the codec if FFmpeg decodes.
 
-    `counted_samples` is a length that can be believed before all is decoded, None where there is none. `promised_samples` is
-    what the header gives, right or wrong. `note` is `AudioInfo.note`. `blocks` are float32 samples (c, n) of any length, from
-    the beginning, and raise AudioError where the song is damaged.
+    `counted_samples` is a reliable length known before decoding, None if there is none. `promised_samples` is the header's
+    length, right or wrong. `note` is `AudioInfo.note`. `blocks` are float32 samples (c, n) of any length from the start;
+    they raise AudioError if the song is damaged.
     """
 
     rate_hz: int
@@ -31,7 +31,7 @@ class Decoding:
 
 
 def broken_off(name: str, seconds: float, promised_s: float | None = None) -> AudioError:
-    """The error for a song that is cut off after so many seconds of those that it says it has."""
+    """The error for a song that ends after `seconds` of its `promised_s`."""
     of = "" if promised_s is None else f" of {promised_s:.1f}"
     return AudioError(f"{name} breaks off after {seconds:.1f}{of} s: send the whole file again")
 

@@ -1,7 +1,7 @@
-"""Stems as bytes to send or as files in a folder, in constant memory, from blocks of audio.
+"""Stems as bytes to send or files in a folder, made from blocks of audio in constant memory.
 
-A single stem is sent while it is made. Of a zip the first stem is sent while it is made; the others wait in temporary
-files. The fact sheet is the last member of a zip, and the last file that a folder gets.
+A single stem is sent while it is made. In a zip the first stem is sent while it is made and the others wait in temporary
+files. The fact sheet is the last member of a zip and the last file in a folder.
 
 Axes: s stem, c channel, n sample.
 """
@@ -20,13 +20,13 @@ PIECE_BYTES = 1 << 20  # well under TorchServe's limit of 6.5 MB for one message
 FACT_SHEET = "stems.json"
 
 Describe = Callable[[Mapping[str, Written]], bytes]
-"""Gives the fact sheet of the files that were written, by the names of their stems."""
+"""Makes the fact sheet from the files written, by stem."""
 
 
 def one_file(blocks: Iterable[Audio], encoding: Encoding) -> Iterator[bytes]:
-    """Yield the file of one stem, whose audio comes as blocks (1, c, n), in pieces of 1 MiB at most.
+    """Yield the file of one stem, given as blocks (1, c, n), in pieces of at most 1 MiB.
 
-    Raises StemwrightError, with the file unfinished, where the blocks hold more or fewer samples than promised.
+    Raises StemwrightError and leaves the file unfinished if the blocks hold more or fewer samples than promised.
     """
     with StemFile(encoding) as file:
         for block in exactly(blocks, encoding.samples):
@@ -37,12 +37,12 @@ def one_file(blocks: Iterable[Audio], encoding: Encoding) -> Iterator[bytes]:
 def zip_file(
     blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding, fact_sheet: Describe
 ) -> Iterator[bytes]:
-    """Yield a zip of the stems, whose audio comes as blocks (s, c, n), in pieces of 1 MiB at most.
+    """Yield a zip of stems, given as blocks (s, c, n), in pieces of at most 1 MiB.
 
-    Members are uncompressed and carry no time. Raises as `one_file` does.
+    Members are uncompressed and have no time stamp. Raises as `one_file` does.
     """
     names = [f"{stem}.{encoding.format}" for stem in stems]
-    # A member's size follows it; whether the size will need 64 bits has to be said before.
+    # A member's size comes after it, but its header must already say if that size needs 64 bits.
     large = encoding.samples * encoding.sample_bytes > zipfile.ZIP64_LIMIT * 0.9
     outbox = Outbox()
     with ExitStack() as stack:
@@ -71,7 +71,7 @@ def zip_file(
 def folder_of_files(
     blocks: Iterable[Audio], stems: Sequence[str], encoding: Encoding, folder: Path, fact_sheet: Describe
 ) -> Iterator[int]:
-    """Write the stems, whose audio comes as blocks (s, c, n), and their fact sheet into a folder: all of them or none.
+    """Write stems, given as blocks (s, c, n), and their fact sheet into a folder: all files or none.
 
     Yields the number of samples after each block. Raises as `one_file` does, and OSError.
     """
@@ -94,9 +94,9 @@ def folder_of_files(
 
 @contextmanager
 def arriving(folder: Path) -> Iterator[Path]:
-    """A scratch folder, whose files move to `folder` at the end, the fact sheet last.
+    """A scratch folder whose files move to `folder` at the end, the fact sheet last.
 
-    An error leaves nothing behind, not even the folders that were made. Raises OSError where files cannot be written.
+    After an error nothing is left, not even folders that were made. Raises OSError if files cannot be written.
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
@@ -104,7 +104,7 @@ def arriving(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
             scratch = Path(name)
             yield scratch
-            (folder / FACT_SHEET).unlink(missing_ok=True)  # tells of the files that go
+            (folder / FACT_SHEET).unlink(missing_ok=True)  # it describes files that are replaced
             for path in sorted(scratch.iterdir(), key=lambda path: path.name == FACT_SHEET):
                 path.replace(folder / path.name)
     finally:
@@ -114,7 +114,7 @@ def arriving(folder: Path) -> Iterator[Path]:
 
 
 def exactly(blocks: Iterable[Audio], samples: int) -> Iterator[Audio]:
-    """Yield the blocks. Raises StemwrightError unless they add up to so many samples."""
+    """Yield the blocks. Raises StemwrightError unless they add up to `samples`."""
     count = 0
     for block in blocks:
         count += block.shape[-1]

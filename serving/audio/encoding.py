@@ -1,9 +1,9 @@
-"""A stem's file, handed over while it is encoded: WAV, FLAC, MP3 or Ogg Vorbis, in constant memory.
+"""A stem's file that is sent while it is encoded: WAV, FLAC, MP3 or Ogg Vorbis, in constant memory.
 
-libsndfile encodes. At the end it would go back to the head of the file, which has been sent by then. The length is known
-before, so this module writes what the head says of it: the whole head of a WAV, the number of samples in a FLAC, the
-gapless tag of an MP3 (LAME's). An Ogg says its length at its end. A spooled file, to whose head libsndfile could go back,
-would hold an MP3 until its last sample is there: a worker silent for so long is taken for hung and restarted.
+libsndfile encodes, and at the end would go back to the header, which has been sent by then. The length is known in advance,
+so this module writes its place in the header: a WAV's whole header, the number of samples of a FLAC, the gapless (LAME) tag
+of an MP3. An Ogg states its length at its end. Spooling to a file would hold an MP3 back until its last sample, and a
+worker silent for so long would be restarted.
 
 Axes: c channel, n sample.
 """
@@ -33,15 +33,15 @@ SAMPLE_BYTES = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4}
 BIT_DEPTHS = {"16": "PCM_16", "24": "PCM_24", "float": "FLOAT"}
 FULL_SCALE = 1.0
 SUBTYPES = {"wav": set(SAMPLE_BYTES), "flac": {"PCM_16", "PCM_24"}, "mp3": {"MPEG_LAYER_III"}, "ogg": {"VORBIS"}}
-# Vorbis at its second highest quality; 320 kbit/s, at 32 kHz and more, for an MP3, whose frames all have one size.
+# Vorbis at its second highest quality; MP3 at 320 kbit/s (from 32 kHz on) in frames of one size.
 LOSSY: Mapping[str, Mapping[str, Any]] = {
     "mp3": {"compression_level": 0.0, "bitrate_mode": "CONSTANT"},
     "ogg": {"compression_level": 0.2},
 }
-# A WAV of more than two channels says where its speakers stand, as bits (Microsoft's WAVEFORMATEXTENSIBLE).
+# Speaker positions of a WAV of more than two channels, as bits (Microsoft's WAVEFORMATEXTENSIBLE).
 SPEAKERS = {3: 0x7, 4: 0x33, 5: 0x37, 6: 0x3F, 7: 0x70F, 8: 0x63F}
 EXTENSIBLE_GUID = bytes.fromhex("000000001000800000AA00389B71")
-# The four letters of a WAV's INFO chunks.
+# A WAV's INFO chunk for each tag.
 INFO_CHUNKS = {
     **{"title": "INAM", "artist": "IART", "album": "IPRD", "tracknumber": "ITRK"},
     **{"date": "ICRD", "genre": "IGNR", "comment": "ICMT", "copyright": "ICOP"},
@@ -51,7 +51,7 @@ LAME_DELAY_SAMPLES = 576
 
 @dataclass(frozen=True)
 class Encoding:
-    """The form of a stem's file. `subtype` is libsndfile's name of the sample format, `tags` libsndfile's strings."""
+    """The form of a stem's file. `subtype` is libsndfile's name of the sample format, `tags` are libsndfile's strings."""
 
     format: AudioFormat
     subtype: str
@@ -66,10 +66,10 @@ class Encoding:
 
     @classmethod
     def like(cls, info: AudioInfo, audio_format: AudioFormat, bit_depth: str | None = None) -> Self:
-        """The form that keeps rate, channels, length, tags and, unless another is asked for, the bit depth of the song.
+        """The encoding that keeps the song's rate, channels, length, tags and, unless `bit_depth` is given, its bit depth.
 
-        A song of fewer than 16 bits and a lossy one get 16. A FLAC gets 24 where the song has more. Raises RequestError
-        for a bit depth that the format does not have.
+        Songs below 16 bits and lossy ones get 16; a FLAC gets 24 if the song has more. Raises RequestError for a bit depth
+        that the format lacks.
         """
         lossy = {"mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}.get(audio_format)
         if bit_depth is not None:
@@ -93,7 +93,7 @@ class Encoding:
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample of all channels; those of 32 bits for a lossy format, which has fewer."""
+        """Bytes of one sample over all channels; for a lossy format an upper bound of 32 bits."""
         return SAMPLE_BYTES.get(self.subtype, 4) * self.channels
 
 
@@ -101,8 +101,8 @@ class Encoding:
 class Written:
     """The facts of a stem's file.
 
-    `peak` is the largest magnitude before clipping, 1.0 at full scale. `clipped_samples` counts the samples beyond full
-    scale, of all channels together: integers clip them, and so do most players of MP3 and Ogg. A float WAV clips none.
+    `peak` is the largest magnitude before clipping, 1.0 at full scale. `clipped_samples` counts samples beyond full scale
+    over all channels: integer formats clip them, as do most players of MP3 and Ogg. A float WAV clips none.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Written:
 
 
 class Outbox(io.RawIOBase):
-    """A file that is only appended to. Its bytes are taken out to be sent."""
+    """An append-only file whose bytes are taken out to be sent."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -125,14 +125,14 @@ class Outbox(io.RawIOBase):
         return len(data)
 
     def take(self) -> bytes:
-        """Take the bytes that were written since the last call."""
+        """Take the bytes written since the last call."""
         taken = bytes(self._held)
         self._held.clear()
         return taken
 
 
 class EncoderOutbox(Outbox):
-    """An outbox for libsndfile. It drops what libsndfile writes to the header at the end: those bytes have been sent."""
+    """An outbox for libsndfile. It drops what libsndfile writes to the header at the end: the header has been sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class ForwardEncoder(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class StemFile:
-    """One stem's file. Raises RequestError where the format cannot hold such audio."""
+    """One stem's file. Raises RequestError if the format cannot hold such audio."""
 
     def __init__(self, encoding: Encoding) -> None:
         self._size_bytes = 0
@@ -204,7 +204,7 @@ class StemFile:
             self._peak = max(self._peak, loudest)
             if loudest > FULL_SCALE:
                 self._over += int(np.count_nonzero(np.abs(audio) > FULL_SCALE))
-        for start in range(0, audio.shape[-1], BLOCK_SAMPLES):  # libvorbis takes all of a write onto the stack
+        for start in range(0, audio.shape[-1], BLOCK_SAMPLES):  # libvorbis puts all of a write on the stack
             self._encoder.write(audio[self._channels, start : start + BLOCK_SAMPLES].T)
         return self._take()
 
@@ -217,7 +217,7 @@ class StemFile:
         return self._take() + bytes(odd)
 
     def written(self, name: str) -> Written:
-        """The facts of the file, under the name that it got. Complete after `finish`."""
+        """The facts of the file under its name. Complete after `finish`."""
         clipped = 0 if self._encoding.subtype == "FLOAT" else self._over
         return Written(name, self._size_bytes, round(self._peak, 6), clipped)
 
@@ -242,7 +242,7 @@ class StemFile:
 
 
 def wav_header(encoding: Encoding) -> bytes:
-    """The head of a WAV, up to its samples; of an RF64 where 32 bits are too few for the sizes (EBU Tech 3306)."""
+    """A WAV's header up to its samples; an RF64's if sizes exceed 32 bits (EBU Tech 3306)."""
     data_bytes = encoding.samples * encoding.sample_bytes
     chunks = format_chunk(encoding)
     if encoding.subtype == "FLOAT":
@@ -268,7 +268,7 @@ def format_chunk(encoding: Encoding) -> bytes:
 
 
 def info_chunk(tags: Mapping[str, str]) -> bytes:
-    """The tags as a WAV holds them, b"" without any."""
+    """The tags as a WAV's INFO chunk, b"" without any."""
     chunks = b""
     for name, letters in INFO_CHUNKS.items():
         if name in tags:
@@ -278,25 +278,25 @@ def info_chunk(tags: Mapping[str, str]) -> bytes:
 
 
 def flac_with_samples(flac: bytes, samples: int) -> bytes:
-    """Write the number of samples into the beginning of a FLAC: the last 36 bits of bytes 21..25, 0 so far (RFC 9639, 8.2)."""
+    """Set the number of samples at the start of a FLAC: the last 36 bits of bytes 21..25, 0 so far (RFC 9639, 8.2)."""
     count = int.from_bytes(flac[21:26], "big") | samples
     return flac[:21] + count.to_bytes(5, "big") + flac[26:]
 
 
 def mp3_with_samples(mp3: bytes, samples: int) -> bytes:
-    """Write LAME's tag into the beginning of an MP3, so that decoders give exactly the song's samples.
+    """Fill in the LAME tag at the start of an MP3, so that decoders give exactly the song's samples.
 
-    The tag holds the number of frames, and the samples of the first and the last frame that are not the song. LAME leaves
-    it empty until it knows the length.
+    The tag holds the number of frames, and how many samples of the first and last frame are not the song. LAME leaves it
+    empty until it knows the length.
     """
     frame = 0
-    if mp3.startswith(b"ID3"):  # tags, their size in four times seven bits
+    if mp3.startswith(b"ID3"):  # ID3 tags; their size is four times seven bits
         frame = 10 + sum(byte << shift for byte, shift in zip(mp3[6:10], (21, 14, 7, 0), strict=True))
     full_rate, mono = bool(mp3[frame + 1] & 8), mp3[frame + 3] >> 6 == 3
     side_bytes = (17 if mono else 32) if full_rate else (9 if mono else 17)
     frame_samples = 1152 if full_rate else 576
     padding = -(samples + LAME_DELAY_SAMPLES) % frame_samples
-    if padding < LAME_DELAY_SAMPLES:  # the decoder has a delay, too
+    if padding < LAME_DELAY_SAMPLES:  # plus the decoder's own delay
         padding += frame_samples
     frames = (samples + LAME_DELAY_SAMPLES + padding) // frame_samples
     tag = struct.pack(">4sII9s12x", b"Info", 1, frames, b"LAME3.100")

@@ -1,4 +1,4 @@
-"""FFmpeg's decoders, at work in a process of their own: what libsndfile does not read, and MP3.
+"""FFmpeg's decoders, run in a process of their own, for MP3 and for what libsndfile does not read.
 
 Axes: c channel, n sample.
 """
@@ -27,15 +27,15 @@ from serving.errors import AudioError, StemwrightError, UnsupportedAudio
 
 UNPROVEN = "nothing in it says how long it is, so that it may be cut off"
 PROCESS = "serving.audio.decoder_process"
-SCAN, DECODE = b"s", b"d"  # as there; it cannot be imported where PyAV is not installed
+SCAN, DECODE = b"s", b"d"  # same constant as there, which needs PyAV to import
 
 
 @contextmanager
 def decoder(source: bytes | bytearray | Path, name: str, scan: bool = False) -> Iterator[Decoding]:
-    """A song that FFmpeg decodes; with `scan`, all of it is looked at before, which tells whether it is whole.
+    """Open a song with FFmpeg. With `scan` all packets are checked first, which tells whether the song is whole.
 
-    Raises UnsupportedAudio for bytes in no known format and where PyAV is not installed; AudioError for a song that is cut
-    off, without samples, or that FFmpeg's code does not survive.
+    Raises UnsupportedAudio for an unknown format or if PyAV is not installed; AudioError for a song that is cut off, has no
+    samples, or crashes FFmpeg.
     """
     links = []
     if scan:
@@ -93,14 +93,14 @@ def refusal(name: str, reason: str, seconds: float) -> AudioError:
 
 
 class Messages:
-    """The answer of the process, message by message."""
+    """The messages of the decoder process about one song."""
 
     def __init__(self, file: "io.BufferedReader[SocketIO]", name: str) -> None:
         self._file = file
         self._name = name
 
     def next(self) -> bytes:
-        """Raises AudioError where the process ended too early."""
+        """The next message. Raises AudioError if the process ended too early."""
         try:
             head = self._file.read(4)
             size = struct.unpack("<I", head)[0] if len(head) == 4 else None
@@ -116,7 +116,7 @@ class Messages:
 
 @contextmanager
 def asked(source: bytes | bytearray | Path, name: str, request: bytes) -> Iterator[Messages]:
-    """The process's answer to a request for a song; it stops decoding when the context ends."""
+    """Send a request for a song to the process; gives its answer, and stops the decoding at the end of the block."""
     if importlib.util.find_spec("av") is None:
         raise UnsupportedAudio(
             f"{name} is no WAV, FLAC, Ogg or AIFF, and the package av, which reads the rest, is not installed: pip install av"
@@ -132,13 +132,13 @@ def asked(source: bytes | bytearray | Path, name: str, request: bytes) -> Iterat
 
 
 class Process:
-    """The process, and the socket through which it takes requests. It ends when the socket is closed."""
+    """The decoder process, and the socket that takes requests. It ends when the socket is closed."""
 
     def __init__(self) -> None:
         self.door, theirs = socket.socketpair()
         folders = [str(Path(folder).absolute()) for folder in sys.path]
         with theirs:
-            # Nothing of this environment, which may hold credentials, but where packages lie.
+            # Of this environment, which may hold credentials, only the location of packages is passed on.
             self.child = subprocess.Popen(
                 [sys.executable, "-P", "-m", PROCESS],
                 stdin=theirs.fileno(),
@@ -159,12 +159,12 @@ class Process:
 
 @cache
 def process() -> Process:
-    """The one process, started with the first song and kept warm: its start costs more than most songs."""
+    """The one decoder process. It starts with the first song and stays, because a start costs more than most songs."""
     return Process()
 
 
 def as_file(source: bytes | bytearray | Path) -> BinaryIO:
-    """A source as a file with a descriptor of its own."""
+    """A source as a file with its own descriptor."""
     if isinstance(source, Path):
         return source.open("rb")
     file = tempfile.TemporaryFile()  # noqa: SIM115

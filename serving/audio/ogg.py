@@ -1,6 +1,6 @@
-"""An Ogg file's pages: they tell whether it is whole, and of how many links it is chained. RFC 3533.
+"""Pages of an Ogg file: they tell whether it is whole, and its chained links. RFC 3533.
 
-A link is a song with a beginning and an end of its own; recordings of streams have several. libsndfile reads the first alone.
+A link is a song with its own start and end; recordings of streams have several. libsndfile reads only the first.
 """
 
 import io
@@ -20,7 +20,7 @@ OPUS_HZ = 48_000
 
 @dataclass
 class Link:
-    """Bytes [start, stop) of the file. `ends` says that its last page carries the flag of an end."""
+    """Bytes [start, stop) of the file. `ends` is true if the last page has the end-of-stream flag."""
 
     start: int
     stop: int
@@ -36,7 +36,7 @@ class Link:
 
 
 def links(file: BinaryIO, name: str) -> list[Link]:
-    """The links of a file, [] where it is no Ogg. Raises AudioError where a page is cut or bytes between pages are wrong."""
+    """The links of a file; [] if it is no Ogg. Raises AudioError if a page is cut, or bytes between pages are wrong."""
     found: list[Link] = []
     end = file.seek(0, os.SEEK_END)
     at = file.seek(0)
@@ -45,7 +45,7 @@ def links(file: BinaryIO, name: str) -> list[Link]:
         if not head.startswith(b"OggS"[: len(head)]):
             if found and not found[-1].ends:
                 raise damaged(name, played_s(found))
-            return found  # no Ogg at all, or a tag behind its end
+            return found  # not an Ogg, or a tag after its end
         if len(head) < HEAD.size:
             raise broken_off(name, played_s(found))
         _, _, flags, granule, _, _, _, segments = HEAD.unpack(head)
@@ -70,7 +70,7 @@ def links(file: BinaryIO, name: str) -> list[Link]:
 
 
 def note(found: list[Link]) -> str | None:
-    """The note of an Ogg that ends between two pages, but not with the last."""
+    """The note on an Ogg that ends between pages but before its last one."""
     return "its last page does not say that the song ends there" if found and not found[-1].ends else None
 
 
@@ -79,7 +79,7 @@ def played_s(found: list[Link]) -> float:
 
 
 def rate_of(packet: bytes) -> int:
-    """The rate that a stream's granule positions count in, by its first packet; 0 for an unknown codec."""
+    """The rate in which a stream counts granule positions, from its first packet; 0 for an unknown codec."""
     if packet.startswith(b"\x01vorbis") and len(packet) >= 16:
         return int.from_bytes(packet[12:16], "little")
     if packet.startswith(b"OpusHead"):
@@ -92,7 +92,7 @@ def rate_of(packet: bytes) -> int:
 
 
 class FileSection(io.RawIOBase):
-    """Bytes [start, stop) of a file, as a file that is read."""
+    """Bytes [start, stop) of a file, as a file of its own."""
 
     def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
         self._file, self._start, self._stop, self._at = file, start, stop, 0
@@ -120,6 +120,6 @@ class FileSection(io.RawIOBase):
 
 
 def link_files(file: BinaryIO, found: list[Link]) -> Iterator[FileSection]:
-    """Each link as a file."""
+    """Yield each link as a file."""
     for link in found:
         yield FileSection(file, link.start, link.stop)

@@ -1,4 +1,4 @@
-"""A song's packets, looked at without decoding them: how many samples they hold, and whether all of them are there."""
+"""A scan of a song's packets without decoding: the number of samples, and whether the song is whole."""
 
 import os
 import struct
@@ -29,7 +29,7 @@ KBITS_PER_S = {
 
 @dataclass
 class Packets:
-    """The packets of a file from the first to the last."""
+    """The packets of a file."""
 
     count: int = 0
     duration_s: Fraction = Fraction(0)
@@ -51,7 +51,7 @@ class Packets:
 
 
 def scan(decoder: AudioStream, file: BinaryIO) -> Packets:
-    """Look at every packet. The decoder is at its end then."""
+    """Scan all packets. The stream is at its end then."""
     found, position = Packets(), None
     duration = 0
     ends: dict[int, int] = {}  # of each stream, in its own time base
@@ -60,7 +60,7 @@ def scan(decoder: AudioStream, file: BinaryIO) -> Packets:
     try:
         for packet in decoder.container.demux():
             start, size, of_stream = packet.pts, packet.size, packet.stream_index
-            if size == 0:  # tells a decoder that there are no more
+            if size == 0:  # the flush packet after the last one
                 continue
             if start is not None:
                 ends[of_stream] = max(ends.get(of_stream, 0), start + (packet.duration or 0))
@@ -93,7 +93,7 @@ def scan(decoder: AudioStream, file: BinaryIO) -> Packets:
 
 
 def sample_count(decoder: AudioStream, packets: Packets, rate_hz: int) -> int | None:
-    """Samples of the whole song, None where only decoding tells."""
+    """Samples of the whole song; None if only decoding tells."""
     if packets.is_broken or ends_in_frame(decoder, packets):
         return None
     if decoder.codec in EQUAL_FRAMES and (packets.is_regular or decoder.format not in STREAMS):
@@ -106,7 +106,7 @@ def sample_count(decoder: AudioStream, packets: Packets, rate_hz: int) -> int | 
 
 
 def promised_s(decoder: AudioStream, packets: Packets, file: BinaryIO) -> float | None:
-    """The length that the container gives, None where it gives none that can be believed."""
+    """The length in the container; None if it gives none, or none that is reliable."""
     if decoder.format == "mp3":
         return length_of_mp3(file, packets)
     if decoder.format == "asf":
@@ -123,10 +123,10 @@ def promised_s(decoder: AudioStream, packets: Packets, file: BinaryIO) -> float 
 def length_of_mp3(file: BinaryIO, packets: Packets) -> float | None:
     """Seconds in the tag of an MP3's encoder (Xing's layout: name, flags, frames, bytes).
 
-    None where there are as many frames, or where the number of bytes shows that the tag is wrong and the file whole.
+    None if the file has as many frames, or if the number of bytes shows that the tag is wrong and the file whole.
     """
     start = max(0, packets.first_position - MAX_TAG_BYTES)
-    head = os.pread(file.fileno(), packets.first_position - start, start)  # the file's position is FFmpeg's
+    head = os.pread(file.fileno(), packets.first_position - start, start)  # FFmpeg shares the file's position
     at = max(head.rfind(b"Xing"), head.rfind(b"Info"))
     if at < 0 or len(head) < at + 16 or packets.count == 0:
         return None
@@ -140,7 +140,7 @@ def length_of_mp3(file: BinaryIO, packets: Packets) -> float | None:
 
 
 def length_of_asf(file: BinaryIO) -> float | None:
-    """Seconds in the head of a WMA, which FFmpeg does not give where the file is cut. [MS-ASF], file properties object."""
+    """Seconds in the header of a WMA, which FFmpeg omits if the file is cut. [MS-ASF], file properties object."""
     head = os.pread(file.fileno(), 1 << 16, 0)
     at = head.find(ASF_PROPERTIES)
     if at < 0 or len(head) < at + 92:
@@ -151,7 +151,7 @@ def length_of_asf(file: BinaryIO) -> float | None:
 
 
 def lacks_bytes(file: BinaryIO) -> bool:
-    """True if a RIFF file is shorter than its first chunk says; not where that was written into a pipe."""
+    """True if a RIFF file is shorter than its first chunk says, unless it was written into a pipe."""
     return size_of(file) < 8 + int.from_bytes(os.pread(file.fileno(), 4, 4), "little") < PIPE_BYTES
 
 
@@ -175,9 +175,9 @@ def ends_in_frame(decoder: AudioStream, packets: Packets) -> bool:
     return len(packets.last) < frame_bytes(packets.last[:7])
 
 
-@lru_cache(maxsize=1024)  # the heads of a song are a few, again and again
+@lru_cache(maxsize=1024)  # a song has few different headers
 def frame_bytes(head: bytes) -> int:
-    """The size of a frame by its first seven bytes, 0 where they are no head.
+    """The size of a frame from its first seven bytes; 0 if they are no frame header.
 
     ISO/IEC 11172-3, 2.4.1.3 and 13818-3 for MPEG audio, 13818-7, 6.2 for AAC in ADTS.
     """

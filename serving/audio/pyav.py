@@ -1,6 +1,6 @@
-"""A file as FFmpeg's libraries decode it, through PyAV. Only the decoder process imports this: the bytes are a stranger's.
+"""A file decoded by FFmpeg's libraries through PyAV.
 
-Axes: one channel after the other within a block.
+Only the decoder process imports this, as the bytes come from strangers. Within a block, channels follow each other.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import av
 
 BLOCK_SAMPLES = 1 << 14
-# Containers that hold audio and name no other file. A playlist would make FFmpeg read what is on the server's disk.
+# Containers that refer to no other file. A playlist would let FFmpeg read the server's disk.
 DEMUXERS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,rm,shn,tak,tta,"
     "voc,w64,wav,wv"
@@ -25,13 +25,13 @@ TAGS = {"track": "tracknumber"}
 
 
 class Refused(Exception):
-    """A song that cannot be decoded. The reason is one of those in `ffmpeg.refusal`."""
+    """A song that cannot be decoded. The reason is a key of `ffmpeg.refusal`."""
 
 
 class AudioStream:
-    """The audio stream of a file. Raises Refused for a file that holds none that can be decoded."""
+    """The audio stream of a file. Raises Refused if there is none that can be decoded."""
 
-    container: Any  # PyAV's own types do not tell what is read from what is written
+    container: Any  # PyAV's types do not distinguish reading from writing
     stream: Any
 
     def __init__(self, file: BinaryIO) -> None:
@@ -60,7 +60,7 @@ class AudioStream:
         return self.codec in LOSSLESS or self.codec.startswith("pcm_")
 
     def frames(self) -> Iterator[Any]:
-        """Decoded frames, all of one rate and as many channels. Raises Refused where they are damaged or change."""
+        """Yield decoded frames of one rate and channel count. Raises Refused if they are damaged or change."""
         kind = None
         packets = self.container.demux(self.stream)
         while True:
@@ -84,7 +84,7 @@ class AudioStream:
                     yield frame
 
     def subtype(self, sample_format: str) -> str:
-        """libsndfile's name of the samples of a lossless codec, else the codec's name."""
+        """libsndfile's name of a lossless codec's samples, else the codec's name."""
         return SUBTYPES.get(sample_format.removesuffix("p"), "PCM_24") if self.is_lossless else self.codec.upper()
 
     def tags(self) -> dict[str, str]:
@@ -93,14 +93,14 @@ class AudioStream:
 
 
 def keeps_index(file: BinaryIO) -> bool:
-    """True for MP4 and CAF, which may have the index at the end."""
+    """True for MP4 and CAF, which may keep their index at the end."""
     file.seek(0)
     head = file.read(8)
     return head[:4] == b"caff" or head[4:] == b"ftyp"
 
 
 def blocks(first: Any, others: Iterator[Any]) -> Iterator[bytes]:
-    """float32 samples of several frames at a time, one channel after the other."""
+    """Yield float32 samples of several frames at a time, one channel after the other."""
     to_float = None if first.format.name == "fltp" else av.AudioResampler(format="fltp")
     held: list[list[bytes]] = [[] for _ in range(first.layout.nb_channels)]
     samples = 0

@@ -19,7 +19,7 @@ from serving.audio.decoding import PIPE_BYTES, Decoding, broken_off, damaged
 from serving.errors import AudioError
 
 BLOCK_SAMPLES = 1 << 16
-UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count where a header gives none
+UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count if the header gives none
 COUNTED_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC"}
 MAX_LINKS = 1_000
 FLAC_HEAD = b"fLaC\0\0\0\x22"
@@ -37,7 +37,7 @@ VORBIS_ORDER = {
 
 
 class ForwardDecoder(soundfile.SoundFile):  # type: ignore[misc]
-    """A SoundFile that only reads on: nothing here needs the seek which SoundFile does after every read."""
+    """A SoundFile that only reads forward, without the seek that SoundFile does after every read."""
 
     def seekable(self) -> bool:
         return False
@@ -113,7 +113,7 @@ def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) ->
 
 
 def note_of_header(file: BinaryIO) -> str | None:
-    """The note of a WAV, AIFF or AU that is shorter than its header says; None for sizes that were written into a pipe."""
+    """The note on a WAV, AIFF or AU that is shorter than its header says; None for the placeholder sizes of a pipe."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(28)
@@ -155,7 +155,7 @@ def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.FileSection, name: str) -
 
 
 def position(file: BinaryIO | ogg.FileSection) -> int:
-    """The place up to which libsndfile has read."""
+    """The position up to which libsndfile has read."""
     try:
         return os.lseek(file.fileno(), 0, os.SEEK_CUR)
     except io.UnsupportedOperation:
@@ -163,7 +163,7 @@ def position(file: BinaryIO | ogg.FileSection) -> int:
 
 
 def at_end(file: BinaryIO | ogg.FileSection) -> bool:
-    """True if libsndfile has read all of the file."""
+    """True if libsndfile has read the whole file."""
     return position(file) >= file.seek(0, os.SEEK_END)
 
 
@@ -178,10 +178,10 @@ def tags_of(sound: ForwardDecoder) -> dict[str, str]:
 
 
 def sound_file(file: BinaryIO | ogg.FileSection, source: bytes | bytearray | Path | None) -> ForwardDecoder:
-    # By descriptor, because a name that ends in .raw would be taken for headerless samples.
+    # By descriptor: libsndfile takes a name ending in .raw for headerless samples.
     return ForwardDecoder(file.fileno() if isinstance(source, Path) else file, closefd=False)
 
 
 def as_file(source: bytes | bytearray | Path) -> BinaryIO:
-    """The bytes of a source as an open file."""
+    """A source as an open file."""
     return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)

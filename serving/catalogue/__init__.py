@@ -1,1 +1,1 @@
-"""Catalogues: thousands of songs in a bucket, separated by as many machines as Ray has."""
+"""Catalogues: thousands of songs in a bucket, separated by all machines of a Ray cluster."""

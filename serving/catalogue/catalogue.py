@@ -1,4 +1,4 @@
-"""A whole catalogue: list its songs, separate those that are not done, and write down what became of each."""
+"""Separate a whole catalogue: list its songs, skip those that are done, record the outcome of each."""
 
 import json
 import tempfile
@@ -25,7 +25,7 @@ from serving.storage.storage import store_file
 
 @dataclass
 class Summary:
-    """The sum of a catalogue's outcomes."""
+    """Totals over a catalogue's outcomes."""
 
     started_s: float = field(default_factory=time.monotonic)
     states: Counter[str] = field(default_factory=Counter)
@@ -36,7 +36,7 @@ class Summary:
         self.audio_s += outcome.audio_s
 
     def to_json(self, price_per_hour: float | None) -> dict[str, Any]:
-        """Counts, rates and, with the price of an hour of all machines, what 1,000 songs like these cost."""
+        """Counts, rates and, given the hourly price of all machines, the cost of 1,000 such songs."""
         hours, done = (time.monotonic() - self.started_s) / 3600, self.states["done"]
         facts: dict[str, Any] = {state: self.states[state] for state in ("done", "skipped", "failed")}
         facts |= {"hours": round(hours, 4), "audio_hours": round(self.audio_s / 3600, 4)}
@@ -55,8 +55,8 @@ def catalogue(
 ) -> Summary:
     """Separate the songs below one URL into folders below another.
 
-    `catalogue-<time>.jsonl` comes to lie beside the stems at the end, and where the work is cut short: a line for each song,
-    the summary last. Raises StemwrightError for a model, a store or a request that cannot be used; a song that fails is a line.
+    At the end, or when interrupted, `catalogue-<time>.jsonl` is stored beside the stems: a line for each song, then the
+    summary. Raises StemwrightError for a model, store or request that cannot be used. A song that fails is a line.
     """
     from serving.catalogue.ray_cluster import connected
 
@@ -96,7 +96,7 @@ class Journal:
         self.file.write(json.dumps(outcome.to_json()) + "\n")
 
     def songs(self) -> Iterator[str]:
-        """The songs written so far."""
+        """Yield the songs written so far."""
         self.file.flush()
         with Path(self.file.name).open() as lines:
             yield from (json.loads(line)["song"] for line in lines)
@@ -104,7 +104,7 @@ class Journal:
 
 @contextmanager
 def journal(to: str, price_per_hour: float | None) -> Iterator[tuple[Summary, Journal]]:
-    """A journal that is stored below `to` when the block ends, however it ends."""
+    """A journal that is stored below `to` when the block ends, even by an error."""
     summary = Summary()
     name = f"catalogue-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
     with tempfile.TemporaryDirectory() as folder:

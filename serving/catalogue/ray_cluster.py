@@ -1,4 +1,4 @@
-"""Workers on Ray: a cluster that RAY_ADDRESS names, else the processors of this machine. The only file that knows Ray."""
+"""Workers on Ray: on the cluster in RAY_ADDRESS, else on this machine's processors. Only this file knows Ray."""
 
 import itertools
 import logging
@@ -26,13 +26,13 @@ LOST_WORKERS_A_SONG = 2
 
 @dataclass(frozen=True)
 class Cluster:
-    """The processors that workers may take: as many workers as fit, each with its share."""
+    """The processors for workers: as many workers as fit, each with its share."""
 
     gpus_per_worker: float = 0
     engine: EngineName = "auto"
 
     def put(self, tasks: Iterable[Task]) -> tuple[list[Any], int]:
-        """Keep tasks in Ray's object store; gives the references and the number of tasks."""
+        """Put tasks into Ray's object store; returns references and the number of tasks."""
         references: list[Any] = []
         count = 0
         iterator = iter(tasks)
@@ -42,7 +42,7 @@ class Cluster:
         return references, count
 
     def outcomes(self, references: list[Any], archive: bytes, form: Form) -> Iterator[Outcome]:
-        """Separate songs, in any order. A song whose workers are lost again and again has no outcome."""
+        """Yield outcomes in any order. A song whose workers are lost again and again has none."""
         songs = ray.data.from_arrow_refs(references).repartition(target_num_rows_per_block=1)
         done = songs.map(
             Actor,  # type: ignore[arg-type]  # a class is called with its instance
@@ -68,7 +68,7 @@ class Actor:
     """A `Worker` as Ray Data calls it: a row in, a row out."""
 
     def __init__(self, archive: bytes, form: Form, device: str, engine: EngineName) -> None:
-        # Ray Data hands on a reference as it is where it stands inside the arguments.
+        # Ray Data does not resolve a reference that is nested in the arguments.
         self.worker = Worker(ray.get(archive) if isinstance(archive, ray.ObjectRef) else archive, form, device, engine)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Actor:
 
 @contextmanager
 def connected(gpus_per_worker: float, engine: EngineName) -> Iterator[Cluster]:
-    """Connect to the cluster, or start Ray on this machine for as long as the block lasts."""
+    """Connect to the cluster, or start Ray on this machine, for the block."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs a traceback for every lost worker
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)

@@ -1,4 +1,4 @@
-"""One song of a catalogue: where it lies, where its stems go, and what became of it."""
+"""One song of a catalogue: its URL, the folder for its stems, and its outcome."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ State = Literal["done", "skipped", "failed"]
 
 @dataclass(frozen=True)
 class Task:
-    """A song and the folder of its stems, as URLs."""
+    """A song and the folder for its stems, as URLs."""
 
     song: str
     out: str
@@ -21,7 +21,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one task. `message` says why a song failed; `audio_s` is its length, 0 where it was not read."""
+    """The result of one task. `message` says why a song failed; `audio_s` is its length, 0 if it was not read."""
 
     song: str
     out: str
@@ -35,10 +35,10 @@ class Outcome:
 
 
 def tasks(songs: str, to: str) -> Iterator[Task]:
-    """List the songs below a URL, as they come from the store.
+    """Yield the songs below a URL in the store's order.
 
-    The stems of `songs/a/b.flac` go to `to/a/b.flac/`: a song that is added later moves no other's stems. What already lies
-    below `to` is no song. Raises StorageError.
+    The stems of `songs/a/b.flac` go to `to/a/b.flac/`, so adding a song moves no other's stems. Files below `to` are no
+    songs. Raises StorageError.
     """
     inside = f"{to.rstrip('/')}/"
     for file in walk_files(songs):

@@ -1,6 +1,6 @@
-"""A worker of a catalogue: one model, songs one after the other, from a store and back to it.
+"""A worker of a catalogue: one model that separates songs from a store and puts the stems back, one song after the other.
 
-The stems of a song are stored first and its fact sheet last, so that a fact sheet in the store means that the song is done.
+It stores stems first and the fact sheet last, so a fact sheet in the store means that the song is done.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ from serving.storage.storage import StoredFile, delete, fetch_file, find_file, i
 
 @dataclass(frozen=True)
 class Form:
-    """The stems that are wanted of every song, and their form. `stems` is a list with commas, empty for the model's own."""
+    """The stems wanted of every song, and their form. `stems` is a comma-separated list, empty for the model's own."""
 
     stems: str = ""
     audio_format: AudioFormat = "wav"
@@ -37,7 +37,7 @@ class Form:
 
 
 class Worker:
-    """Separates songs with the model of an archive, given as its bytes."""
+    """Separates songs with the model of an archive, given as bytes."""
 
     def __init__(self, archive: bytes, form: Form, device: str | None, engine: EngineName) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ class Worker:
         self.request = form.request(self.separator)
 
     def __call__(self, task: Task) -> Outcome:
-        """Separate one song unless its stems are there. No error of a song leaves this function."""
+        """Separate one song unless its stems are there. No error of a song leaves this method."""
         started = time.monotonic()
         try:
             outcome = self.separate(task)
@@ -62,7 +62,7 @@ class Worker:
         if self.is_done(song, task.out):
             return Outcome(task.song, task.out, "skipped")
         with tempfile.TemporaryDirectory() as folder:
-            # The song keeps its suffix, by which some formats are known.
+            # The song keeps its suffix, which identifies some formats.
             path, stems = Path(folder, f"song{PurePosixPath(song.name).suffix}"), Path(folder, "stems")
             fetch_file(task.song, path)
             self.request.files(self.separator, path, stems, song=SongFile.of(path, song.name, song.etag or None))
@@ -71,7 +71,7 @@ class Worker:
         return Outcome(task.song, task.out, "done", audio_s=sheet.song.samples / sheet.song.rate_hz)
 
     def is_done(self, song: StoredFile, out: str) -> bool:
-        """True where the store has the fact sheet of this very song, model and request."""
+        """True if the store has the fact sheet of this song, model and request."""
         if find_file(f"{out}/{FACT_SHEET}") is None:
             return False
         with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +85,7 @@ class Worker:
         return same_song and sheet.answers(self.request, self.separator.weights_sha256)
 
     def store(self, sheet: FactSheet, stems: Path, out: str) -> None:
-        """Store the stems, then the fact sheet. What an earlier request left there goes first."""
+        """Remove what an earlier request left; store the stems, then the fact sheet."""
         kept = {file.name for file in sheet.files.values()}
         ours = {f"{stem}.{audio_format}" for stem in STEMS for audio_format in ("wav", "flac", "mp3", "ogg")}
         for file in list_files(out) if is_remote(out) or Path(out).is_dir() else []:

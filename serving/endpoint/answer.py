@@ -1,7 +1,7 @@
 """The answer to one request, piece by piece, without an HTTP server.
 
-An error before the first piece becomes JSON with the status of the error. A later one can only cut the connection: the
-chunked answer then lacks its end, a zip its directory.
+An error before the first piece becomes JSON with the error's status. A later one can only cut the connection: the chunked
+answer then lacks its end, a zip its directory.
 """
 
 import json
@@ -36,10 +36,10 @@ SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Answer:
-    """An answer in pieces. `status` and `headers` are final once the first piece is there.
+    """An answer in pieces. `status` and `headers` are final with the first piece.
 
-    `request_id` is the caller's X-Request-Id where that is a plain word, else `own_id`. `limit_s` bounds the time of the
-    whole answer; it is checked between pieces.
+    `request_id` is the caller's X-Request-Id if that is a plain word, else `own_id`. `limit_s` bounds the time of the whole
+    answer and is checked between pieces.
     """
 
     def __init__(self, own_id: str, headers: Mapping[str, str], limit_s: float) -> None:
@@ -47,7 +47,7 @@ class Answer:
         self.own_id = own_id
         self.request_id = named if SANE_ID.fullmatch(named) else own_id
         self.status = HTTPStatus.OK
-        # X-Request-Id itself is TorchServe's, which puts an id of its own there.
+        # TorchServe puts an id of its own into X-Request-Id.
         self.headers = {"X-Correlation-Id": self.request_id}
         self.content_type = "application/json"
         self.work = Work()
@@ -59,11 +59,11 @@ class Answer:
         self._pieces: Iterator[bytes] = iter(())
 
     def separate(self, separator: Separator, fields: Mapping[str, Any], bounds: Bounds) -> None:
-        """Answer with the stems of the song that was sent in the fields of the request, or named there."""
+        """Answer with the stems of the song that the request sends or names."""
         self._pieces = self._stems(separator, fields, bounds)
 
     def refuse(self, error: StemwrightError) -> None:
-        """Answer with an error, before anything else was sent."""
+        """Answer with an error before anything else was sent."""
         self.status = HTTPStatus(error.status)
         self.content_type = "application/json"
         self.headers.pop("Content-Disposition", None)
@@ -75,7 +75,7 @@ class Answer:
         self._pieces = iter([told.encode()])
 
     def next_piece(self) -> bytes:
-        """Give the next bytes, b"" at the end. Raises an error of after the first piece; earlier ones become the answer."""
+        """Return the next bytes, b"" at the end. Raises errors after the first piece; earlier ones become the answer."""
         try:
             self._check_time()
             piece = next(self._pieces, b"")
@@ -96,7 +96,7 @@ class Answer:
         self._pieces = iter(())
 
     def record(self, status: int) -> str:
-        """Describe the work in one line of JSON, without anything of the song or its name."""
+        """Describe the work in one line of JSON, without the song or its name."""
         audio = self.work.audio
         facts: dict[str, Any] = {
             "request_id": self.request_id,
@@ -123,7 +123,7 @@ class Answer:
         if song.output is None:
             self._announce(request)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "the audio")  # what messages call it
+            path = Path(folder, "the audio")  # the song's name in messages
             file = yield from song.arrive(path)
             if song.output is None:
                 yield from request.answer(separator, path, bounds.song, self.work, file)
@@ -143,7 +143,7 @@ class Answer:
 
 
 def for_the_caller(error: Exception, request_id: str) -> StemwrightError:
-    """Turn any error into one for the caller. A bug is logged; the caller learns only that there is one."""
+    """Turn any error into one for the caller. A bug is logged; the caller only learns that there is one."""
     if isinstance(error, StemwrightError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -154,5 +154,5 @@ def for_the_caller(error: Exception, request_id: str) -> StemwrightError:
 
 
 def window_count(audio_s: float, chunk: ChunkSpec) -> int:
-    """Count the windows that a song is cut into."""
+    """The number of windows that a song is cut into."""
     return max(1, math.ceil((audio_s - chunk.overlap_s) / (chunk.length_s - chunk.overlap_s)))

@@ -27,7 +27,7 @@ from serving.errors import AudioTooLong, Forbidden, RequestError, ServerError
 DEFAULT_PORTS = {"https": 443, "http": 80, "s3": 0}
 TIMEOUT = urllib3.Timeout(connect=10, read=20)
 FETCH_S = 300
-"""The longest time that a whole song may take to arrive."""
+"""The longest time that fetching a song may take."""
 SIGN_OF_LIFE_S = 10
 PIECE_BYTES = 1 << 20
 PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Reference:
-    """The address of a song and, unless the stems come back as the answer, the address that they go to."""
+    """The address of a song, and the address for its stems if they are not the answer itself."""
 
     uri: str
     output: str | None = None
@@ -59,7 +59,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Address:
-    """An address in its parts; `path` begins with a slash, `query` is what signs a presigned address."""
+    """An address in parts. `path` begins with a slash; `query` holds the signature of a presigned address."""
 
     scheme: str
     host: str
@@ -69,7 +69,7 @@ class Address:
 
     @classmethod
     def of(cls, uri: str) -> Self:
-        """Raises RequestError for what is no plain s3://, https:// or http:// address."""
+        """Parse an address. Raises RequestError unless it is a plain s3://, https:// or http:// address."""
         place = cls._in_bucket(uri) if uri.startswith("s3://") else cls._on_the_web(uri)
         if {".", ".."} & set(place.folders.split("/")) or "\\" in place.folders:
             raise RequestError("the address has dots or backslashes in its path: write it out")
@@ -98,14 +98,14 @@ class Address:
         return cls(parts.scheme, parts.hostname, port, parts.path or "/", parts.query)
 
     def __str__(self) -> str:
-        """Without the query, which is a secret."""
+        """The address without its query, which is secret."""
         port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}{port}{self.path}"
 
     @property
     def folders(self) -> str:
-        """The path as the store understands it; keys in buckets are taken as they are."""
+        """The path's folders as the store reads them; keys in buckets are taken literally."""
         return self.path if self.scheme == "s3" else unquote(self.path)
 
     @property
@@ -113,7 +113,7 @@ class Address:
         return PurePosixPath(self.folders).name
 
     def is_below(self, prefix: "Address") -> bool:
-        """True for the prefix itself and for what lies in its folder: `/a` has `/a/b` below it, not `/ab`."""
+        """True for the prefix itself and everything in its folder: `/a/b` is below `/a`, `/ab` is not."""
         folder = prefix.folders.rstrip("/")
         same_store = (self.scheme, self.host, self.port) == (prefix.scheme, prefix.host, prefix.port)
         return same_store and (self.folders == folder or self.folders.startswith(f"{folder}/"))
@@ -121,14 +121,14 @@ class Address:
 
 @dataclass(frozen=True)
 class Reach:
-    """The addresses that may be read and written by reference: those below the prefixes, songs of `limit_bytes` at most."""
+    """The addresses that may be read and written: those below the prefixes, songs up to `limit_bytes`."""
 
     prefixes: tuple[Address, ...] = ()
     limit_bytes: int = 2 * 10**9
 
     @classmethod
     def of(cls, allowed_uris: str, limit_bytes: int) -> Self:
-        """From prefixes with commas between them. Raises ServerError for one that is none."""
+        """Parse comma-separated prefixes. Raises ServerError for one that is no prefix."""
         try:
             prefixes = tuple(Address.of(uri.strip()) for uri in allowed_uris.split(",") if uri.strip())
         except RequestError as error:
@@ -138,7 +138,7 @@ class Reach:
         return cls(prefixes, limit_bytes)
 
     def check(self, uri: str) -> Address:
-        """Give the place of an address that may be reached. Raises Forbidden for any other."""
+        """Parse an address that may be read. Raises Forbidden for any other."""
         place = Address.of(uri)
         if not self.prefixes:
             raise Forbidden(
@@ -149,16 +149,16 @@ class Reach:
         return place
 
     def fetch(self, place: Address, path: Path, patience: "Deadline") -> str | None:
-        """Copy the song at a place to a path; gives its ETag where the store has one.
+        """Copy the song at an address to a path; returns its ETag if the store has one.
 
-        Raises AudioTooLong for too many bytes, RequestError where it is not there or outlasts the patience, and
-        StorageError where the bucket cannot be read.
+        Raises AudioTooLong for too many bytes, RequestError if there is no song or the deadline passes, StorageError if the
+        bucket cannot be read.
         """
         fetch = self._fetch_object if place.scheme == "s3" else self._fetch_http
         return fetch(place, path, patience)
 
     def store(self, files: Sequence[Path], output: str) -> list[str]:
-        """Copy files below an address, one after the other; gives the address of each. Raises Forbidden, StorageError."""
+        """Copy files below an address, one after the other; returns the address of each. Raises Forbidden, StorageError."""
         from serving.storage import storage
 
         urls = [f"{output.rstrip('/')}/{path.name}" for path in files]
@@ -168,7 +168,7 @@ class Reach:
         return urls
 
     def check_output(self, output: str) -> None:
-        """Raises Forbidden or RequestError where stems may not be written."""
+        """Raises Forbidden or RequestError if stems may not be written there."""
         if self.check(output).scheme != "s3":
             raise RequestError("stems can only be written to s3://bucket/prefix: name one as the output")
 
@@ -217,10 +217,10 @@ class Reach:
 
 
 def checked_address(place: Address) -> str:
-    """The address in numbers to connect to. Raises Forbidden unless all addresses of the host are public."""
+    """The IP address to connect to. Raises Forbidden unless all of the host's addresses are public."""
     host = place.host
     try:
-        return str(ipaddress.ip_address(host))  # the operator's own words: `check` found it in a prefix
+        return str(ipaddress.ip_address(host))  # a prefix of the operator names it: `check` found it there
     except ValueError:
         pass
     try:
@@ -234,7 +234,7 @@ def checked_address(place: Address) -> str:
 
 
 def is_public(address: str) -> bool:
-    """True for an IP address of the public internet. IPv6 that carries another address inside is none."""
+    """True for a public IP address. IPv6 that embeds another address is not public."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         return ip in PUBLIC_IPV6 and ip.is_global and ip.sixtofour is None and ip.teredo is None
@@ -243,14 +243,14 @@ def is_public(address: str) -> bool:
 
 @dataclass
 class Deadline:
-    """A deadline, and the end of it all once nobody waits any more."""
+    """A deadline. `over` ends it early, when nobody waits any more."""
 
     seconds: float
     over: bool = False
     begun: float = field(default_factory=time.monotonic)
 
     def check(self, place: Address) -> None:
-        """Raises RequestError where the song at a place has taken too long."""
+        """Raises RequestError if the song has taken too long."""
         if self.over or time.monotonic() - self.begun > self.seconds:
             raise RequestError(
                 f"{place} takes more than {self.seconds:g} s to fetch: send the song itself, or a smaller one"
@@ -258,10 +258,10 @@ class Deadline:
 
 
 def stored(steps: Iterable[object], files: Sequence[Path], reach: Reach, output: str) -> Iterator[bytes]:
-    """Yield an answer of JSON, `{"stems": {name: address}}`, once the files are made and stored below `output`.
+    """Store the files below `output`, then yield a JSON answer, `{"stems": {name: address}}`. The last file is the fact
+    sheet.
 
-    Until then it yields spaces, which JSON may begin with, so that nobody takes the server for dead. The last file is the
-    fact sheet.
+    Until then it yields spaces, with which JSON may begin, so that nobody takes the server for dead.
     """
     for _ in steps:
         yield b" "
@@ -270,7 +270,8 @@ def stored(steps: Iterable[object], files: Sequence[Path], reach: Reach, output:
 
 
 def awaited(work: Callable[[Deadline], Result], seconds: float = math.inf) -> Generator[bytes, None, Result]:
-    """Do something slow; yields a space every few seconds until it is done. Closing the generator ends the patience."""
+    """Run slow work in a thread; yields a space every few seconds until it is done. Closing the generator ends the
+    deadline."""
     patience = Deadline(seconds)
     with ThreadPoolExecutor(max_workers=1) as pool:
         future: Future[Result] = pool.submit(work, patience)

@@ -1,7 +1,7 @@
-"""The version behind an alias of MLflow's registry is followed while the server runs: `models:/name@champion`.
+"""Follows an alias of MLflow's registry, `models:/name@champion`, while the server runs.
 
-Another version is fetched and checked, loaded beside the present one, made the default, and the present one unloaded once its
-workers are idle. If a step fails, the present one stays, and the log says why.
+A new version is fetched and checked, loaded beside the present one and made the default; then the present one is unloaded
+once its workers are idle. If a step fails, the present one stays and the log says why.
 """
 
 import json
@@ -31,9 +31,9 @@ IDLE_S = 1.5
 
 @contextmanager
 def following(model: str, served: str | None, folder: Path, settings: Settings) -> Iterator[None]:
-    """Within the block, serve the version that an alias names, from `served` on; SIGHUP asks for a look at once.
+    """Within the block, follow the alias `model`, starting from version `served`; SIGHUP checks at once.
 
-    Does nothing where `served` is None, for a model that is no alias.
+    Does nothing if `served` is None, for a model that is no alias.
     """
     if served is None:
         yield
@@ -50,7 +50,7 @@ def following(model: str, served: str | None, folder: Path, settings: Settings) 
 
 
 class Champion:
-    """The version that is served, and the thread that looks for another one."""
+    """The served version, and the thread that looks for another."""
 
     def __init__(self, model: str, served: str, folder: Path, settings: Settings) -> None:
         self.model, self.served = model, served
@@ -79,13 +79,13 @@ class Champion:
                 print(f"version {self.served} of {self.model} stays: {error}", flush=True)
 
     def change_to(self, wanted: str) -> Any:
-        """Load another version and make it the default; TorchServe's facts of the one that was.
+        """Load another version and make it the default; returns TorchServe's facts of the old one.
 
-        Raises StemwrightError, HTTPError, OSError or BadZipFile, with the present one as it was.
+        Raises StemwrightError, HTTPError, OSError or BadZipFile and leaves the present one as it was.
         """
         (present,) = self.ask("GET", "")
         self.loaded += 1
-        number = f"{1000 + self.loaded}.0"  # of TorchServe, which wants another one each time
+        number = f"{1000 + self.loaded}.0"  # TorchServe's version, which must differ each time
         unpacked = self.folder / "store" / f"{MODEL_NAME}-{number}"
         try:
             self.unpack(wanted, unpacked, number)
@@ -102,7 +102,7 @@ class Champion:
         return present
 
     def unpack(self, wanted: str, unpacked: Path, number: str) -> None:
-        """Fetch and check the archive, and lay it out as TorchServe reads it, with the limits of this deployment."""
+        """Fetch and check the archive, and unpack it for TorchServe with this deployment's limits."""
         fetched = self.folder / "fetched"
         shutil.rmtree(fetched, ignore_errors=True)
         fetched.mkdir()
@@ -143,7 +143,7 @@ class Champion:
         return waiting or bool(pids & holders(self.folder / "working"))
 
     def ask(self, method: str, path: str, may_fail: bool = False) -> Any:
-        """An answer of TorchServe's management port. Raises ServerError for a refusal."""
+        """Send a request to TorchServe's management port; returns its answer. Raises ServerError if it refuses."""
         path = path or f"/{MODEL_NAME}"
         address = f"http://{LOOPBACK}:{self.settings.management_port}/models{path}"
         response = urllib3.request(method, address, timeout=self.settings.startup_timeout_s, retries=False)
@@ -153,7 +153,7 @@ class Champion:
 
 
 def holders(lock: Path) -> set[int]:
-    """The processes that hold a lock on a file, as Linux tells in /proc/locks."""
+    """The processes that hold a lock on a file, from Linux's /proc/locks."""
     if not lock.exists():
         return set()
     inode = str(lock.stat().st_ino)

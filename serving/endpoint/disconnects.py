@@ -1,7 +1,7 @@
-"""Callers who hang up. TorchServe does not tell its workers, which find out by themselves.
+"""Callers who hang up, of which TorchServe does not inform its workers.
 
-TorchServe logs the beginning of every answer, in the thread of its worker, with the caller's address. From that log the worker
-learns the caller's port, and from the system whether anybody is still connected from there.
+TorchServe logs the start of every answer with the caller's address, in the thread of its worker. The worker reads the
+caller's port from that log, and asks the system whether anybody is still connected from that port.
 """
 
 import re
@@ -22,7 +22,7 @@ song."""
 
 
 class Caller:
-    """Watches the client of the answer that this worker begins at `now_s` or soon after. `arguments` are the worker's."""
+    """The client of the answer that this worker begins at `now_s` or soon after. `arguments` are the worker's."""
 
     def __init__(self, folder: Path, http_port: int, now_s: float, arguments: Sequence[str] = sys.argv) -> None:
         worker = re.search(r"--(?:sock-name \S*\.|port )(\d+)", " ".join(arguments))
@@ -34,8 +34,8 @@ class Caller:
         self._next_look_s = 0.0
 
     def has_gone(self) -> bool:
-        """True where the caller has hung up. False where the system does not tell, and between two looks. Until the port is
-        known, anybody may be the caller."""
+        """True if the caller has hung up. False if the system does not tell, between two checks, and until the port is
+        known."""
         now_s = time.monotonic()
         if now_s < self._next_look_s:
             return False
@@ -55,14 +55,14 @@ class Caller:
 
 @dataclass(frozen=True)
 class Connection:
-    """One client, by the port that it is connected from. `unsent_bytes` wait here until it takes them."""
+    """One client, by the port that it connects from. `unsent_bytes` wait here for it."""
 
     port: int
     unsent_bytes: int
 
 
 def connections(port: int) -> list[Connection] | None:
-    """List the clients of a port, None where the system does not tell."""
+    """The clients of a port; None if the system does not tell."""
     if not TABLES[0].is_file():
         return None
     rows = [row.split() for table in TABLES if table.is_file() for row in table.read_text().splitlines()[1:]]

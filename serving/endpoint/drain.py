@@ -1,6 +1,6 @@
-"""A stop that cuts no request: workers hold a lock while they work, and refuse new requests once the server is to stop.
+"""A stop that cuts no request: workers hold a lock while they work, and refuse new requests once the server stops.
 
-Server and workers are processes that share a folder. The system frees a lock when its process ends, however it ends.
+Server and workers are processes that share a folder. The system releases a lock when its process ends, for whatever reason.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Between two steps of one answer a worker waits for TorchServe; not for so long.
+# Longer than a worker waits for TorchServe between two steps of an answer.
 QUIET_S = 1.0
 
 
@@ -19,7 +19,7 @@ class Drain:
     folder: Path
 
     def begin(self) -> None:
-        """Tell the workers to begin nothing new."""
+        """Tell the workers to take no new requests."""
         self._order.touch()
 
     @property
@@ -28,7 +28,7 @@ class Drain:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Hold the lock of a worker that works on something."""
+        """Hold the lock of a busy worker."""
         with self._lock.open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield
@@ -36,7 +36,7 @@ class Drain:
 
     @property
     def quiet(self) -> bool:
-        """True where no worker has worked for a second."""
+        """True if no worker has worked for a second."""
         if not self._lock.exists():
             return True
         with self._lock.open("rb") as lock:

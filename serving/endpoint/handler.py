@@ -1,11 +1,9 @@
-"""TorchServe's handler: a request comes in, its answer goes out piece by piece; the only file that knows `ts`.
+"""TorchServe's handler: takes a request, sends its answer piece by piece. Only this file knows `ts`.
 
-One of the two edges that catch the error tree, through `Answer`.
-
-An archive's copy of this file lies at its root, beside the package `serving`; TorchServe wants exactly one class in it. The
-archive's model-config.yaml must say `batchSize: 1`, because the answers of a batch can only be streamed together. It must not
-say `continuousBatching`, in which TorchServe 0.12 would notice callers who have gone: it then keeps all workers but one
-waiting, and asks for a description again and again.
+It is one of the two edges that catch the error tree, through `Answer`. In an archive a copy of this file lies at the root,
+beside the package `serving`; TorchServe requires exactly one class in it. The archive's model-config.yaml must say
+`batchSize: 1`, because answers of a batch can only be streamed together. It must not say `continuousBatching`: TorchServe
+0.12 would notice callers who hang up, but keep all workers but one waiting and ask for a description over and over.
 """
 
 import logging
@@ -47,9 +45,9 @@ class Handler:
     """A separator in a worker of TorchServe."""
 
     def initialize(self, context: Any) -> None:
-        """Load the unpacked archive and separate a second of noise, so that a worker is ready only if it can.
+        """Load the unpacked archive and separate a second of noise; a worker that cannot do this is not ready.
 
-        Raises ArchiveError where the archive is damaged; TorchServe then ends the worker.
+        Raises ArchiveError if the archive is damaged; TorchServe then ends the worker.
         """
         self.settings = Settings.from_env()
         folder = Path(context.system_properties["model_dir"])
@@ -94,14 +92,14 @@ class Handler:
             status: int = HTTPStatus.INTERNAL_SERVER_ERROR
             try:
                 piece, status = self.send(answer, context)
-            finally:  # what goes wrong after the first piece is logged by TorchServe, which then cuts the connection
+            finally:  # TorchServe logs an error after the first piece and cuts the connection
                 answer.close()
                 logger.info(answer.record(status))
                 self.count(answer, status, context)
             return [piece]
 
     def send(self, answer: Answer, context: Any) -> tuple[bytes, int]:
-        """Send all pieces but the last, which is returned with the status that counts."""
+        """Send all pieces but the last; return that one with the final status."""
         piece = answer.next_piece()
         set_head(context, answer)
         run_dir = self.settings.run_dir
@@ -129,7 +127,7 @@ class Handler:
 
 
 def facts_of(spec: ModelSpec, weights_sha256: str) -> dict[str, Any]:
-    """The facts of a model that anybody may know."""
+    """The public facts of a model."""
     return {
         "name": spec.architecture,
         "version": version(),
@@ -143,14 +141,16 @@ def facts_of(spec: ModelSpec, weights_sha256: str) -> dict[str, Any]:
 
 
 def by_management(fields: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
-    """True for a question on the management port. On the public port, whatever the route, TorchServe adds a body, be it empty,
-    unless the Content-Type says that it is a form."""
+    """True for a request to the management port.
+
+    On the public port TorchServe adds a body, even an empty one, on every route, unless the Content-Type is that of a form.
+    """
     return not fields and "content-type" not in headers
 
 
 def request_headers(context: Any) -> dict[str, str]:
-    """The headers by their names in small letters, which HTTP/2 proxies make of them. The dictionaries that TorchServe puts
-    among them for the parts of a form are left out."""
+    """Headers by lower-case name, as HTTP/2 proxies send them. Drops the dictionaries that TorchServe adds for parts of a
+    form."""
     headers = context.get_all_request_header(0)
     return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
 
@@ -163,7 +163,7 @@ def set_head(context: Any, answer: Answer) -> None:
 
 
 def count(context: Any, metric: metrics.Metric, value: float, *labels: str) -> None:
-    """Add to a metric; TorchServe reads it from the worker's output. Nothing where there is none, as in tests."""
+    """Add to a metric, which TorchServe reads from the worker's output. Does nothing without one, as in tests."""
     if context.metrics is not None:
         CachingMetric(metric.name, metric.unit, list(metric.labels), MetricTypes(metric.kind)).add_or_update(
             value, list(labels)

@@ -1,4 +1,4 @@
-"""The song of a request: sent in its body or in the one field of a form, or named in a body of JSON."""
+"""The song of a request: its body, the one field of a form, or an address in a JSON body."""
 
 import zlib
 from collections.abc import Generator, Mapping
@@ -18,8 +18,8 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Bounds:
-    """The most that one request may ask for: bytes of a body, also once gzip has unpacked it, audio, addresses within reach,
-    and seconds of silence while a named song is fetched."""
+    """Limits of one request: bytes of the body, also after gzip is unpacked; audio; addresses within reach; seconds for
+    fetching a song."""
 
     max_body_bytes: int = 200 * 10**6
     song: Limits = NO_LIMITS
@@ -28,7 +28,7 @@ class Bounds:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Raises ServerError for settings that cannot be used."""
+        """Make the limits from settings. Raises ServerError for settings that cannot be used."""
         reach = Reach.of(settings.allowed_uris, settings.max_reference_mb * 10**6)
         song = Limits(settings.max_duration_s, settings.max_million_samples * 10**6)
         patience_s = min(FETCH_S, settings.response_timeout_s / 2)
@@ -36,8 +36,8 @@ class Bounds:
 
 
 class Incoming(Protocol):
-    """A song on its way. `name` is its file's, "" where it is not known. Its stems go to the address `output`, into the
-    answer without one."""
+    """The song of a request. `name` is its file name, "" if unknown. `output` is the address for its stems, None if they
+    are the answer."""
 
     @property
     def name(self) -> str: ...
@@ -46,13 +46,13 @@ class Incoming(Protocol):
     def output(self) -> str | None: ...
 
     def arrive(self, path: Path) -> Generator[bytes, None, SongFile]:
-        """Write the song to a path. Yields a space for every few seconds of it where the answer may begin with spaces."""
+        """Write the song to a path. Meanwhile yields a space every few seconds if the answer may begin with spaces."""
         ...
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A song whose bytes came with the request, `limit_bytes` at most once it is unpacked."""
+    """A song whose bytes came with the request, up to `limit_bytes` after unpacking."""
 
     audio: bytes | bytearray
     name: str
@@ -63,14 +63,14 @@ class Sent:
         yield from ()
         path.write_bytes(self.audio)
         if isinstance(self.audio, bytearray):
-            self.audio.clear()  # TorchServe would hold it for as long as the song is worked on
+            self.audio.clear()  # else TorchServe keeps the body until the song is done
         unpack_gzip(path, self.limit_bytes)
         return SongFile.of(path, self.name or path.name)
 
 
 @dataclass(frozen=True)
 class Named:
-    """A song that lies within reach, and is fetched for `patience_s` at most."""
+    """A song at an address within reach, fetched within `patience_s`."""
 
     place: Address
     reach: Reach
@@ -82,7 +82,7 @@ class Named:
         return self.place.name
 
     def arrive(self, path: Path) -> Generator[bytes, None, SongFile]:
-        """Write the song to a path. Raises RequestError where it takes longer than allowed."""
+        """Write the song to a path. Raises RequestError if it takes longer than allowed."""
         fetching = awaited(lambda patience: self.reach.fetch(self.place, path, patience), self.patience_s)
         # A zip cannot begin with spaces.
         etag = (yield from fetching) if self.output else run_to_end(fetching)
@@ -91,7 +91,8 @@ class Named:
 
 
 def incoming(headers: Mapping[str, str], fields: Mapping[str, Any], bounds: Bounds) -> Incoming:
-    """Find the song of a request. Raises RequestError or UnsupportedAudio where there is none, Forbidden out of reach."""
+    """Find the song of a request. Raises RequestError or UnsupportedAudio if there is none, Forbidden if it is out of
+    reach."""
     body = body_of(fields)
     if headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
         named = Reference.from_json(body)
@@ -106,18 +107,18 @@ def incoming(headers: Mapping[str, str], fields: Mapping[str, Any], bounds: Boun
 
 
 def body_of(fields: Mapping[str, Any]) -> bytes | bytearray:
-    """Take the bytes sent as the body or as the one field of a form."""
+    """The bytes sent as the body or as the one field of a form."""
     if len(fields) > 1:
         raise RequestError(f"the form has {len(fields)} fields: send one, with the audio")
     body = next(iter(fields.values()), b"")
-    # Text and JSON come decoded where TorchServe is told to do that, as it is elsewhere than here.
+    # TorchServe can be configured to decode text and JSON.
     if not isinstance(body, bytes | bytearray):
         raise UnsupportedAudio("the body is text and no audio: send the file itself, with an audio Content-Type")
     return body
 
 
 def run_to_end(fetching: Generator[bytes, None, str | None]) -> str | None:
-    """Run a generator to its end and return its value."""
+    """Run a generator to its end; returns its value."""
     while True:
         try:
             next(fetching)
@@ -127,7 +128,7 @@ def run_to_end(fetching: Generator[bytes, None, str | None]) -> str | None:
 
 
 def unpack_gzip(path: Path, limit_bytes: int) -> None:
-    """Unpack a file that gzip has packed, in its place. Raises AudioTooLong beyond the limit, UnsupportedAudio if damaged."""
+    """Unpack a gzipped file in place. Raises AudioTooLong beyond the limit, UnsupportedAudio if it is damaged."""
     with path.open("rb") as packed:
         if packed.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
             return

@@ -25,7 +25,7 @@ MODEL_INFO = Metric("stemwright_model_info", "gauge", "count", ("architecture", 
 
 METRICS = (REQUESTS, AUDIO_S, WINDOWS, WORK_S, REAL_TIME_FACTOR, MODEL_INFO)
 
-# TorchServe keeps those of its own that are listed; the file that holds them replaces the one it comes with.
+# This list replaces TorchServe's own file, so its own metrics must be listed to be kept.
 OF_TORCHSERVE = {
     "counter": [
         *(Metric(f"Requests{status}XX", "counter", "Count", ("Level", "Hostname")) for status in (2, 4, 5)),
@@ -42,7 +42,7 @@ OF_TORCHSERVE = {
 
 
 def torchserve_config() -> dict[str, object]:
-    """Build the `metrics_config` that TorchServe reads."""
+    """The `metrics_config` for TorchServe."""
 
     def entry(metric: Metric) -> dict[str, object]:
         return {"name": metric.name, "unit": metric.unit, "dimensions": list(metric.labels)}

@@ -1,7 +1,7 @@
-"""The server: TorchServe on one model archive, watched from the first second to the last.
+"""The server: TorchServe on one model archive, supervised from start to end.
 
-This process fetches the archive, starts TorchServe and stays its parent. It says when the endpoint answers, since TorchServe's
-own /ping says Healthy while nothing works. It says why the endpoint never will, and leaves no process and no file behind.
+This process fetches the archive, starts TorchServe and stays its parent. It reports when the endpoint really answers, as
+TorchServe's /ping says Healthy while nothing works, or why it never will. It leaves no process and no file behind.
 """
 
 import io
@@ -30,14 +30,12 @@ LINGER_S = 1
 
 
 def serve(model: str, settings: Settings) -> int:
-    """Serve a model archive until SIGTERM or SIGINT, then finish the requests in progress; a second signal cuts them.
+    """Serve a model archive until SIGTERM or SIGINT, then finish requests in progress; a second signal cuts them.
 
-    Returns 0 after a signal.
-
-    Raises ArchiveError or StorageError where there is no archive to serve, ServerError where the server does not come up in
-    time or is lost.
+    Returns 0 after a signal. Raises ArchiveError or StorageError if there is no archive to serve, ServerError if the server
+    does not start in time or is lost.
     """
-    # Slow to import, like the client below, and `ready` is asked every few seconds.
+    # Imported here, like the client below: it is slow, and `ready` runs every few seconds.
     from serving.endpoint.champion import following
     from serving.model.source import resolve, version_behind
 
@@ -64,21 +62,19 @@ def serve(model: str, settings: Settings) -> int:
 
 
 def ready(settings: Settings) -> bool:
-    """True where a worker holds the model and has separated noise with it.
-
-    Asks the management port, which must be set to another than 0.
-    """
+    """True if a worker holds the model and has separated noise with it. Asks the management port, which must not be set to
+    0."""
     return any(worker["status"] == "READY" for worker in describe(settings).get("workers", []))
 
 
 def drain(process: TorchServe, settings: Settings, stop: Drain) -> None:
-    """Let the workers finish their requests and TorchServe send the answers, within the grace period. New ones are refused."""
+    """Let workers finish their requests and TorchServe send the answers, within the grace period. New requests are refused."""
     print(f"stopping: requests in progress have {settings.grace_period_s} s, a second signal cuts it", flush=True)
     stop.begin()
     begun = time.monotonic()
     while process.java.poll() is None:
         callers = connections(settings.http_port) or []
-        # Who is connected may be sending a song and gets a refusal soon; or be idle, and not be waited for.
+        # A client that is still connected sends a song, and is refused soon, or is idle, and need not be waited for.
         served = not callers or time.monotonic() - begun > LINGER_S
         if served and stop.quiet and not any(caller.unsent_bytes for caller in callers):
             return
@@ -91,11 +87,10 @@ def drain(process: TorchServe, settings: Settings, stop: Drain) -> None:
 
 
 def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
-    """Choose a free port wherever the settings say 0, two for gRPC and one for the first worker.
+    """Choose a free port for every setting of 0, two for gRPC and one for the first worker.
 
-    gRPC cannot be switched off. The worker listens on its port where /tmp is mounted noexec, so that Unix sockets fail.
-
-    Raises ServerError for a port in use.
+    gRPC cannot be switched off. The worker needs its port if /tmp is mounted noexec, where Unix sockets fail. Raises
+    ServerError for a port in use.
     """
     with ExitStack() as held:  # all of them at once, so that no two are the same
 
@@ -118,7 +113,7 @@ def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
 
 
 def describe(settings: Settings, customized: bool = False) -> dict[str, Any]:
-    """Ask TorchServe about the model, {} without an answer; `customized` adds the facts that the handler gives."""
+    """Ask TorchServe about the model; {} without an answer. `customized` adds the handler's facts."""
     address = f"http://{LOOPBACK}:{settings.management_port}/models/{MODEL_NAME}?customized={str(customized).lower()}"
     try:
         response = urllib3.request("GET", address, timeout=5, retries=False)
@@ -131,7 +126,7 @@ def describe(settings: Settings, customized: bool = False) -> dict[str, Any]:
 
 
 def wait_until_ready(process: TorchServe, settings: Settings, folder: Path) -> None:
-    """Wait until a second of noise has been separated over HTTP. Raises ServerError as soon as it never will."""
+    """Wait until a second of noise has been separated over HTTP. Raises ServerError as soon as that cannot happen any more."""
     deadline = time.monotonic() + settings.startup_timeout_s
     while not ready(settings):
         if process.java.poll() is not None:
@@ -157,7 +152,7 @@ def wait_until_ready(process: TorchServe, settings: Settings, folder: Path) -> N
 
 
 def separate_noise(address: str, folder: Path, timeout_s: int) -> None:
-    """Send a second of CD audio as songs are sent. Raises StemwrightError where no stems come back."""
+    """Send a second of CD audio as a song is sent. Raises StemwrightError if no stems come back."""
     from serving.client import Client
 
     noise = io.BytesIO()

@@ -1,7 +1,7 @@
-"""How a song of any length is cut into windows of one length and put together again; pure, one window in memory.
+"""Cuts a song of any length into equal windows and joins them again; pure, one window in memory.
 
-Window k covers the samples [k·hop, k·hop + length) with hop = length − overlap, the last one what is left. In each overlap
-one window fades out while the next fades in; the two weights sum to one, so windows that were not changed give the song back.
+Window k covers the samples [k·hop, k·hop + length) with hop = length − overlap; the last one covers the rest. In each
+overlap one window fades out while the next fades in. The weights sum to one, so unchanged windows give the song back.
 
 Axes: … any, n sample.
 """
@@ -14,10 +14,10 @@ from serving.audio import Audio
 
 
 def windows(blocks: Iterable[Audio], length_samples: int, overlap_samples: int) -> Iterator[Audio]:
-    """Windows (…, ≤ length) of a song that comes as blocks (…, n) of any sizes.
+    """Cut a song that comes as blocks (…, n) of any sizes into windows (…, ≤ length).
 
-    A song yields windows until its last sample is covered; only the last window may be shorter than `length_samples`,
-    and it is longer than the overlap unless it is the only one.
+    The last window ends with the song. Only it may be shorter than `length_samples`, and it is longer than the overlap
+    unless it is the only one.
     """
     hop_samples = length_samples - overlap_samples
     held: list[Audio] = []
@@ -25,7 +25,7 @@ def windows(blocks: Iterable[Audio], length_samples: int, overlap_samples: int) 
     for block in blocks:
         held.append(block)
         held_samples += block.shape[-1]
-        # More than a window is awaited, so that none but overlap follows a window that ends with the song.
+        # Waits for more than a window, so no window holds nothing but overlap.
         while held_samples > length_samples:
             song = held[0] if len(held) == 1 else np.concatenate(held, axis=-1)
             yield song[..., :length_samples]
@@ -35,7 +35,7 @@ def windows(blocks: Iterable[Audio], length_samples: int, overlap_samples: int) 
 
 
 def batches(cut: Iterable[Audio], most: Callable[[], int]) -> Iterator[list[Audio]]:
-    """Windows of one shape together, at most `most()` of them; the first alone, so that a song's first stems come soon."""
+    """Group windows of one shape, up to `most()` at a time. The first goes alone, so that a song's first stems come soon."""
     batch: list[Audio] = []
     limit = 1
     for window in cut:
@@ -51,7 +51,7 @@ def batches(cut: Iterable[Audio], most: Callable[[], int]) -> Iterator[list[Audi
 
 
 def crossfade(pieces: Iterable[Audio], overlap_samples: int) -> Iterator[Audio]:
-    """The blocks (…, n) of the song whose windows, as `windows` cuts them, are `pieces`."""
+    """Join `pieces`, which `windows` cut, into the blocks (…, n) of the song."""
     fade_in = rising_weights(overlap_samples)
     tail: Audio | None = None
     for piece in pieces:
@@ -69,7 +69,7 @@ def crossfade(pieces: Iterable[Audio], overlap_samples: int) -> Iterator[Audio]:
 def rising_weights(overlap_samples: int) -> Audio:
     """Weights (n,) from 0 to 1 of the window that fades in.
 
-    The outer tenths stay at 0 and at 1: next to a cut the resampler and the transform see silence that is not in the song.
+    The outer tenths stay at 0 and at 1: next to a cut, resampler and transform see silence that is not in the song.
     """
     position = (np.arange(overlap_samples) + 0.5) / overlap_samples
     return np.clip((position - 0.1) / 0.8, 0, 1).astype(np.float32)

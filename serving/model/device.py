@@ -1,4 +1,4 @@
-"""The device that a network runs on: the one asked for, or what is there."""
+"""The device that a network runs on: the one requested, or what is there."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Licences that travel with a model: of its code, its weights, its data, and of the model it was started from."""
+"""Licences that travel with a model: of its code, its weights, its data, and of the model it started from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +16,8 @@ COMMERCIAL = frozenset(
 
 @dataclass(frozen=True)
 class Licences:
-    """Licences of one model. `weights` is what its maker allows; `started_from` is the model of `--init`.
-
-    `source` names where the weights come from.
-    """
+    """Licences of one model. `weights` is what its maker allows; `started_from` is the model of `--init`; `source` is where
+    the weights come from."""
 
     code: str = UNKNOWN
     weights: str = UNKNOWN

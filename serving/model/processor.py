@@ -1,4 +1,4 @@
-"""The abilities of the processor, and the share of it that this container may use."""
+"""The abilities of the processor, and the share that this container may use."""
 
 import math
 import os

@@ -21,9 +21,9 @@ TIMEOUT_S = 6
 
 
 def resolve(model: str, folder: Path) -> Path:
-    """A model archive as a file: itself where it is one, else a copy below `folder`.
+    """A model archive as a file: the file itself, else a copy below `folder`.
 
-    Raises ArchiveError where there is no archive, StorageError where a store has none or cannot be reached.
+    Raises ArchiveError if there is no archive, StorageError if a store has none or cannot be reached.
     """
     if model == STARTER:
         return cached_starter(cache_folder())
@@ -40,7 +40,7 @@ def resolve(model: str, folder: Path) -> Path:
 
 
 def from_mlflow(uri: str, folder: Path) -> Path:
-    """The file or folder behind an MLflow URI, copied below `folder`."""
+    """Copy the file or folder behind an MLflow URI below `folder`."""
     try:
         import mlflow
         from mlflow.artifacts import download_artifacts
@@ -51,7 +51,7 @@ def from_mlflow(uri: str, folder: Path) -> Path:
         ) from error
     if not mlflow.is_tracking_uri_set():
         raise StorageError(f"{uri} is in no known store: set MLFLOW_TRACKING_URI to the address of your MLflow")
-    # Its own patience with a server that is away is four minutes.
+    # By default MLflow waits four minutes for a server that is away.
     for patience, usual in ((MLFLOW_HTTP_REQUEST_MAX_RETRIES, ATTEMPTS - 1), (MLFLOW_HTTP_REQUEST_TIMEOUT, TIMEOUT_S)):
         if not patience.is_set():
             patience.set(usual)
@@ -64,16 +64,14 @@ def from_mlflow(uri: str, folder: Path) -> Path:
 
 
 def run_artifact(uri: str) -> str:
-    """Name the folder of a run's archive where the address names the run alone."""
+    """The address of the archive folder, if the address names only a run."""
     run = uri.removeprefix("runs:/").strip("/")
     return uri if "/" in run else f"runs:/{run}/{ARCHIVE_FOLDER}"
 
 
 def version_behind(model: str) -> str | None:
-    """The number of the version that `models:/name@alias` names now; None for any other address.
-
-    Raises StorageError where the registry does not tell.
-    """
+    """The version that `models:/name@alias` names now; None for any other address. Raises StorageError if the registry does
+    not answer."""
     name, _, alias = model.removeprefix("models:/").partition("@")
     if not model.startswith("models:/") or not alias:
         return None
@@ -89,7 +87,7 @@ def version_behind(model: str) -> str | None:
 
 
 def version_source(uri: str) -> str:
-    """Find the artifact that a version in the registry was made from. MLflow itself downloads folders alone."""
+    """The artifact that a registered version was made from. MLflow itself only downloads folders."""
     from mlflow import MlflowClient
 
     name, _, alias = uri.removeprefix("models:/").partition("@")
@@ -105,7 +103,7 @@ def version_source(uri: str) -> str:
 
 
 def the_archive(found: Path, model: str) -> Path:
-    """The one .mar file that was found, alone or in a folder."""
+    """The one .mar file in what was found: a file or a folder."""
     archives = [found] if found.is_file() else sorted(found.rglob("*.mar"))
     if len(archives) != 1:
         names = ", ".join(archive.name for archive in archives) or "none"

@@ -1,7 +1,7 @@
-"""The facts of a model: frozen, validated, stored in its archive, never derived a second time.
+"""The facts of a model: frozen, validated, stored in its archive, never derived again.
 
-`ModelSpec` is all that is needed to rebuild a network around its weights and to run it: what it separates, the audio and
-spectrogram it expects, its architecture and how a long song is cut for it.
+`ModelSpec` suffices to rebuild a network around its weights and to run it: stems, audio, spectrogram, architecture, and how
+a long song is cut.
 """
 
 import dataclasses
@@ -52,14 +52,16 @@ class StftSpec:
         return self.n_fft // 2 + 1
 
     def frames(self, samples: int) -> int:
-        """Number of frames of an excerpt of so many samples."""
+        """The number of frames of `samples`."""
         return samples // self.hop_samples + 1
 
 
 @dataclass(frozen=True)
 class ChunkSpec:
-    """How a song is cut: windows of `length_s`, each overlapping the next by `overlap_s`. Whole seconds, so that a window
-    starts on a sample at every sample rate."""
+    """How a song is cut: windows of `length_s` that overlap by `overlap_s`.
+
+    Whole seconds, so that windows start on a sample at every sample rate.
+    """
 
     length_s: int
     overlap_s: int
@@ -75,8 +77,8 @@ class ChunkSpec:
 class ModelSpec:
     """A separator without its weights.
 
-    `dimensions` are the keyword arguments of the architecture's network, all of them integers or tuples of integers.
-    The last stem takes what the others leave of the mixture, so that the stems sum to it.
+    `dimensions` are the keyword arguments of the architecture's network: integers or tuples of integers. The last stem gets
+    what the others leave of the mixture, so stems sum to it.
     """
 
     architecture: str
@@ -102,12 +104,12 @@ class ModelSpec:
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """The stems that can be asked for: the model's own, and the accompaniment as the sum of all but the vocals."""
+        """The stems that can be requested: the model's own, and the accompaniment as the sum of all but the vocals."""
         derived = "vocals" in self.stems and "accompaniment" not in self.stems
         return (*self.stems, "accompaniment") if derived else self.stems
 
     def rows_of(self, stem: str) -> list[int]:
-        """The rows of an offered stem's parts among the model's own stems."""
+        """The rows of an offered stem's parts among the model's stems."""
         parts = {stem} if stem in self.stems else set(self.stems) - {"vocals"}
         return [row for row, name in enumerate(self.stems) if name in parts]
 

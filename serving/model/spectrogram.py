@@ -1,4 +1,4 @@
-"""The short-time Fourier transform and its inverse: the only place that calls them.
+"""The short-time Fourier transform and its inverse. Nothing else calls them.
 
 Axes: b batch, c channel, f bin, t frame, n sample; leading axes are free.
 """
@@ -10,10 +10,10 @@ from serving.model.spec import StftSpec
 
 
 class Stft(nn.Module):
-    """Both directions of one transform, with the window on the module's device.
+    """A transform and its inverse; the window is on the module's device.
 
-    The settings are librosa's defaults (periodic Hann window, centred frames, zeros beyond the ends), so that
-    `Stft(spec)(x)` equals `librosa.stft(x, n_fft=…, hop_length=…)`.
+    Settings are librosa's defaults (periodic Hann window, centred frames, zeros beyond the ends), so `Stft(spec)(x)` equals
+    `librosa.stft(x, n_fft=…, hop_length=…)`.
     """
 
     window: Tensor

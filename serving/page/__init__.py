@@ -1,1 +1,1 @@
-"""The page on which people listen: drop a song, hear its stems. HTML, CSS and ES modules without a build step."""
+"""The listening page: drop a song, hear its stems. HTML, CSS and ES modules without a build step."""

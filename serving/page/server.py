@@ -1,7 +1,7 @@
-"""Serves the page on this machine and passes its requests through to a separation server.
+"""Serves the page on this machine and passes its requests on to a separation server.
 
-The page and the server have one origin, so no CORS is needed. Bytes stream both ways. A browser that hangs up closes the
-connection to the server, which then stops its work.
+Page and server share an origin, so no CORS is needed. Bytes stream both ways. When a browser hangs up, the connection to
+the server closes and the server stops its work.
 """
 
 import http.client
@@ -32,7 +32,7 @@ PASSED_UP = re.compile("accept|content-(type|disposition|length)|describe|x-[a-z
 PASSED_DOWN = re.compile("content-(type|disposition|length)|retry-after|x-[a-z-]+")
 PIECE_BYTES = 1 << 16
 TIMEOUT_S = 600
-"""The longest silence of the server that is borne."""
+"""The longest silence of the server that is tolerated."""
 
 
 def serve_page(endpoint: str, api_key: str | None = None) -> None:
@@ -53,7 +53,7 @@ def page_server(endpoint: str, api_key: str | None = None) -> "PageServer":
 
 
 def page_files() -> dict[str, tuple[str, bytes]]:
-    """Content type and bytes of everything that can be asked for, by path."""
+    """Content type and bytes of every file of the page, by path."""
     files = {
         f"/{path.name}": (TYPES[path.suffix], path.read_bytes()) for path in FOLDER.iterdir() if path.suffix in TYPES
     }
@@ -73,7 +73,7 @@ class PageServer(ThreadingHTTPServer):
 
 
 class PageHandler(BaseHTTPRequestHandler):
-    """One connection of the browser."""
+    """One connection from the browser."""
 
     server: PageServer
     protocol_version = "HTTP/1.1"
@@ -100,14 +100,14 @@ class PageHandler(BaseHTTPRequestHandler):
             self.pass_through()
 
     def is_ours(self) -> bool:
-        """False where another page, or a name that leads to this machine by stealth, asks."""
+        """False if another page asks, or a foreign host name that resolves to this machine."""
         host = self.headers.get("Host", "")
         ours = {f"{name}:{self.server.server_port}" for name in (LOOPBACK, "localhost")}
         return host in ours and self.headers.get("Origin", f"http://{host}") == f"http://{host}"
 
     def pass_through(self) -> None:
-        """Send the request to the server, and its answer back as it comes."""
-        self.close_connection = True  # who reads the answer to its end cannot be told from who hangs up otherwise
+        """Forward the request to the server and stream back its answer."""
+        self.close_connection = True  # otherwise reading to the end would look like hanging up
         upstream = connection(self.server.endpoint)
         try:
             self.send_up(upstream)
@@ -132,7 +132,7 @@ class PageHandler(BaseHTTPRequestHandler):
             upstream.putheader(name, value)
         upstream.endheaders()
         left_bytes, sent_bytes = int(self.headers["Content-Length"]), 0
-        with suppress(BrokenPipeError, ConnectionResetError):  # a server that refuses early has already said why
+        with suppress(BrokenPipeError, ConnectionResetError):  # the server refused early and has sent its reason
             while left_bytes:
                 piece = self.rfile.read1(min(PIECE_BYTES, left_bytes))
                 if not piece:
@@ -159,7 +159,7 @@ class PageHandler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def tell(self, status: int, error: str, message: str) -> None:
-        self.close_connection = True  # a body may not have been read
+        self.close_connection = True  # the body may be unread
         self.reply(status, "application/json", json.dumps({"error": error, "message": message}).encode())
 
     def reply(self, status: int, content_type: str, body: bytes) -> None:
@@ -188,7 +188,7 @@ def connection(endpoint: str) -> http.client.HTTPConnection:
 
 @contextmanager
 def closed_with(browser: socket.socket, upstream: http.client.HTTPConnection) -> Iterator[None]:
-    """Shut the connection to the server down as soon as the browser hangs up, even while nothing is sent."""
+    """Shut down the connection to the server as soon as the browser hangs up, even while nothing is sent."""
     done = threading.Event()
     server = upstream.sock
 

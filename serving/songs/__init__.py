@@ -1,1 +1,1 @@
-"""Requests for the stems of songs, one by one or by the folder."""
+"""Requests for the stems of songs: one song, or folders of them."""

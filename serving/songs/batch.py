@@ -1,4 +1,4 @@
-"""Many songs, one after the other: each gets a folder of its own, and those done before are left out."""
+"""Many songs, one after the other. Each gets a folder of its own; songs that are done are skipped."""
 
 import errno
 import sys
@@ -54,13 +54,13 @@ AUDIO_SUFFIXES = {
 
 @dataclass(frozen=True)
 class Job:
-    """A song, and the folder of its stems."""
+    """A song and the folder for its stems."""
 
     song: Path
     out: Path
 
     def is_done(self, request: Request, weights_sha256: str) -> bool:
-        """True where the fact sheet says that this song was separated as a request to a model asks, and its files are there."""
+        """True if the fact sheet matches song, request and model, and the files are there."""
         path = self.out / FACT_SHEET
         sheet = read_sheet(path)
         if sheet is None or not sheet.answers(request, weights_sha256) or not sheet.is_kept_in(self.out):
@@ -70,18 +70,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Selection:
-    """The songs to separate, and the suffixes of the files that are skipped as no audio, one for each."""
+    """The songs to separate, and the suffix of each file that was skipped because it is no audio."""
 
     jobs: Sequence[Job]
     skipped: Sequence[str] = ()
 
 
 def select(paths: Sequence[Path], out: Path) -> Selection:
-    """Find the songs of files and folders, with folders below `out` like those they lie in.
+    """Find songs in files and folders. Output folders below `out` mirror the folders of the songs.
 
-    A folder's songs are the files below it with a suffix of audio, without hidden ones and those that are stems. The folder
-    of a song is named after it, with its suffix only where songs differ in nothing else. Raises RequestError where two
-    share a folder, and where there is no song.
+    A folder's songs are the files below it with an audio suffix, without hidden files and stems. Each output folder has the
+    song's name; the suffix is added if songs would otherwise share a folder. Raises RequestError if two songs share a
+    folder or if there are none.
     """
     skipped: list[str] = []
     found = [(song, out / song.parent.relative_to(top)) for top, song in songs(paths, out, skipped)]
@@ -101,7 +101,8 @@ def select(paths: Sequence[Path], out: Path) -> Selection:
 
 
 def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tuple[Path, Path]]:
-    """Yield each song after the folder that its place is counted from; adds the suffixes of skipped files to `skipped`."""
+    """Yield (top, song) pairs, where `top` is the folder that paths are relative to; append suffixes of skipped files to
+    `skipped`."""
     for path in paths:
         if not path.is_dir():
             yield path.parent, path
@@ -121,13 +122,13 @@ def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tupl
 
 
 def folder_name(song: Path) -> str:
-    """The name of a song's folder: the song's without its suffix, with it where nothing but dots would be left."""
+    """The song's file name without suffix; with it if only dots would remain."""
     names = (song.stem, song.name, f"song {song.name}")
     return next(name for name in names if name.strip("."))
 
 
 def is_stem(file: Path) -> bool:
-    """True for a fact sheet, and for a file that the fact sheet beside it names."""
+    """True for a fact sheet, and for a file that the fact sheet beside it lists."""
     if file.name == FACT_SHEET:
         return True
     sheet = read_sheet(file.with_name(FACT_SHEET))
@@ -135,7 +136,7 @@ def is_stem(file: Path) -> bool:
 
 
 def read_sheet(path: Path) -> FactSheet | None:
-    """Read a fact sheet, None where there is none that can be read."""
+    """Read a fact sheet; None if it is missing or unreadable."""
     try:
         return FactSheet.from_json(path.read_bytes())
     except (OSError, SpecError):
@@ -143,10 +144,10 @@ def read_sheet(path: Path) -> FactSheet | None:
 
 
 def separate_all(planned: Selection, separate: Callable[[Job], Sequence[Path]], is_done: Callable[[Job], bool]) -> int:
-    """Separate what is not done yet. Prints the files on stdout; on stderr a line for each song that fails, for what full
-    scale clipped, for a song without proof of its end, and for what was left out.
+    """Separate the songs that are not done. Returns the number that failed.
 
-    Returns the number of songs that failed.
+    Prints files on stdout. On stderr it prints a line for each song that fails, for clipped stems, for a song whose end is
+    not proven, and for skipped files.
     """
     failed = passed_over = 0
     for job in planned.jobs:
@@ -174,7 +175,7 @@ def separate_all(planned: Selection, separate: Callable[[Job], Sequence[Path]], 
 
 
 def remarks(job: Job) -> list[str]:
-    """Say what a person should know of stems that are there."""
+    """Remarks on stems that were written: clipping, and a song whose end is not proven."""
     sheet = read_sheet(job.out / FACT_SHEET)
     return [] if sheet is None else [remark for remark in (sheet.clipping(), sheet.song.note) if remark]
 
@@ -184,7 +185,7 @@ def tell(job: Job, message: str) -> None:
 
 
 def refused(error: OSError, job: Job) -> str:
-    """Say in one sentence what the system refused, and the remedy."""
+    """One sentence on what the system refused, with the remedy."""
     where = error.filename or job.out
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:

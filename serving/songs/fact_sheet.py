@@ -1,7 +1,8 @@
-"""The fact sheet of separated stems: `stems.json`, the last member of a zip, a file beside the stems in a folder, the last
-object of a song in a bucket. It says what was separated, by which model, in which form, and what full scale clipped.
+"""The fact sheet of separated stems: `stems.json`, last member of a zip, a file beside stems, or a song's last object in a
+bucket.
 
-A song is done where a fact sheet says so: see `FactSheet.answers`.
+It states the song, the model, the form of the files, and how much full scale clipped. A song counts as done if its fact
+sheet says so: see `FactSheet.answers`.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ FULL_SCALE_16 = 1 - 2**-15
 
 @dataclass(frozen=True)
 class SongFile:
-    """A song's file: its name, its size, and its sha256 or a store's ETag, null where they are not known."""
+    """A song's file: name, size, and sha256 or a store's ETag; None if not known."""
 
     name: str
     size_bytes: int
@@ -39,7 +40,7 @@ class SongFile:
 
     @classmethod
     def of(cls, source: FileOrBytes, name: str = "", etag: str | None = None) -> Self:
-        """Read the facts of a source; `name` is that of the path unless given."""
+        """Read the facts of a source. `name` defaults to the path's."""
         if isinstance(source, Path):
             return cls(printable(name or source.name), source.stat().st_size, sha256_of(source), etag)
         return cls(printable(name), len(source), hashlib.sha256(source).hexdigest(), etag)
@@ -74,7 +75,7 @@ class SongFacts(SongFile):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model by its architecture and the sha256 of its weights."""
+    """A model: its architecture and the sha256 of its weights."""
 
     name: str
     weights_sha256: str
@@ -82,7 +83,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class FactSheet:
-    """The facts of one song's stems. `files` are by stem; `work_s` holds the seconds of decode, separate and encode."""
+    """The facts of one song's stems. `files` is keyed by stem; `work_s` holds the seconds of decode, separate and encode."""
 
     version: int
     song: SongFacts
@@ -99,7 +100,7 @@ class FactSheet:
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """Read what `to_json` wrote. Raises SpecError for anything else, another version included."""
+        """Read what `to_json` wrote. Raises SpecError for anything else, including another version."""
         try:
             facts = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -110,7 +111,7 @@ class FactSheet:
         return sheet
 
     def answers(self, request: "Request", weights_sha256: str) -> bool:
-        """True where a request to a model of these weights would give the same files again."""
+        """True if this request to a model of these weights would give the same files."""
         try:
             wanted = Encoding.like(self.song.audio(), request.audio_format, request.bit_depth)
         except RequestError:
@@ -120,18 +121,18 @@ class FactSheet:
         return same_form and same_work and set(request.stems) <= self.files.keys()
 
     def is_kept_in(self, folder: Path) -> bool:
-        """True where every file is there, of the size that is written here."""
+        """True if every file is there and has its stated size."""
         paths = [(folder / file.name, file.size_bytes) for file in self.files.values()]
         return all(path.is_file() and path.stat().st_size == size_bytes for path, size_bytes in paths)
 
     def is_of(self, song: Path, written_s: float) -> bool:
-        """True where this is the sheet of a song's file. The hash counts only where the file changed after `written_s`."""
+        """True if this sheet describes the song's file. The hash is compared only if the file changed after `written_s`."""
         if not song.is_file() or song.stat().st_size != self.song.size_bytes:
             return False
         return song.stat().st_mtime <= written_s or sha256_of(song) == self.song.sha256
 
     def clipping(self) -> str | None:
-        """One sentence on the stems that full scale has clipped, and the remedy; None where there are none."""
+        """One sentence on the stems that full scale clipped, and the remedy; None if there are none."""
         clipped = {stem: file for stem, file in self.files.items() if file.clipped_samples}
         if not clipped:
             return None
@@ -143,9 +144,9 @@ class FactSheet:
 def received(
     file: SongFile, model: ModelFacts, quality: str, audio_format: AudioFormat, paths: Mapping[str, Path]
 ) -> FactSheet:
-    """Measure stems that came without a fact sheet, as from an archive of before there were any.
+    """Make the fact sheet of stems that came without one, as from an old archive.
 
-    Samples at full scale count as clipped. The song's own format is not known; its stems tell what they keep of it.
+    Samples at full scale count as clipped. The song's own format is unknown; what its stems preserve of it is used.
     """
     files = {}
     for stem, path in paths.items():
@@ -163,7 +164,7 @@ def received(
 
 
 def printable(name: str) -> str:
-    """Escape what a name holds that is no text: bytes that are not UTF-8, and letters that move a terminal's cursor."""
+    """Escape what is not printable in a name: bytes that are not UTF-8, and control characters."""
     text = os.fsencode(name).decode(errors="backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 

@@ -1,5 +1,7 @@
-"""A request for the stems of a song: which stems, in which form, at which quality. The handler reads it from headers, the
-command line from flags."""
+"""A request for the stems of a song: which stems, in which form, at which quality.
+
+The handler reads it from headers, the command line from flags.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -23,7 +25,7 @@ from serving.songs.timing import Work
 from serving.storage.progress import Progress, no_progress
 
 if TYPE_CHECKING:
-    from serving.model.separator import Separator  # with torch, slow to import: a client has no use for it
+    from serving.model.separator import Separator  # imports torch, which is slow and which a client does not need
 
 MAX_NAME_LENGTH = 150
 FORMATS: Mapping[str, AudioFormat] = {
@@ -37,7 +39,7 @@ ANYTHING = ("application/zip", "application/*", "*/*")
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest song that is separated: in seconds, and in samples of all channels together; None is no limit."""
+    """The longest song to separate: in seconds, and in samples of all channels together. None means no limit."""
 
     duration_s: float | None = None
     samples: int | None = None
@@ -48,10 +50,10 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Request:
-    """Stems by name, in files of one format; more than one stem always in a zip.
+    """Stems by name, as files of one format. Several stems come in a zip.
 
-    `bit_depth` is 16, 24 or float, the song's own without it. `song_name` is the song's file name without its suffix, "" where
-    it is not known. Raises RequestError for several stems in one audio file.
+    `bit_depth` is 16, 24 or float, None for the song's own. `song_name` is the song's file name without suffix, "" if
+    unknown. Raises RequestError for several stems in one audio file.
     """
 
     stems: tuple[str, ...]
@@ -68,11 +70,11 @@ class Request:
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str], model: ModelSpec) -> Self:
-        """Read the headers, whose names are in small letters, of a request to a model.
+        """Read a request from headers with lower-case names.
 
-        `x-stems` names stems, all of the model's without it; `x-quality` is fast or best. `accept` names audio types,
-        application/zip or both, the best liked by their q values; without a wish it is a zip of WAV. `x-bit-depth` is a
-        wish for WAV and FLAC, `content-disposition` may name the song's file. Raises RequestError for what there is not.
+        `x-stems` lists stems, by default all of the model's. `x-quality` is fast or best. `accept` lists audio types,
+        application/zip or both, ranked by q; the default is a zip of WAV. `x-bit-depth` applies to WAV and FLAC.
+        `content-disposition` may name the song's file. Raises RequestError for a value that is not offered.
         """
         stems = stems_named(headers.get("x-stems", ""), model)
         audio_format, zipped = form_accepted(headers.get("accept", "*/*"))
@@ -95,7 +97,7 @@ class Request:
 
     @property
     def content_disposition(self) -> str:
-        """The header that names the answer's file, in ASCII and, where that loses something, in UTF-8 too (RFC 6266)."""
+        """The header that names the answer's file: in ASCII and, if that loses letters, also in UTF-8 (RFC 6266)."""
         plain = self.file_name.encode("ascii", "replace").decode().replace("?", "_")
         extended = f"; filename*=UTF-8''{quote(self.file_name, safe='')}" if plain != self.file_name else ""
         return f'attachment; filename="{plain}"{extended}'
@@ -108,9 +110,9 @@ class Request:
         work: Work | None = None,
         song: SongFile | None = None,
     ) -> Iterator[bytes]:
-        """Yield the file asked for, piece by piece: a zip with its fact sheet, or a single stem. `work` keeps the account.
+        """Yield the requested file piece by piece: a zip with a fact sheet, or a single stem. `work` is filled in.
 
-        `song` is what the fact sheet says of the song's file. Raises as `open_audio` does, before the first piece.
+        `song` describes the song's file in the fact sheet. Raises as `open_audio` does, before the first piece.
         """
         work = work or Work()
         with self.separated(separator, source, limits, work, song) as (stems, encoding, describe):
@@ -123,17 +125,15 @@ class Request:
         source: FileOrBytes,
         folder: Path,
         *,
-        limits: Limits = NO_LIMITS,
-        work: Work | None = None,
         song: SongFile | None = None,
         on_progress: Progress = no_progress,
     ) -> dict[str, Path]:
-        """Write the stems and their fact sheet, stems.json, into a folder; gives the path of each stem.
+        """Write the stems and their fact sheet, stems.json, into a folder; returns the path of each stem.
 
-        An error leaves nothing new behind. Raises as `open_audio` does, and OSError.
+        After an error nothing new is left. Raises as `open_audio` does, and OSError.
         """
-        work = work or Work()
-        for done in self.writing(separator, source, folder, limits=limits, work=work, song=song):
+        work = Work()
+        for done in self.writing(separator, source, folder, work=work, song=song):
             on_progress("separate", done, work.audio.samples if work.audio else 0)
         return self.paths(folder)
 
@@ -153,14 +153,15 @@ class Request:
             yield from work.over("encode", folder_of_files(stems, self.stems, encoding, folder, describe))
 
     def paths(self, folder: Path) -> dict[str, Path]:
-        """The files of the stems in a folder."""
+        """The paths of the stems in a folder."""
         return {stem: folder / f"{stem}.{self.audio_format}" for stem in self.stems}
 
     @contextmanager
     def separated(
         self, separator: "Separator", source: FileOrBytes, limits: Limits, work: Work, file: SongFile | None
     ) -> Iterator[tuple[Iterator[Audio], Encoding, Describe]]:
-        """Open a song. Gives the blocks (s, c, n) of its stems, the form of their files, and what writes the fact sheet."""
+        """Open a song; gives its stems in blocks (s, c, n), the encoding of their files, and the function that makes the
+        fact sheet."""
         with ExitStack() as stack:
             with work.part("decode"):
                 song = stack.enter_context(open_audio(source, limits.duration_s, limits.samples))
@@ -176,7 +177,7 @@ class Request:
             yield self.stems_of(separator, song, work), encoding, describe
 
     def stems_of(self, separator: "Separator", song: AudioFile, work: Work) -> Iterator[Audio]:
-        """Yield the stems asked for (s, c, n), block by block."""
+        """Yield the requested stems (s, c, n), block by block."""
         parts = [separator.spec.rows_of(stem) for stem in self.stems]
         blocks = work.over("decode", song.blocks())
         for block in work.over("separate", separator.stream(blocks, song.info.rate_hz, self.quality)):
@@ -206,7 +207,7 @@ class Request:
 
 
 def stems_named(names: str, model: ModelSpec) -> tuple[str, ...]:
-    """Read a list of stems with commas, the model's own where it is empty. Raises RequestError for one that is not offered."""
+    """Parse a comma-separated list of stems; empty means the model's own. Raises RequestError for an unknown stem."""
     stems = split_names(names)
     unknown = [stem for stem in stems if stem not in model.offered]
     if unknown:
@@ -215,13 +216,14 @@ def stems_named(names: str, model: ModelSpec) -> tuple[str, ...]:
 
 
 def split_names(names: str) -> tuple[str, ...]:
-    """Split a list with commas into names in small letters, each once."""
+    """Split a comma-separated list into lower-case names without repeats."""
     return tuple(dict.fromkeys(stem for name in names.split(",") if (stem := name.strip().lower())))
 
 
 def form_accepted(accept: str) -> tuple[AudioFormat, bool]:
-    """Choose the format, and a zip or not, by an Accept header (RFC 9110, 12.5.1): the type of the highest q, the first of
-    equals. Named audio types go before `audio/*`. Raises RequestError where there is none.
+    """Choose format and zip or not by an Accept header (RFC 9110, 12.5.1): the highest q, the first of equals.
+
+    Named audio types go before `audio/*`. Raises RequestError if nothing fits.
     """
     liked = [(name, q) for name, q in map(media_type, accept.split(",")) if q > 0]
     audio = [(q, name != "audio/*", FORMATS[name]) for name, q in liked if name in FORMATS]
@@ -233,7 +235,7 @@ def form_accepted(accept: str) -> tuple[AudioFormat, bool]:
 
 
 def media_type(part: str) -> tuple[str, float]:
-    """Read one part of an Accept header: its type and its q, 1 without one that can be read."""
+    """Parse one part of an Accept header: its type and its q, 1 if there is no readable q."""
     name, *parameters = (piece.strip().lower() for piece in part.split(";"))
     weights = [match[1] for piece in parameters if (match := re.fullmatch(r"q\s*=\s*([01](?:\.\d{0,3})?)", piece))]
     return name, float(weights[0]) if weights else 1.0
@@ -249,9 +251,9 @@ def quality_named(name: str) -> Quality:
 
 
 def file_name(content_disposition: str) -> str:
-    """Find the name of the file in the header, "" where it has none.
+    """The file name in the header, "" if there is none.
 
-    A name in raw UTF-8 is understood: HTTP libraries hand its bytes on as Latin-1.
+    Raw UTF-8 is understood: HTTP libraries pass its bytes on as Latin-1.
     """
     header = Message()
     header["Content-Disposition"] = raw_utf8(content_disposition)
@@ -266,7 +268,7 @@ def raw_utf8(value: str) -> str:
 
 
 def plain_name(file_name: str) -> str:
-    """Leave out of a file name its folders, its suffix and the letters that no file name should hold."""
+    """Strip a file name of folders, suffix and characters that do not belong in file names."""
     name = PurePosixPath(file_name.replace("\\", "/")).stem
     printable = "".join(letter for letter in name if letter.isprintable() and letter not in '"<>:|?*%')
     return printable.strip(". ")[:MAX_NAME_LENGTH]

@@ -1,4 +1,4 @@
-"""The work on one request: its song, and the seconds of decoding, separating and encoding."""
+"""The account of one request: its song, and the seconds of decoding, separating and encoding."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -15,8 +15,8 @@ END = object()
 
 @dataclass
 class Work:
-    """The account of one request. Parts lie in each other, since a window asks for the blocks that it decodes. Each second
-    counts for the innermost part alone."""
+    """The account of one request. Parts are nested, as a window asks for the blocks that it decodes. Each second counts for
+    the innermost part."""
 
     audio: AudioInfo | None = None
     seconds: dict[Part, float] = field(default_factory=lambda: {"decode": 0.0, "separate": 0.0, "encode": 0.0})
@@ -34,7 +34,7 @@ class Work:
             self._within.pop()
 
     def over(self, part: Part, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items. The time spent waiting for each counts for the part."""
+        """Yield the items; the time spent producing each counts for the part."""
         iterator = iter(items)
         while True:
             with self.part(part):

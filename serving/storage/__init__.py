@@ -1,1 +1,1 @@
-"""Files in object storage, and the reasons that it gives for refusing them."""
+"""Files in object storage, and the errors that it answers with."""

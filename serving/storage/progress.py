@@ -4,16 +4,16 @@ import threading
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with the work ("fetch", "send", "receive", "separate"), how much of it is done and how much there is in all, 0 where
-nobody knows yet; never two calls at a time."""
+"""Called with the work ("fetch", "send", "receive", "separate"), the amount done and the total, 0 if unknown. Never called
+twice at a time."""
 
 
 def no_progress(_what: str, _done: int, _total: int) -> None:
-    """The `Progress` of a caller who does not look."""
+    """A `Progress` that shows nothing."""
 
 
 def counter(what: str, total: int, progress: Progress) -> Callable[[int], None]:
-    """A function that adds up what threads report, such as bytes, and passes the sum on."""
+    """A function that adds up amounts from several threads, such as bytes, and reports the sum."""
     done = 0
     lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Refusals of an object store, each as one sentence with its remedy. S3's codes are known here and nowhere else."""
+"""Errors of an object store, each as one sentence with its remedy. Only this file knows S3's error codes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ WRONG_REGION = ("301", "PermanentRedirect", "AuthorizationHeaderMalformed", "Ill
 REFUSED = ("403", "AccessDenied", "Forbidden", "AllAccessDisabled")
 PASSING = ("429", "SlowDown", "TooManyRequests", "Throttling", "RequestTimeout", "RequestLimitExceeded")
 
-# Stores refuse signatures of another time. Without a body, as after HEAD, only the Date of the answer tells that from a 403.
+# Stores refuse signatures made by a wrong clock. HEAD gives no body, so only the answer's Date tells that from another 403.
 CLOCK_TOLERANCE_S = 900
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An answer other than success, to `operation` (such as HeadObject) on a URL. `signed` is false without credentials."""
+    """An unsuccessful answer to `operation` (such as HeadObject) on a URL. `signed` is false without credentials."""
 
     url: str
     operation: str
@@ -46,7 +46,7 @@ class Refusal:
         return self.code in NO_FILE
 
     def error(self, now: datetime | None = None) -> StorageError:
-        """The error to raise: StoreUnavailable if the same request may succeed later."""
+        """The error to raise; StoreUnavailable if the same request may succeed later."""
         bucket = self.url.removeprefix("s3://").partition("/")[0]
         if self.code == "NoSuchBucket" or (self.no_file and self.operation == "HeadBucket"):
             return StorageError(f"there is no bucket {bucket}: check the name in {self.url} and AWS_ENDPOINT_URL")

@@ -1,4 +1,4 @@
-"""Pauses between attempts at what may succeed later."""
+"""Pauses between retries."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ Result = TypeVar("Result")
 
 
 def pauses(first_s: float, longest_s: float) -> Iterator[float]:
-    """Seconds to wait after each failure in a row: twice as long every time, `longest_s` at most.
+    """Yield the seconds to wait after each failure in a row, doubling up to `longest_s`.
 
-    Each is drawn between half and the whole of that, so that many clients of one server do not come back as one.
+    Each is drawn between half and all of that, so that many clients of one server do not return at once.
     """
     pause_s = min(first_s, longest_s)
     while True:
@@ -24,7 +24,7 @@ def pauses(first_s: float, longest_s: float) -> Iterator[float]:
 
 
 class Patience:
-    """Pauses after failures in a row, PATIENCE_S of them in all. Start anew after every success."""
+    """Pauses after failures in a row, PATIENCE_S in all. Make a new one after every success."""
 
     def __init__(self, stopping: Event) -> None:
         self.stopping = stopping
@@ -32,7 +32,7 @@ class Patience:
         self.spent_s = 0.0
 
     def wait(self, error: StoreUnavailable) -> None:
-        """Wait after an error. Raises it if patience is at its end or `stopping` is set."""
+        """Pause after an error. Raises it if patience is exhausted or `stopping` is set."""
         pause_s = next(self.pauses)
         if self.spent_s + pause_s > PATIENCE_S or self.stopping.wait(pause_s):
             raise error
@@ -40,7 +40,7 @@ class Patience:
 
 
 def patiently(request: Callable[[], Result], stopping: Event) -> Result:
-    """The result of a request, made again for as long as the store is unavailable and patience lasts."""
+    """The result of a request, retried while the store is unavailable and patience lasts."""
     patience = Patience(stopping)
     while True:
         try:

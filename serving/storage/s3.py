@@ -46,7 +46,7 @@ TRANSFER = TransferConfig(
     max_concurrency=CONNECTIONS,
     preferred_transfer_client="classic",
 )
-# urllib3's own errors come through botocore when a TLS connection is cut inside an object.
+# botocore lets urllib3's own errors through when a TLS connection is cut inside an object.
 UNREACHABLE = (NoConnectionError, HTTPClientError, IncompleteReadError, ConnectionBroke, S3TransferRetriesExceededError)
 
 _making = threading.Lock()
@@ -60,8 +60,8 @@ def connect() -> Any:
 
 @lru_cache(maxsize=8)
 def _client_of(_process: int, _settings: tuple[tuple[str, str], ...]) -> Any:
-    """A new client. Stores other than Amazon's get path-style addresses, which is botocore's choice, and no checksums that
-    S3 does not demand unless the user asked for them: many refuse those."""
+    """Make a client. Stores other than Amazon's get path-style addresses, botocore's default, and only checksums that S3
+    requires, unless the user asked for more: many stores refuse others."""
     client = _client(checksums="when_required")
     return _client(checksums="when_supported") if "amazonaws.com" in client.meta.endpoint_url else client
 
@@ -88,12 +88,12 @@ def _client(checksums: str) -> Any:
 
 @contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Turns errors of boto3 about a URL into a StorageError: StoreUnavailable if waiting may help."""
+    """Turns boto3's errors about a URL into StorageError; StoreUnavailable if waiting may help."""
     try:
         yield
     except ClientError as error:
         raise refusal_of(url, error).error() from error
-    except Boto3Error as error:  # an upload wraps the refusal
+    except Boto3Error as error:  # an upload wraps the answer in another error
         cause = error.__context__
         if isinstance(cause, ClientError):
             raise refusal_of(url, cause).error() from error
@@ -124,13 +124,13 @@ def refusal_of(url: str, error: ClientError) -> Refusal:
 
 
 def head(bucket: str, key: str) -> dict[str, Any] | None:
-    """The facts of an object, None if its bucket does not hold it."""
+    """The facts of an object; None if the bucket does not hold it."""
     client = connect()
     try:
         facts: dict[str, Any] = client.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
         if not refusal_of(key, error).no_file:
             raise
-        client.head_bucket(Bucket=bucket)  # the answer is the same 404 where there is no bucket at all
+        client.head_bucket(Bucket=bucket)  # a bucket that does not exist gives the same 404
         return None
     return facts

@@ -1,7 +1,7 @@
 """Files in object storage and in plain folders, by one set of functions.
 
-A URL is `s3://bucket/key` or a plain path. Every refusal is a `StorageError` that names bucket, key or endpoint. A file
-appears under its name only when it is complete.
+A URL is `s3://bucket/key` or a plain path. Every failure is a `StorageError` that names bucket, key or endpoint. A file
+gets its name only when it is complete.
 """
 
 import shutil
@@ -18,12 +18,12 @@ from serving.storage.progress import Progress, counter, no_progress
 from serving.storage.retries import Patience
 from serving.storage.s3 import TRANSFER, bucket_and_key, connect, explained, head
 
-BLOCK_BYTES = 1 << 18  # larger ones cost a page fault for every page: malloc gives them back at once
+BLOCK_BYTES = 1 << 18  # malloc returns larger blocks to the system at once, so each would cost page faults
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file below a URL: its name relative to that, with slashes, its own URL, and its ETag, "" for a plain file."""
+    """A file below a URL: its name relative to that URL, with slashes; its own URL; its ETag, "" for a plain file."""
 
     name: str
     url: str
@@ -36,12 +36,12 @@ def is_remote(url: str) -> bool:
 
 
 def exists(url: str) -> bool:
-    """True if there is a file of this URL. Raises StorageError if that cannot be known, as without its bucket."""
+    """True if a URL has a file. Raises StorageError if that cannot be known, for example without its bucket."""
     return find_file(url) is not None
 
 
 def find_file(url: str) -> StoredFile | None:
-    """The file of a URL, None if there is none. Raises StorageError if that cannot be known."""
+    """The file of a URL; None if there is none. Raises StorageError if that cannot be known."""
     name = url.rsplit("/", 1)[-1]
     if not is_remote(url):
         path = _plain(url)
@@ -52,12 +52,12 @@ def find_file(url: str) -> StoredFile | None:
 
 
 def list_files(url: str) -> list[StoredFile]:
-    """Every file below a folder, sorted by name; none if a bucket holds nothing there."""
+    """Every file below a folder, sorted by name. Empty if the bucket holds nothing there."""
     return sorted(walk_files(url), key=lambda file: file.name)
 
 
 def walk_files(url: str) -> Iterator[StoredFile]:
-    """The files below a folder in the order of the store, one page of a listing in memory at a time."""
+    """Yield the files below a folder in the store's order, with one page of the listing in memory."""
     if not is_remote(url):
         folder = _plain(url)
         if not folder.is_dir():
@@ -77,11 +77,11 @@ def walk_files(url: str) -> Iterator[StoredFile]:
 
 
 def read_file(file: StoredFile, start: int, stop: int, stopping: Event | None = None) -> Iterator[bytes]:
-    """The bytes [start, stop) of a file in a bucket, in blocks.
+    """Yield the bytes [start, stop) of a file in a bucket, in blocks.
 
-    After a cut connection, a time-out, a 500, a 503 SlowDown or a restart of the server the rest is asked for again, with
-    growing pauses, until `retries.PATIENCE_S` have passed without a byte. Raises StorageError then, if the object is no longer
-    the one listed, or if `stopping` is set.
+    After a cut connection, a time-out, a 500, a 503 SlowDown or a restart of the server it requests the rest again, with
+    growing pauses, until `retries.PATIENCE_S` pass without a byte. Raises StorageError then, if the object has changed
+    since it was listed, or if `stopping` is set.
     """
     stopping = stopping or Event()
     patience = Patience(stopping)
@@ -124,7 +124,7 @@ def store_file(path: Path, url: str) -> None:
 
 
 def store_bytes(content: bytes, url: str) -> None:
-    """Make some bytes the file of a URL. Raises StorageError."""
+    """Write bytes to a URL. Raises StorageError."""
     if not is_remote(url):
         with _replacing(_plain(url)) as part:
             part.write_bytes(content)
@@ -135,7 +135,7 @@ def store_bytes(content: bytes, url: str) -> None:
 
 
 def delete(url: str) -> None:
-    """Remove the file of a URL, if there is one."""
+    """Remove the file of a URL, if it exists."""
     if not is_remote(url):
         _plain(url).unlink(missing_ok=True)
         return
@@ -160,7 +160,7 @@ def _existing(path: Path) -> Path:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside a path, which it becomes at the end of the block unless that fails."""
+    """A temporary path that replaces `path` at the end of the block unless the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -176,7 +176,7 @@ def _read_once(file: StoredFile, start: int, stop: int) -> Iterator[bytes]:
     with explained(file.url):
         answer = connect().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **condition)
         with closing(answer["Body"]) as body:
-            # Not every store heeds the condition.
+            # Some stores ignore the condition.
             if file.etag and etag_of(answer) != file.etag:
                 raise StorageError(f"{file.url} changed while it was fetched: run this again")
             if answer["ContentLength"] != stop - start:

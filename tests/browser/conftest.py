@@ -1,5 +1,6 @@
 """Debian's Chromium, driven by Playwright. Every test of this folder is skipped by name where there is none."""
 
+import dataclasses
 import shutil
 import threading
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from serving.model.archive import write_archive
 from serving.model.networks import build
-from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
+from serving.model.spec import AudioSpec
 from serving.page.server import page_server
+from tests.tiny import BANDED
 from tests.torchserve import Server, serving, wait_until_ready
 
 CHROMIUM = shutil.which("chromium")
@@ -23,17 +25,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 QUIET += ["--disable-background-networking", "--disable-component-update", "--autoplay-policy=no-user-gesture-required"]
 
 MAX_DURATION_S = 700
-SPEC = ModelSpec(
-    architecture="banded",
-    dimensions={
-        **{"band_bins": (64, 128, 320), "band_widths": (2, 8, 20)},
-        **{"channels": (4, 6, 8), "paths": 1, "units": 4, "memory_inputs": 8, "memory_units": 4},
-    },
-    stems=("vocals", "drums", "bass", "other"),
-    audio=AudioSpec(sample_rate_hz=16_000),
-    stft=StftSpec(n_fft=1024, hop_samples=256),
-    chunk=ChunkSpec(length_s=4, overlap_s=1),
-)
+SPEC = dataclasses.replace(BANDED, audio=AudioSpec(sample_rate_hz=16_000))
 
 
 @pytest.fixture(scope="session")

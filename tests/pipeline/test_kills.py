@@ -1,6 +1,5 @@
 """A run that is killed at any moment, again and again, ends as one that was left alone."""
 
-import dataclasses
 import random
 import signal
 import time
@@ -13,13 +12,12 @@ import pytest
 import torch
 
 import training.run.loop
-from serving.model.spec import ModelSpec
 from tests.processes import forked
+from tests.tiny import tiny_run
 from training.checkpoints.tensor_file import read_tensors
-from training.config import Batches, Budget, TrainConfig, Validation
+from training.config import TrainConfig
 from training.demo.songs import write_songs
 from training.optimization.machine import Machine
-from training.presets import classic
 from training.run.train import Places, train
 
 pytestmark = pytest.mark.slow
@@ -34,15 +32,11 @@ def run(config: TrainConfig, run_dir: Path) -> None:
 
 
 def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_an_undisturbed_run(
-    tiny_spec: ModelSpec, tmp_path: Path, times: Callable[[int, int], int]
+    tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
     write_songs(tmp_path / "songs", train=3, test=1, seconds=2, seed=0)
-    config = dataclasses.replace(
-        classic(str(tmp_path / "songs"), Budget(steps=STEPS)),
-        model=tiny_spec,
-        batches=Batches(batch_size=2, crop_s=0.3),
-        validation=Validation(validations=2, valid_excerpt_s=1.5),
-    )
+    songs = tmp_path / "songs"
+    config = tiny_run(songs, steps=STEPS, batch_size=2, crop_s=0.3, validations=2, valid_excerpt_s=1.5)
     process = forked(run, config, tmp_path / "whole")
     process.join()
     assert process.exitcode == 0

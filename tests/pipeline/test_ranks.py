@@ -12,16 +12,15 @@ import pytest
 import torch
 
 import training.run.loop
-from serving.model.spec import ModelSpec
 from tests.processes import forked
-from training.config import Batches, Budget, Optimization, TrainConfig, Validation
+from tests.tiny import tiny_run
+from training.config import Budget, Optimization, TrainConfig
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
 from training.errors import RankLost
 from training.optimization.machine import Machine
 from training.optimization.ranks import Ranks
 from training.optimization.state import RunState
-from training.presets import classic
 from training.run.train import Places, train
 
 pytestmark = pytest.mark.slow
@@ -35,15 +34,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
-    return dataclasses.replace(
-        classic(str(folder / "songs"), Budget(steps=10)),
-        model=tiny_spec,
-        batches=Batches(batch_size=4, crop_s=0.5),
+def config(folder: Path) -> TrainConfig:
+    return tiny_run(
+        folder / "songs",
+        steps=10,
+        batch_size=4,
+        crop_s=0.5,
+        validations=1,
+        valid_excerpt_s=1,
         optimization=Optimization(
             learning_rate=1e-4
         ),  # Adam makes much of rounding where a gradient is next to nothing
-        validation=Validation(validations=1, valid_excerpt_s=1),
         precision="float32",
     )
 

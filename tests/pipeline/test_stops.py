@@ -1,6 +1,5 @@
 """SIGTERM at any moment of a run: it saves, exits with 143, and goes on as if it had never been stopped."""
 
-import dataclasses
 import importlib
 import itertools
 import os
@@ -14,13 +13,12 @@ import pytest
 import torch
 
 import training.run.signals
-from serving.model.spec import ModelSpec
 from tests.processes import forked
+from tests.tiny import tiny_run
 from training.checkpoints.tensor_file import read_tensors
-from training.config import Batches, Budget, TrainConfig, Validation
+from training.config import TrainConfig
 from training.demo.songs import write_songs
 from training.optimization.machine import Machine
-from training.presets import classic
 from training.run.signals import exit_on_signal
 from training.run.train import Places, train
 
@@ -48,13 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
-    return dataclasses.replace(
-        classic(str(folder / "songs"), Budget(steps=STEPS)),
-        model=tiny_spec,
-        batches=Batches(batch_size=1, crop_s=0.3),
-        validation=Validation(validations=2, valid_excerpt_s=1.2),
-    )
+def config(folder: Path) -> TrainConfig:
+    songs = folder / "songs"
+    return tiny_run(songs, steps=STEPS, batch_size=1, crop_s=0.3, validations=2, valid_excerpt_s=1.2)
 
 
 def run(config: TrainConfig, run_dir: Path, hang: str | None = None) -> None:

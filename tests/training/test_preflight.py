@@ -12,15 +12,14 @@ import torch
 
 from serving.errors import StorageError
 from serving.model.archive import read_archive
-from serving.model.spec import ModelSpec
 from tests.s3 import bucket_fixture  # noqa: F401
-from training.config import Batches, Budget, TrainConfig, Validation
+from tests.tiny import tiny_run
+from training.config import TrainConfig
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
 from training.errors import ConfigError, TrackingError
 from training.optimization.machine import Machine
 from training.preflight import preflight
-from training.presets import classic
 from training.run.export import publish
 from training.run.train import Places, RunResult, train
 
@@ -103,13 +102,8 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def config(songs: str, tiny_spec: ModelSpec) -> TrainConfig:
-    return dataclasses.replace(
-        classic(songs, Budget(steps=1)),
-        model=tiny_spec,
-        batches=Batches(batch_size=1, crop_s=0.5),
-        validation=Validation(validations=1, valid_excerpt_s=2),
-    )
+def config(songs: str) -> TrainConfig:
+    return tiny_run(songs, steps=1, batch_size=1, crop_s=0.5, validations=1, valid_excerpt_s=2)
 
 
 def start(config: TrainConfig, run_dir: Path, resume: bool = False, **places: object) -> RunResult:

@@ -1,1 +1,1 @@
-"""The files that a run goes on from, and their copies in object storage."""
+"""The files that a run resumes from, and their copies in object storage."""

@@ -1,8 +1,7 @@
 """The checkpoints of a run: the last few in its folder, mirrored to object storage, each with its own hash in its name.
 
-A file appears under its name, `step-00001234-<first 16 hex digits of its sha256>.safetensors`, only when it is complete
-and on disk. So a run that is killed at any moment can go on, and damage is found before training goes on from it. The caller
-decides the content of a checkpoint.
+A file gets its name, `step-00001234-<first 16 hex digits of its sha256>.safetensors`, when it is complete and on disk. So a
+killed run can resume, and damage is found before training continues from it. The caller decides what a checkpoint contains.
 """
 
 import hashlib
@@ -24,9 +23,9 @@ CHECKPOINT_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
 
 
 class Checkpoints:
-    """The checkpoints in one folder; the mirror is an image of the folder.
+    """The checkpoints in one folder, which the mirror copies.
 
-    Of several processes only one may use its Checkpoints; making one touches nothing.
+    Only one process may use it. Creating it touches nothing.
     """
 
     def __init__(self, folder: Path, mirror_url: str | None, keep: int) -> None:
@@ -38,7 +37,7 @@ class Checkpoints:
         self._finishing: Future[None] | None = None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Save the checkpoint of a step. `write` writes its content to the path it is given, and is done on return.
+        """Save the checkpoint of a step. `write` has written it to the given path when it returns.
 
         Flushing, hashing and mirroring go on in the background. Raises CheckpointError if this checkpoint or the one before
         cannot be written; older ones stay.
@@ -54,15 +53,15 @@ class Checkpoints:
         self._finishing = self._finisher.submit(self._complete, step, partial)
 
     def mirror(self, path: Path) -> None:
-        """Store another file of the run in the mirror, before the next checkpoint. Call again when it has changed."""
+        """Copy another file of the run to the mirror, before the next checkpoint. Call again when it has changed."""
         if self._mirror is not None:
             self._mirror.store(path)
 
     def newest(self) -> Path | None:
-        """The newest sound checkpoint, fetched from the mirror if only the mirror has it; None if neither holds any.
+        """The newest intact checkpoint, fetched if only the mirror has it; None if there is none.
 
-        Prints the names of damaged ones. Raises CheckpointError if all are damaged, or if the folder has none and the mirror
-        cannot be reached.
+        Prints the names of damaged ones. Raises CheckpointError if all are damaged, or if the folder has none and the
+        mirror cannot be reached.
         """
         self._finish()
         shutil.rmtree(self._scratch, ignore_errors=True)  # what killed writers left
@@ -90,7 +89,7 @@ class Checkpoints:
         return None
 
     def fetch(self, name: str) -> bool:
-        """Fetch a file that was given to `mirror` into the folder. False if the mirror has none. Raises StorageError."""
+        """Fetch a file that `mirror` stored into the folder. False if the mirror has none. Raises StorageError."""
         if self._mirror is None or not exists(f"{self._mirror.url}/{name}"):
             return False
         fetched = self._scratch / name
@@ -99,7 +98,7 @@ class Checkpoints:
         return True
 
     def close(self, timeout_s: float) -> None:
-        """Wait for the last checkpoint, then `timeout_s` at most for the mirror, and print the names of files that it lacks.
+        """Wait for the last checkpoint, then up to `timeout_s` for the mirror; print the names of files that it lacks.
 
         Raises CheckpointError if the last checkpoint could not be written.
         """
@@ -113,7 +112,7 @@ class Checkpoints:
                 self._scratch.rmdir()
 
     def _finish(self) -> None:
-        """Wait until the checkpoint of the last `save` is complete. Raises the error that it ended with."""
+        """Wait until the last `save` is complete. Raises the error that it ended with."""
         if self._finishing is not None:
             finishing, self._finishing = self._finishing, None
             finishing.result()
@@ -138,13 +137,14 @@ class Checkpoints:
         )
 
     def _surplus(self, names: Iterable[str], saved: str) -> list[str]:
-        """The names to remove once `saved` is there: all but the last few, and those that a resumed run has passed over."""
+        """The checkpoints to remove once `saved` exists: all but the last few, and later ones that a resumed run has
+        redone."""
         others = sorted(filter(CHECKPOINT_NAME.fullmatch, {*names} - {saved}), key=step_of, reverse=True)
         earlier = [name for name in others if step_of(name) < step_of(saved)]
         return [name for name in others if name not in earlier[: self.keep - 1]]
 
     def _remote(self) -> tuple[dict[str, str], str | None]:
-        """The URLs in the mirror by name, or the reason that they cannot be had."""
+        """The URLs in the mirror by name, or the reason why they are not known."""
         if self._mirror is None:
             return {}, None
         try:
@@ -153,7 +153,7 @@ class Checkpoints:
             return {}, f"the mirror cannot be read ({error})"
 
     def _fetch_sound(self, url: str, path: Path, damaged: list[str]) -> bool:
-        """Fetch a checkpoint. False, with a note in `damaged`, if it is damaged or does not arrive."""
+        """Fetch a checkpoint. Returns False and adds to `damaged` if it is damaged or cannot be fetched."""
         fetched = self._scratch / path.name
         try:
             fetch_file(url, fetched)
@@ -169,7 +169,7 @@ class Checkpoints:
 
 
 def is_sound(path: Path) -> bool:
-    """True if the content of a checkpoint can be read and has the hash in its name."""
+    """True if a checkpoint can be read and matches the hash in its name."""
     name = CHECKPOINT_NAME.fullmatch(path.name)
     try:
         with path.open("rb") as file:
@@ -184,7 +184,7 @@ def step_of(name: str) -> int:
 
 
 def flush_names(folder: Path) -> None:
-    """Bring a folder's list of names to disk: else a power cut may take back a rename."""
+    """Flush a folder's entries to disk; else a power cut may undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
 """A copy of a run's files in object storage, made in the background. The run never waits for the network.
 
-Each upload is a process of its own (`python -m training.checkpoints.mirror FILE URL`). It takes no time from the interpreter
-that trains. If it hangs it can be ended; a thread that hangs could not.
+Each upload is a process of its own (`python -m training.checkpoints.mirror FILE URL`): it takes no time from the
+interpreter that trains, and it can be ended if it hangs, which a thread could not.
 """
 
 import itertools
@@ -23,10 +23,10 @@ CHECKPOINT = "checkpoint"
 
 
 class Mirror:
-    """Stores files below a URL, each under its own name. A failed upload is tried again, with growing pauses.
+    """Copies files below a URL, each under its own name. Retries a failed upload with growing pauses.
 
-    Other files go before a checkpoint: the files that a checkpoint in the mirror speaks of are there, too, and not older.
-    Only the newest checkpoint waits; those that it overtook are dropped.
+    Other files go before a checkpoint, so everything that a checkpoint in the mirror refers to is there and not older. Of
+    several waiting checkpoints only the newest is sent.
     """
 
     def __init__(self, url: str, scratch: Path, surplus: Callable[[list[str], str], list[str]]) -> None:
@@ -42,21 +42,21 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     def store(self, path: Path) -> None:
-        """Store the file, in the version that it has when its turn comes."""
+        """Copy a file, in the version that it has when its turn comes."""
         self._ask(path.name, path)
 
     def store_checkpoint(self, path: Path) -> None:
-        """Store the checkpoint, which never changes, and remove those that it replaces."""
+        """Copy a checkpoint, which never changes, and remove those that it replaces."""
         self._ask(CHECKPOINT, path)
 
     def urls(self) -> dict[str, str]:
-        """The URL of every stored file by its name. A folder that does not exist yet holds none."""
+        """The URL of every stored file, by name. Empty for a folder that does not exist yet."""
         if not is_remote(self.url) and not Path(self.url).exists():
             return {}
         return {file.name: file.url for file in list_files(self.url)}
 
     def close(self, timeout_s: float) -> None:
-        """Wait until all files are stored, `timeout_s` at most. Prints the names of those that are not."""
+        """Wait up to `timeout_s` until all files are stored. Prints the names of those that are not."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()

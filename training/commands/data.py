@@ -1,4 +1,4 @@
-"""Songs on their way: push, fetch."""
+"""Commands that move songs: push, fetch."""
 
 import argparse
 from pathlib import Path

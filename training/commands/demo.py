@@ -1,4 +1,4 @@
-"""The demo on this machine, and its songs: songs, demo."""
+"""Commands that need no data: songs, demo."""
 
 import argparse
 from pathlib import Path

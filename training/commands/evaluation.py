@@ -1,4 +1,4 @@
-"""Scores of archives: evaluate, compare; and tour, one song seen on its way."""
+"""Commands that score archives: evaluate, compare; and tour, which walks one song through a model."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Runs and models side by side: runs, models, promote, rollback, sweep."""
+"""Commands over runs and models: runs, models, promote, rollback, sweep."""
 
 import argparse
 from datetime import datetime

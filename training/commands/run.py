@@ -1,4 +1,4 @@
-"""Runs: train, profile, export, sync."""
+"""Commands of one run: train, profile, export, sync."""
 
 import argparse
 from pathlib import Path
@@ -70,7 +70,7 @@ def run_train(given: argparse.Namespace) -> int:
 
 
 def configuration(given: argparse.Namespace) -> TrainConfig:
-    """The stored configuration of a run that is resumed, else the preset; with the flags that were given."""
+    """The configuration of a run: the stored one if it is resumed, else the preset; with the given flags."""
     from training.run.train import stored_config
 
     stored = stored_config(given.run_dir, given.checkpoint_uri) if given.resume else None

@@ -1,7 +1,7 @@
 """Augmentation of stems on the device, before they are mixed.
 
-Axes: b batch, s stem, c channel, n sample. Chance comes as numbers in 0..1, (b, s, DRAWS), drawn for the whole batch on the
-CPU: every device, and any number of ranks that share a batch, augment an example in the same way.
+Axes: b batch, s stem, c channel, n sample. Random numbers in 0..1, (b, s, DRAWS), are drawn on the CPU for the whole batch,
+so every device and any number of ranks augment an example in the same way.
 """
 
 import math
@@ -13,32 +13,32 @@ from torch import Tensor
 
 GAIN_DB = 6.0
 SEMITONES = (-2, -1, 0, 1, 2)
-"""Steps by which an example may be higher. They are whole: networks learn the tuning that songs share."""
+"""Transpositions of an example. Whole semitones keep the tuning that songs share, which networks learn."""
 FASTEST = 2 ** (max(SEMITONES) / 12)
 DRAWS = 4
 
 
 def samples_to_cut(samples: int) -> int:
-    """The length of an excerpt that has `samples` after augmentation: faster playing needs more of the song."""
+    """The samples to read for an excerpt of `samples` after augmentation: faster playing needs more of the song."""
     return math.ceil(samples * FASTEST)
 
 
 def samples_left(samples: int) -> int:
-    """The length of an excerpt of `samples` after augmentation."""
+    """The samples after augmentation of an excerpt of `samples`."""
     return int(samples / FASTEST)
 
 
 def chances(seed: int, step: int, batch_size: int, stems: int) -> Tensor:
-    """The numbers (b, s, DRAWS) that decide the augmentation of a step."""
+    """Draw the random numbers (b, s, DRAWS) that decide the augmentation of a step."""
     (word,) = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(word))
     return torch.rand(batch_size, stems, DRAWS, generator=generator)
 
 
 def augment(stems: Tensor, chances: Tensor, channels: int = 1) -> Tensor:
-    """Stereo stems at other levels, heard from another side, in another key, with as many channels as the network hears.
+    """Change level, side and key of stereo stems; return as many channels as the network takes.
 
-    Two channels are left and right, half of the time exchanged.
+    Two channels are left and right, exchanged in half of the examples.
 
     Args:
         stems: (b, s, 2, `samples_to_cut(n)`).
@@ -55,15 +55,15 @@ def augment(stems: Tensor, chances: Tensor, channels: int = 1) -> Tensor:
 
 
 def gain(stems: Tensor, level: Tensor) -> Tensor:
-    """Each stem louder or softer by up to GAIN_DB."""
+    """Scale each stem by up to ±GAIN_DB."""
     return stems * 10 ** (GAIN_DB * (2 * level - 1) / 20)
 
 
 def one_channel(stems: Tensor, place: Tensor, kind: Tensor) -> Tensor:
-    """One channel (b, s, 1, n) of stereo stems; networks hear one channel at a time.
+    """Mix stereo stems down to one channel (b, s, 1, n), as networks take one channel at a time.
 
-    Half of the examples hold the middle, (left + right) / 2, of all stems. A quarter holds the side, (left - right) / 2. In
-    the rest each stem has a place of its own between left and right. `place` is (b, s, 1, 1), `kind` (b, 1, 1, 1).
+    Half of the examples take the middle, (left + right) / 2, of all stems, a quarter the side, (left - right) / 2. In the
+    rest each stem is panned at random. `place` is (b, s, 1, 1), `kind` (b, 1, 1, 1).
     """
     left_share = torch.where(kind < 0.75, 0.5, place)
     right_share = torch.where((kind >= 0.5) & (kind < 0.75), -0.5, 1 - left_share)
@@ -71,11 +71,11 @@ def one_channel(stems: Tensor, place: Tensor, kind: Tensor) -> Tensor:
 
 
 def transpose(stems: Tensor, key: Tensor) -> Tensor:
-    """Each example faster or slower by one of SEMITONES, all of its stems alike. `key` is (b,), on the CPU.
+    """Play each example faster or slower by one of SEMITONES, all of its stems alike. `key` is (b,), on the CPU.
 
-    The excerpt that fills the length at that speed is resampled by a Fourier transform: cutting or padding a spectrum at its
-    end changes the rate of the same sound. Lengths with large prime factors take five times as long to transform; the next
-    shorter length without them is a few cents off.
+    A Fourier transform resamples the excerpt that fills the length at that speed: cutting or padding the end of a spectrum
+    changes the sample rate of the same sound. A length with large prime factors takes five times as long to transform, so
+    the next shorter length without them is taken, a few cents off.
     """
     samples = samples_left(stems.shape[-1])
     transposed = stems.new_empty(*stems.shape[:-1], samples)

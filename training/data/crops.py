@@ -1,7 +1,7 @@
-"""Random excerpts of decoded songs, as integers; they become floats on the device.
+"""Random excerpts of decoded songs, as int16; the device turns them into floats.
 
-The seed, the step and the songs that are known at that step decide a batch: a resumed run sees the same one, and any number
-of ranks share it.
+Seed, step and the songs known at that step determine a batch: a resumed run draws the same one, and any number of ranks can
+share it.
 
 Axes: b batch, s stem, c channel, n sample.
 """
@@ -26,7 +26,7 @@ AHEAD = 4
 
 
 class OpenSong:
-    """A song, opened once for all of its excerpts."""
+    """A song whose samples are mapped into memory once, for all of its excerpts."""
 
     def __init__(self, song: DecodedSong) -> None:
         self.name = song.name
@@ -38,20 +38,20 @@ class OpenSong:
         return int(self.samples.shape[-1])
 
     def starts(self, stems: Sequence[int], crop_samples: int) -> list[range]:
-        """Samples at which an excerpt of these stems may start; 0 in a song that is shorter than the excerpt."""
+        """Ranges of samples at which an excerpt of these stems may start; 0 in a song that is shorter than the excerpt."""
         spans = [(span.start, span.stop) for span in self.avoid if span.stem in stems]
         return free_starts(self.n_samples, crop_samples, spans)
 
 
 class Place(NamedTuple):
-    """The source of one stem of an excerpt: a song and a sample in it."""
+    """A song and the sample in it where the excerpt of one stem starts."""
 
     song: OpenSong
     start: int
 
 
 class Pool:
-    """The songs that are known at a step. The chance of a song is its share of all samples."""
+    """The songs to draw from at a step. The chance of a song is its share of all samples."""
 
     def __init__(self, songs: Sequence[OpenSong], crop_samples: int) -> None:
         self.songs = sorted(songs, key=lambda song: song.name)
@@ -69,10 +69,10 @@ class Pool:
             raise DataError("the errata of these songs leave nothing to train one of the stems on: add other songs")
 
     def example(self, rng: np.random.Generator) -> list[Place]:
-        """A place for each stem, vocals first.
+        """Draw a place for each stem, vocals first.
 
-        A quarter of the examples is a song as it is, a quarter the vocals of one song over the accompaniment of another; the
-        other half takes every stem from a song of its own.
+        A quarter of the examples is a song as it is. A quarter is the vocals of one song over the accompaniment of another.
+        In the other half every stem comes from a song of its own.
         """
         places: dict[int, Place] = {}
         for group in self.recipes[rng.integers(4)]:
@@ -94,7 +94,8 @@ class Pool:
 class Crops:
     """The batch of every step. Rank r of w has the examples r, r + w, r + 2w … of all `batch_size`.
 
-    `schedule` lists the songs by the step that they are known from; a resumed run has to add them in the same way.
+    `schedule` lists the names of songs by the first step that may draw from them. A resumed run adds them at the same
+    steps.
     """
 
     def __init__(
@@ -117,10 +118,10 @@ class Crops:
         self.add(songs, from_step=0)
 
     def add(self, songs: Sequence[DecodedSong], from_step: int) -> None:
-        """Let the batches of `from_step` and later ones draw from these songs, too.
+        """Let the batches from `from_step` on draw from these songs, too.
 
-        Raises ValueError if one of these batches has been made. Once `prepared_batches` has yielded the
-        batch of step k, songs can come from step k + AHEAD on.
+        Raises ValueError if one of these batches has been made. Once `prepared_batches` has yielded the batch of step k,
+        the first possible step is k + AHEAD.
         """
         arrivals = [(from_step, OpenSong(song)) for song in songs]
         with self.lock:
@@ -136,12 +137,12 @@ class Crops:
 
     @property
     def schedule(self) -> list[tuple[int, list[str]]]:
-        """Names of the songs by the step that they are known from, both sorted."""
+        """Names of the songs by the first step that may draw from them, both sorted."""
         grouped = itertools.groupby(self.arrivals, key=lambda arrival: arrival[0])
         return [(step, [song.name for _, song in arrivals]) for step, arrivals in grouped]
 
     def batch(self, step: int, pin_memory: bool = False) -> Tensor:
-        """Stereo excerpts, int16 (b, s, 2, n). b is the share of this rank."""
+        """This rank's share of a batch: stereo excerpts, int16 (b, s, 2, n)."""
         with self.lock:
             self.next_step = max(self.next_step, step + 1)
         places = self.places(step)
@@ -159,7 +160,7 @@ class Crops:
         return batch
 
     def names(self, step: int) -> list[list[str]]:
-        """The name of the song of each stem of each example of a batch. Reads no audio."""
+        """The song of each stem of each example of a batch, by name. Reads no audio."""
         return [[place.song.name for place in stems] for stems in self.places(step)]
 
     def places(self, step: int) -> list[list[Place]]:
@@ -172,7 +173,7 @@ class Crops:
 
 
 def free_starts(n_samples: int, crop_samples: int, spans: Sequence[tuple[int, int]]) -> list[range]:
-    """Samples at which an excerpt may start without sharing one with any of the spans [start, stop)."""
+    """Ranges of samples at which an excerpt may start without touching one of the spans [start, stop)."""
     ranges, first, last = [], 0, max(0, n_samples - crop_samples)
     for start, stop in sorted(spans):
         ranges.append(range(first, min(start - crop_samples, last) + 1))
@@ -182,10 +183,10 @@ def free_starts(n_samples: int, crop_samples: int, spans: Sequence[tuple[int, in
 
 
 def prepared_batches(crops: Crops, first_step: int, pin_memory: bool) -> Generator[Tensor]:
-    """The batches of `first_step` and every later one, AHEAD of them prepared. Closing it stops the work.
+    """Yield the batch of `first_step` and of every later step; AHEAD of them are prepared in threads.
 
-    Threads do it: copying out of a memory map leaves the interpreter free, and processes would need more shared memory than
-    a container has by default.
+    Closing the generator stops the threads. Copying from a memory map releases the interpreter, so threads suffice;
+    processes would need more shared memory than a container has by default.
     """
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="crops")
     try:

@@ -1,7 +1,7 @@
-"""Data sets: the songs, their splits, and the way to this machine.
+"""Data sets: songs, their splits, and how they get to this machine.
 
 train|test/<Artist - Title>.stem.mp4     MUSDB18
-train|test/<Artist - Title>/<stem>.*     MUSDB18-HQ and songs of your own, as `StemFolder` has them
+train|test/<Artist - Title>/<stem>.*     MUSDB18-HQ and songs of your own, as `StemFolder` reads them
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from training.transfer.parallel import run_parallel
 
 SPLITS = ("train", "valid", "test")
 CHECKS = 8
-"""Songs whose headers are read side by side."""
+"""The number of songs whose headers are read at the same time."""
 
 MUSDB18, MUSDB18_HQ, OWN_SONGS = "MUSDB18", "MUSDB18-HQ", "own songs"
 MUSDB18_LICENCE = "academic, non-commercial"
@@ -31,11 +31,11 @@ UNKNOWN_LICENCE = "unknown"
 
 @dataclass(frozen=True)
 class DataSet:
-    """Songs to train on, to choose weights by and to report on. An empty split raises DataError when it is asked for.
+    """Songs to train on, to validate with and to test on. Asking for an empty split raises DataError.
 
-    `layout` is MUSDB18, MUSDB18_HQ (told by the names of its songs) or OWN_SONGS. `digest` is the SHA-256 of a line
-    `<split folder>/<file>\\t<size in bytes>` for each file that is read, sorted. All of it is known before any file is
-    here; a song can be read once `bring` was called with it.
+    `layout` is MUSDB18, MUSDB18_HQ (recognised by song names) or OWN_SONGS. `digest` is the SHA-256 of a sorted line
+    `<split folder>/<file>\\t<size in bytes>` for each file that is read. The list of files is enough for all of this;
+    `bring` fetches a song before it can be read.
     """
 
     data: str
@@ -48,7 +48,7 @@ class DataSet:
 
     @classmethod
     def of(cls, source: Source, folder: Path, valid_share: float) -> Self:
-        """The songs that the file names of a source tell of, as they will lie in a folder."""
+        """Make a data set from the file names of a source. Its songs will lie in `folder`."""
         songs: dict[str, dict[Song, tuple[str, ...]]] = {
             split: dict(sorted(songs_in(split, source, folder), key=lambda found: found[0].name))
             for split in ("train", "test")
@@ -84,13 +84,13 @@ class DataSet:
         return self.split("test")
 
     def licence(self, said: str | None) -> str:
-        """The licence of the songs: MUSDB18's own, for others the one that their user `said`, else UNKNOWN_LICENCE."""
+        """The licence of the songs: MUSDB18's own; for other songs what the user `said`, else UNKNOWN_LICENCE."""
         return (said or UNKNOWN_LICENCE) if self.layout == OWN_SONGS else MUSDB18_LICENCE
 
     def decoded_stems(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """The stems to decode for a model of `wanted` ones: SOURCES, or PAIR if a song to learn from has no more.
+        """The stems to decode for a model of `wanted` stems: SOURCES, or PAIR if a song to train on has no others.
 
-        Raises DataError if the model asks for others.
+        Raises DataError if the model wants stems that such a song lacks.
         """
         paired = [song for song in (*self.splits["train"], *self.splits["valid"]) if song.sources == PAIR]
         if not paired:
@@ -103,7 +103,7 @@ class DataSet:
         return PAIR
 
     def reports(self) -> list[str]:
-        """A sentence on each thing that a user should know about the songs to learn from."""
+        """Warnings about the songs of train and valid, a sentence each."""
         names = [song.name for song in (*self.splits["train"], *self.splits["valid"])]
         mp3s = sorted({name.split("/")[1] for files in self.files.values() for name in files if name.endswith(".mp3")})
         said = reports(names)
@@ -125,10 +125,10 @@ class DataSet:
         return self.splits[name]
 
     def bring(self, songs: Sequence[Song], progress: Progress = no_progress, stopping: Event | None = None) -> None:
-        """Have these songs here, whole: copied unless they are here, verified, their headers checked.
+        """Fetch and verify those of the songs that are missing here, and check the headers of all.
 
-        Any thread or process may, beside others. Raises StorageError; DataError if a stem is damaged or of another length
-        than its neighbours, or the disk is full; Stopped soon after `stopping` is set.
+        Any number of threads and processes may call it at once. Raises StorageError; DataError if a stem is damaged, stems
+        differ in length, or the disk is full; Stopped soon after `stopping` is set.
         """
         stopping = stopping or Event()
         names = [name for song in songs for name in self.files[song]]
@@ -143,11 +143,11 @@ class DataSet:
 
 
 def list_dataset(data: str, work_dir: Path, valid_share: float = 0.15) -> DataSet:
-    """The data set in a folder, a zip, or below an s3:// URL, with no song brought; those come to a folder in `work_dir`.
+    """List a data set: a folder, a zip, or either below an s3:// URL. Nothing is fetched; `bring` fetches into `work_dir`.
 
-    MUSDB18's 14 official songs are for validation if they are there by name, else `valid_share` of the songs to train on, at
-    least one, chosen by a hash of the name. Raises DataError if the layout is neither of the two, a stem is missing, or a song
-    to train on is also a test song; StorageError if storage refuses.
+    MUSDB18's 14 official validation songs are recognised by name. Of other songs, `valid_share` of those in train/ are for
+    validation, at least one, chosen by a hash of the name. Raises DataError if neither layout fits, a stem is missing, or a
+    song is in train/ and test/; StorageError if storage refuses.
     """
     source = find_source(data)
     return DataSet.of(source, source.place(work_dir), valid_share)
@@ -160,16 +160,16 @@ def open_dataset(
     progress: Progress = no_progress,
     splits: Sequence[str] = SPLITS,
 ) -> DataSet:
-    """As `list_dataset`, with the songs of some splits brought. Raises what `DataSet.bring` raises, too."""
+    """List a data set and fetch the songs of some splits. Raises as `list_dataset` and `DataSet.bring` do."""
     data_set = list_dataset(data, work_dir, valid_share)
     data_set.bring([song for split in splits for song in data_set.splits[split]], progress)
     return data_set
 
 
 def copy_dataset(data: str, folder: Path, splits: Sequence[str], progress: Progress = no_progress) -> DataSet:
-    """Bring the files of some splits to a folder, which is a data set then. Their headers are not checked.
+    """Fetch the files of some splits into a folder, which is a data set from then on. Does not check their headers.
 
-    Raises StorageError or DataError, also if the folder holds songs that are not in the data set.
+    Raises StorageError; DataError, also if the folder holds songs of another data set.
     """
     source = find_source(data)
     if source.place(folder) == Path(data):
@@ -197,7 +197,7 @@ def songs_in(split: str, source: Source, folder: Path) -> Iterator[tuple[Song, t
 
 
 def stem_files(source: Source, path: str) -> dict[str, str]:
-    """The file of each stem of a folder, for the first of FILES that is there. Raises DataError if one is missing."""
+    """The file of each stem of a folder, for the first of LAYOUTS that is complete. Raises DataError if none is."""
     found = {
         stem: name
         for stem in (*SOURCES, "accompaniment", "mixture")

@@ -43,7 +43,7 @@ Samples = NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Span:
-    """Samples [start, stop) of one stem, by its row."""
+    """Samples [start, stop) of one stem; `stem` is its row."""
 
     stem: int
     start: int
@@ -52,9 +52,9 @@ class Span:
 
 @dataclass(frozen=True)
 class DecodedSong:
-    """A song in a `.npy` file.
+    """A song decoded to a `.npy` file.
 
-    `clipped` counts the samples that exceeded full scale and were set to it. Excerpts to train on keep out of `avoid`.
+    `clipped` counts the samples beyond full scale, which were set to it. Training excerpts stay clear of `avoid`.
     """
 
     name: str
@@ -64,7 +64,8 @@ class DecodedSong:
 
     @property
     def samples(self) -> Samples:
-        """Memory map (s, c, n), int16, c as in the song. Each call opens it, so that a song can be sent to a process."""
+        """Memory map (s, c, n), int16, with the song's own channels. Each call opens it, so the object can be sent to a
+        process."""
         samples: Samples = np.load(self.path, mmap_mode="r")
         return samples
 
@@ -78,11 +79,11 @@ def decode(
     *,
     stopping: Event | None = None,
 ) -> list[DecodedSong]:
-    """Decode each song to the sample rate of `audio`, with the given stems in their order; reuse what `cache_dir` holds.
+    """Decode songs to the sample rate of `audio`, stems in the given order; reuse what `cache_dir` holds.
 
-    Songs keep their own channels, one or two, whatever `audio` says. Raises DataError if a song cannot be read or the disk
-    lacks room, and Stopped soon after `stopping` is set. The memory does not depend on the number of songs, nor on their
-    lengths where they are folders of stems.
+    Songs keep their one or two channels, whatever `audio` says. Memory use depends neither on the number of songs nor, for
+    folders of stems, on their length. Raises DataError if a song cannot be read or the disk is too small, and Stopped soon
+    after `stopping` is set.
     """
     stopping = stopping or Event()
     cache = DecodeCache(cache_dir, audio.sample_rate_hz, tuple(stems), stopping)
@@ -105,7 +106,7 @@ def decode(
 
 
 class DecodeCache:
-    """A folder of songs at one rate and with certain stems."""
+    """A folder of decoded songs of one sample rate and one list of stems."""
 
     def __init__(self, folder: Path, sample_rate_hz: int, stems: tuple[str, ...], stopping: Event) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ class DecodeCache:
         remove_abandoned(folder)
 
     def key(self, song: Song) -> str:
-        """A key of the content of the files, the rate, the stems and the format of the cache, and of nothing else."""
+        """A hash of file contents, sample rate, stems and cache format, and of nothing else."""
         facts = [f"{CACHE_FORMAT} {self.sample_rate_hz} {' '.join(self.stems)}", *map(self.hashes.sha256, song.files)]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
 
@@ -142,7 +143,7 @@ class DecodeCache:
         )
 
     def require_space(self, songs: Sequence[Song]) -> None:
-        """Raises DataError unless the folder has room for all of the songs."""
+        """Raises DataError unless the disk has room for all of these songs."""
         needed_bytes = sum(SAMPLE_BYTES * math.prod(self.shape(song.header())) for song in songs)
         free_bytes = shutil.disk_usage(self.folder).free
         if needed_bytes > free_bytes:
@@ -156,7 +157,7 @@ class DecodeCache:
         return len(self.stems), header.channels, resampled_samples(header, self.sample_rate_hz)
 
     def decode(self, song: Song, key: str) -> DecodedSong:
-        """The song from the cache. It gets its name when it is complete."""
+        """Decode a song into the cache, unless it is there. A file gets its name when it is complete."""
         part = self.folder / f".{key}.part"
         with claimed(part, self.stopping) as file:
             try:
@@ -200,7 +201,7 @@ class DecodeCache:
 
 
 def integers(block: Audio) -> tuple[Samples, int]:
-    """Samples (c, n) as integers, and how many of them exceeded full scale."""
+    """Samples (c, n) as int16, and the number that exceeded full scale."""
     scaled = np.round(block * 32768)
     too_loud = int(np.count_nonzero((scaled > 32767) | (scaled < -32768)))
     return scaled.clip(-32768, 32767).astype("<i2"), too_loud
@@ -213,12 +214,12 @@ def write_at(file: BinaryIO, offset_bytes: int, content: memoryview) -> None:
 
 
 def resampled_samples(header: Header, rate_hz: int) -> int:
-    """The length at another rate, rounded half up; at exactly a half the resampler may give one less."""
+    """The number of samples at another rate, rounded half up. At exactly a half the resampler may give one less."""
     return (2 * header.samples * rate_hz + header.sample_rate_hz) // (2 * header.sample_rate_hz)
 
 
 def resampled(blocks: Iterator[Audio], header: Header, rate_hz: int) -> Iterator[Audio]:
-    """Blocks (c, n) at another rate, equal to those of resampling in one go."""
+    """Resample blocks (c, n); the result equals resampling all in one go."""
     if header.sample_rate_hz == rate_hz:
         yield from blocks
         return
@@ -230,11 +231,11 @@ def resampled(blocks: Iterator[Audio], header: Header, rate_hz: int) -> Iterator
 
 @contextmanager
 def claimed(part: Path, stopping: Event) -> Iterator[BinaryIO]:
-    """The file, for this process and thread alone until it is renamed or removed; waits for whoever has it."""
+    """Open a file that belongs to this process and thread alone until it is renamed or removed. Waits for another owner."""
     while True:
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
             lock(file, stopping)
-            if is_at(file, part):  # else it was renamed or removed meanwhile
+            if is_at(file, part):  # else its owner has renamed or removed it
                 yield file
                 return
 
@@ -247,7 +248,7 @@ def is_at(file: BinaryIO, path: Path) -> bool:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left: songs in the making that nobody has locked."""
+    """Remove unfinished songs of killed processes: those that nobody has locked."""
     for part in folder.glob(".*.part"):
         try:
             with part.open("rb") as file:

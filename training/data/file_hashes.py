@@ -1,4 +1,4 @@
-"""SHA-256 of large files, each read once."""
+"""SHA-256 of large files. Each file is read once."""
 
 import hashlib
 import os
@@ -11,9 +11,9 @@ BUSY_TIMEOUT_S = 60
 
 
 class FileHashes:
-    """Remembers the hash of each file in SQLite for as long as its size and time of change stay.
+    """Remembers file hashes in SQLite. A hash holds as long as size and modification time stay the same.
 
-    Any number of threads and processes may share the SQLite file. A kill leaves it as it was.
+    Threads and processes may share the SQLite file. A kill does it no harm.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,7 +24,7 @@ class FileHashes:
             )
 
     def sha256(self, file: Path) -> str:
-        """The hash in hexadecimal. A remembered file is not read."""
+        """The hash in hexadecimal digits. Reads the file only if the hash is not remembered."""
         name, facts = os.fsencode(file.resolve()), file.stat()
         query = "SELECT sha256 FROM files WHERE path = ? AND size_bytes = ? AND mtime_ns = ?"
         with self.table() as table:
@@ -40,6 +40,6 @@ class FileHashes:
 
     @contextmanager
     def table(self) -> Iterator[sqlite3.Connection]:
-        """A connection for this thread. Its changes are kept unless an error ends the block."""
+        """A connection for this thread. Commits at the end of the block, rolls back after an error."""
         with closing(sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S)) as connection, connection:
             yield connection

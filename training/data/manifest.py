@@ -1,4 +1,5 @@
-"""The list of objects of a data set in a bucket, `manifest.json`. It is written last: the data set behind it is complete."""
+"""The list of a data set's objects in a bucket, `manifest.json`. It is written last, so a data set that has one is
+complete."""
 
 import dataclasses
 import json
@@ -22,7 +23,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The objects of a data set by their names below its prefix, and the songs in each split by name."""
+    """A data set's objects by name below its prefix, and the song names of each split."""
 
     layout: str
     objects: Mapping[str, Entry]
@@ -32,7 +33,7 @@ class Manifest:
         return json.dumps({"format": MANIFEST_FORMAT, **dataclasses.asdict(self)}, indent=1, sort_keys=True) + "\n"
 
     def check(self, data: str, sizes: Mapping[str, int]) -> None:
-        """Raises DataError unless these objects, sizes in bytes by name, are those of the manifest."""
+        """Raises DataError unless `sizes`, in bytes by name, match the manifest."""
         for name in sorted({*sizes, *self.objects}):
             if name not in self.objects:
                 raise DataError(

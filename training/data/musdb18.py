@@ -1,6 +1,6 @@
 """Songs of MUSDB18, `train|test/<Artist - Title>.stem.mp4`, read by PyAV.
 
-The mixture that comes with a song is not read: it is an AAC stream of its own, 27 dB away from the sum of the stems.
+The mixture in the file is not read: it is encoded on its own and differs from the sum of the stems by -27 dB.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from training.data.song import Header, Song
 from training.errors import DataError
 
 STREAMS = ("drums", "bass", "other", "vocals")
-"""The order of the stems in a file, after the mixture."""
+"""The stems in the order of the file's streams, after the mixture."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class StemMp4(Song):
 
     @contextmanager
     def opened(self) -> Iterator[dict[str, Any]]:
-        """PyAV's streams of STREAMS. Raises DataError unless there are five that say how long they are."""
+        """Open a file; gives PyAV's streams of STREAMS. Raises DataError unless it holds five audio streams with known
+        lengths."""
         try:
             container: Any = av.open(str(self.path))
         except (av.error.FFmpegError, ValueError) as error:
@@ -87,9 +88,9 @@ def header(stream: Any) -> Header:
 
 @cache
 def validation_tracks() -> frozenset[str]:
-    """The 14 songs of MUSDB18's `train` that are for validation, as the musdb package lists them.
+    """The 14 songs of MUSDB18's `train` for validation, as the musdb package lists them.
 
-    Its list is read without its code, which cannot be imported where there is no ffmpeg.
+    Reads the package's list and not its code, which imports only where ffmpeg is installed.
     """
     package = find_spec("musdb")
     if package is None or not package.submodule_search_locations:

@@ -1,4 +1,4 @@
-"""A data set into a bucket: files that are there are skipped, those sent are checked, the manifest comes last."""
+"""Upload of a data set to a bucket: skips files that are there, verifies those sent, writes the manifest last."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ OFFICIAL_MD5 = {
 
 @dataclass(frozen=True)
 class Content:
-    """Hashes of a file. `etags` are those that S3 gives to such an object, sent in one piece and in parts."""
+    """Hashes of a file. `etags` are the two that S3 may give the object: sent in one piece, or in parts."""
 
     size_bytes: int
     sha256: str
@@ -44,17 +44,17 @@ class Content:
 
 @dataclass(frozen=True)
 class Pushed:
-    """The number of files of a data set, and of those that were sent."""
+    """The number of files in the data set, and of those that were sent."""
 
     files: int
     sent: int
 
 
 def push(data: str, url: str, progress: Progress) -> Pushed:
-    """Put a folder or a zip of songs below an s3:// URL, with a manifest.
+    """Upload a folder or a zip of songs below an s3:// URL, with a manifest. Pushing again sends only what is missing.
 
-    Raises DataError if there are no songs or an official zip is damaged; StorageError if storage refuses or an object is not
-    there as it was sent. Pushing again sends the files that are missing, and of one zip the missing parts.
+    Raises DataError if there are no songs or an official zip is damaged; StorageError if storage refuses or an object
+    differs from what was sent. A large zip resumes at its missing parts.
     """
     source = find_source(data)
     data_set = DataSet.of(source, Path(data), valid_share=0.15)
@@ -120,9 +120,9 @@ def check_official(path: Path, content: Content) -> None:
 
 
 def differing(there: Mapping[str, StoredFile], contents: Mapping[str, Content], stopping: Event) -> list[str]:
-    """The names under which a bucket does not hold these contents.
+    """The names of files that the bucket lacks or holds with other content.
 
-    An object whose ETag is no MD5 is read back, as one that the store encrypts with a key of its own.
+    An object whose ETag is no MD5, as one that the store encrypted with its own key, is read back.
     """
 
     def differs(name: str) -> bool:
@@ -143,7 +143,7 @@ def differing(there: Mapping[str, StoredFile], contents: Mapping[str, Content], 
 
 
 def send(url: str, paths: Mapping[str, Path], progress: Progress, stopping: Event) -> None:
-    """Put files below a URL. A kill costs those that were on their way."""
+    """Upload files below a URL. After a kill, files that were in progress start again."""
     count = counter("push", sum(path.stat().st_size for path in paths.values()), progress)
 
     def send_one(name: str) -> None:

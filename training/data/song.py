@@ -1,6 +1,6 @@
-"""A song with known stems, whatever its files are.
+"""A song with known stems, in whatever files.
 
-The mixture of a song is always the sum of its stems, so that stems sum to mixture in training and evaluation alike.
+Its mixture is always the sum of its stems, so stems sum to the mixture in training and evaluation alike.
 
 Axes: s stem, c channel, n sample.
 """
@@ -26,7 +26,7 @@ BLOCK_SAMPLES = 1 << 18
 
 @dataclass(frozen=True)
 class Header:
-    """The facts that a file tells about one stem."""
+    """Facts in the header of one stem."""
 
     sample_rate_hz: int
     channels: int
@@ -47,12 +47,12 @@ class Song(ABC):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The stems of which the song consists: SOURCES or PAIR."""
+        """The stems that the song is made of: SOURCES or PAIR."""
         return SOURCES
 
     @abstractmethod
     def headers(self) -> dict[str, Header]:
-        """The header of each file or stream that is read, by its name. Raises DataError if one cannot be read."""
+        """The header of each file or stream that is read, by name. Raises DataError if one cannot be read."""
 
     @abstractmethod
     def load(self, sources: Sequence[str]) -> tuple[list[Audio], int]:
@@ -60,16 +60,16 @@ class Song(ABC):
 
     @property
     def tolerance_samples(self) -> int:
-        """The largest difference between the lengths of stems that counts as none."""
+        """The difference in length between stems that is allowed."""
         return 0
 
     def header(self) -> Header:
-        """The facts that all stems share; the length is the shortest one. Raises DataError as `headers` does."""
+        """The header that all stems share, with the length of the shortest. Raises DataError as `headers` does."""
         headers = list(self.headers().values())
         return Header(headers[0].sample_rate_hz, headers[0].channels, min(header.samples for header in headers))
 
     def check(self) -> None:
-        """Raises DataError unless the headers tell of stems of one length, rate and channel count."""
+        """Raises DataError unless all stems have one length, rate and channel count."""
         headers = self.headers()
         (reference, expected), *others = headers.items()
         for stem, header in others:
@@ -85,7 +85,7 @@ class Song(ABC):
             raise DataError(f"{self.path}: the stems have {expected.channels} channels: mix them down to stereo")
 
     def parts(self, stem: str) -> tuple[str, ...]:
-        """The sources that add up to a stem. Raises DataError if the song does not have it."""
+        """The sources that add up to a stem. Raises DataError if the song lacks the stem."""
         if stem in self.sources:
             return (stem,)
         if stem == "mixture":
@@ -111,9 +111,9 @@ class Song(ABC):
         return np.stack([audio[[names.index(name) for name in part]].sum(axis=0) for part in parts]), rate_hz
 
     def stream(self, stems: Sequence[str]) -> tuple[Header, list[Iterator[Audio]]]:
-        """The facts that some stems share, and the samples (c, n) of each in blocks, to be read one after the other.
+        """The shared header of some stems, and the samples (c, n) of each in blocks; read one after the other.
 
-        Raises DataError as `read` does, some of it only from the blocks.
+        Raises DataError as `read` does; damage only shows in the blocks.
         """
         audio, rate_hz = self.read(stems)
         return Header(rate_hz, *audio.shape[1:]), [iter([source]) for source in audio]

@@ -1,4 +1,4 @@
-"""Sources of data sets: a folder, a zip, or either in a bucket. All files are known at once; those asked for are brought."""
+"""Sources of data sets: a folder, a zip, or either in a bucket. The file list comes first; `bring` fetches files."""
 
 import hashlib
 import re
@@ -26,7 +26,7 @@ SONG_FILE = re.compile(
 
 
 class Source(ABC):
-    """The files of songs, as `train|test/…`, with their sizes. If one of them changes, so does `version`."""
+    """A list of song files, as `train|test/…`, with their sizes. `version` changes whenever a file does."""
 
     def __init__(self, data: str, files: Mapping[str, int], version: str) -> None:
         self.data = data
@@ -34,20 +34,20 @@ class Source(ABC):
         self.version = version
 
     def place(self, work_dir: Path) -> Path:
-        """The folder that holds the files after `bring`. A data set that changed gets another one."""
+        """The folder that holds the files after `bring`. A changed data set gets another folder."""
         return work_dir / self.version
 
     @abstractmethod
     def bring(self, names: Sequence[str], folder: Path, progress: Progress, stopping: Event) -> None:
-        """Copy some of the files to a folder, unless they are there, and verify them; any thread or process may.
+        """Fetch and verify those of the files that the folder lacks. Any thread or process may call it.
 
-        Raises StorageError; DataError if a zip is damaged or the disk is full; Stopped soon after `stopping` is set. The files
-        that have arrived by then stay.
+        Raises StorageError; DataError if a zip is damaged or the disk is full; Stopped soon after `stopping` is set. Files
+        that are complete by then stay.
         """
 
 
 class Folder(Source):
-    """Songs that are on this machine."""
+    """Songs in a folder on this machine."""
 
     def __init__(self, data: str) -> None:
         self.folder = Path(data)
@@ -60,7 +60,7 @@ class Folder(Source):
         return self.folder
 
     def bring(self, names: Sequence[str], folder: Path, progress: Progress, stopping: Event) -> None:
-        """Do nothing: the files are here."""
+        """Do nothing: the files are local."""
 
 
 class Objects(Source):
@@ -91,7 +91,7 @@ class Objects(Source):
 
 
 class Zip(Source):
-    """Songs in one zip, on this machine or in a bucket."""
+    """Songs in a zip, local or in a bucket."""
 
     def __init__(self, data: str, stored: StoredFile) -> None:
         self.stored = stored
@@ -114,9 +114,9 @@ class Zip(Source):
 
 
 def find_source(data: str) -> Source:
-    """The source that a path or URL names: a folder, a zip, a prefix, or a folder or prefix that holds one zip alone.
+    """The source that a path or URL names: a folder, a zip, a prefix, or a folder or prefix with one zip and nothing else.
 
-    Raises DataError if there are no songs in an expected layout, StorageError if storage refuses.
+    Raises DataError if no songs in an expected layout are found, StorageError if storage refuses.
     """
     if data.endswith(".zip"):
         stored = find_file(data)
@@ -139,7 +139,7 @@ def find_source(data: str) -> Source:
 
 
 def song_files(data: str, paths: Iterable[str]) -> dict[str, str]:
-    """The `paths` that are files of songs, each with its name from train/ or test/ on."""
+    """The song files among `paths`; gives the name of each from train/ or test/ on."""
     found = [match for match in map(SONG_FILE.fullmatch, sorted(paths)) if match]
     found = [match for match in found if not match["root"].startswith(("__MACOSX/", "/"))]
     roots = sorted({match["root"] for match in found})

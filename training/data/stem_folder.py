@@ -26,23 +26,25 @@ from training.errors import DataError
 LOSSLESS_SUFFIXES = (".wav", ".flac", ".aif", ".aiff")
 LOSSY_SUFFIXES = (".mp3", ".m4a", ".ogg", ".opus")
 STEM_SUFFIXES = (*LOSSLESS_SUFFIXES, *LOSSY_SUFFIXES)
-"""Endings of files. The first one that is there is read."""
+"""File suffixes in order of preference."""
 
 WITH_MIXTURE = ("vocals", "mixture")
 LAYOUTS = (SOURCES, PAIR, WITH_MIXTURE)
-"""The files that a song may consist of."""
+"""The sets of files that make a song."""
 
 LOSSY_TOLERANCE_SAMPLES = 2_400  # two frames of any of the codecs: encoders pad to whole ones
 LEAST_SHARE = 0.5
-"""Share of the energy of vocals that their mixture must hold, by correlation. A mixture that is a sum holds about all of it;
-another song, another take, or vocals a few milliseconds away hold about none."""
+"""The share of the vocals' energy, by correlation, that a mixture must hold.
+
+A sum holds nearly all of it. Another song, another take, or vocals shifted by milliseconds hold nearly none.
+"""
 SILENT = 1e-6
-"""Energy of an accompaniment, relative to that of its mixture (-60 dB), up to which it counts as silent."""
+"""Energy relative to the mixture's (-60 dB) up to which an accompaniment counts as silent."""
 
 
 @dataclass(frozen=True)
 class StemFolder(Song):
-    """A folder with a file for each of `stems`, one of FILES."""
+    """A folder with a file for each of `stems`, one of LAYOUTS."""
 
     stems: tuple[str, ...] = SOURCES
 
@@ -86,7 +88,7 @@ class StemFolder(Song):
         return blocks_of(self.file(source))
 
     def without_vocals(self) -> Iterator[Audio]:
-        """The mixture minus the vocals. Raises DataError at its end if the one does not hold the other."""
+        """The mixture minus the vocals. Raises DataError at the end if the mixture does not contain the vocals."""
         mixture_energy = vocals_energy = shared = left = 0.0
         for mixture, vocals in side_by_side([blocks_of(self.file("mixture")), blocks_of(self.file("vocals"))]):
             accompaniment = mixture - vocals
@@ -109,7 +111,7 @@ def needed() -> str:
 
 
 def side_by_side(streams: Sequence[Iterator[Audio]]) -> Iterator[list[Audio]]:
-    """Blocks of several streams, cut to equal lengths; they end with the shortest."""
+    """Cut the blocks of several streams to equal lengths. Ends with the shortest stream."""
     blocks = [next(stream, None) for stream in streams]
     while all(block is not None for block in blocks):
         found = [block for block in blocks if block is not None]
@@ -122,7 +124,7 @@ def side_by_side(streams: Sequence[Iterator[Audio]]) -> Iterator[list[Audio]]:
 
 
 def header_of(path: Path) -> Header:
-    """The facts of a file. Raises DataError if it cannot be read."""
+    """The header of a file. Raises DataError if the file cannot be read."""
     if path.suffix in LOSSLESS_SUFFIXES:
         with open_sound(path) as file:
             return Header(file.samplerate, file.channels, file.frames)
@@ -132,7 +134,7 @@ def header_of(path: Path) -> Header:
 
 @lru_cache(maxsize=10_000)
 def measured(path: Path, _size_bytes: int, _mtime_ns: int) -> Header:
-    """The same of a lossy file, which has to be decoded for it; remembered for as long as the file does not change."""
+    """The header of a lossy file, which takes decoding. Cached until size or modification time change."""
     try:
         with open_audio(path) as song:
             return Header(song.info.rate_hz, song.info.channels, song.info.samples)
@@ -141,7 +143,7 @@ def measured(path: Path, _size_bytes: int, _mtime_ns: int) -> Header:
 
 
 def blocks_of(path: Path) -> Iterator[Audio]:
-    """The samples (c, n) of a file in blocks. Raises DataError if it is damaged."""
+    """Samples (c, n) of a file in blocks. Raises DataError if the file is damaged."""
     if path.suffix not in LOSSLESS_SUFFIXES:
         try:
             with open_audio(path) as song:

@@ -1,4 +1,4 @@
-"""From the stems that songs have to those that a model hears.
+"""The stems of songs as the stems of a model.
 
 Axes: b batch, s stem, c channel, n sample.
 """
@@ -11,9 +11,10 @@ from training.data.song import PAIR, SOURCES, SUMS
 
 
 def model_stems(decoded: Tensor, spec: ModelSpec) -> Tensor:
-    """The model's stems (b, s, c, n) of decoded ones: SOURCES (b, 4, c, n), or PAIR (b, 2, c, n) for models of that pair.
+    """Sum decoded stems into the model's stems (b, s, c, n).
 
-    The accompaniment of four stems is the sum of all but the vocals.
+    `decoded` holds SOURCES, (b, 4, c, n), or PAIR, (b, 2, c, n), for models of that pair. The accompaniment of four stems
+    is the sum of all but the vocals.
     """
     rows = SOURCES if decoded.shape[1] == len(SOURCES) else PAIR
     parts = [(stem,) if stem in rows else SUMS[stem] for stem in spec.stems]

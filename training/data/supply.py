@@ -1,4 +1,4 @@
-"""The songs of a run, brought and decoded in the background: training begins before the last one is here."""
+"""The songs of a run, fetched and decoded in the background, so that training begins before the last one is here."""
 
 import random
 import threading
@@ -13,24 +13,24 @@ from training.errors import DataError, Stopped, TrainingError
 from training.progress import say
 
 ENOUGH_SONGS = 16
-"""Half of the examples mix stems of different songs: sixteen give 240 pairs of vocals and accompaniment and 43,680 mixtures
-of four songs, and none is heard in more than a sixteenth of the excerpts of a stem."""
+"""Songs that training starts with. Half of the examples mix stems of different songs: sixteen give 240 pairs of vocals and
+accompaniment and 43,680 mixtures of four, and no song fills more than a sixteenth of a stem's excerpts."""
 
 GROUP = 8
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
 CLOSE_S = 1.0
 
 Schedule = Sequence[tuple[int, Sequence[str]]]
-"""Names of songs by the step that training knows them from."""
+"""Song names by the first step that may draw from them."""
 
 Prepare = Callable[[Sequence[Song], threading.Event], list[DecodedSong]]
-"""Brings songs and decodes them. Raises Stopped soon after the event is set."""
+"""Fetches and decodes songs. Raises Stopped soon after the event is set."""
 
 
 class Supply:
-    """Brings songs group by group, in the order given, in a thread of its own. Close it at the end.
+    """Fetches and decodes songs group by group, in the given order, in a thread of its own. Close it at the end.
 
-    A song that does not come is said once and tried again, with growing pauses, for as long as the run lasts.
+    A song that fails is reported once and retried with growing pauses as long as the run lasts.
     """
 
     def __init__(self, songs: Sequence[Song], prepare: Prepare) -> None:
@@ -44,7 +44,8 @@ class Supply:
         self.thread.start()
 
     def work(self) -> None:
-        """Songs that fail go to the end of the queue, each alone; when a whole round of them has failed, a pause follows."""
+        """Prepare group after group. Songs that fail go to the end of the queue, each alone; after a round of failures it
+        pauses."""
         waits, failures = pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S), 0
         while self.waiting and not self.stopping.is_set():
             group = self.waiting[0]
@@ -66,13 +67,13 @@ class Supply:
                 failures = 0
 
     def note_missed(self, group: Sequence[Song], error: Exception) -> None:
-        """Say once what keeps a song away. A group is tried again song by song, which tells the one that fails."""
+        """Report once why a song is missing. A failed group is retried song by song, which finds the one that fails."""
         if len(group) == 1 and group[0] not in self.missed:
             self.missed.update(group)
             say(f"training goes on without {group[0].name}, which is tried again: {error}")
 
     def arrived(self) -> list[DecodedSong]:
-        """The songs that have come since the last call."""
+        """The songs that are ready since the last call."""
         if self.waiting and not self.stopping.is_set() and not self.thread.is_alive():
             raise RuntimeError("the thread that brings songs has died: its traceback is above")
         with self.lock:
@@ -80,13 +81,13 @@ class Supply:
         return songs
 
     def close(self) -> None:
-        """Bring no more songs. What is in progress has CLOSE_S to end and is left behind then."""
+        """Stop. Work in progress gets CLOSE_S to end, then it is abandoned."""
         self.stopping.set()
         self.thread.join(CLOSE_S)
 
 
 def first_songs(songs: Sequence[Song], seed: int, complete: bool) -> Schedule:
-    """The songs that a new run starts with: all of them if it is to be `complete`, else ENOUGH_SONGS drawn by the seed."""
+    """The schedule of a new run: all songs if it is to be `complete`, else ENOUGH_SONGS drawn by the seed."""
     names = sorted(song.name for song in songs)
     if not complete:
         random.Random(seed).shuffle(names)
@@ -94,7 +95,10 @@ def first_songs(songs: Sequence[Song], seed: int, complete: bool) -> Schedule:
 
 
 def scheduled(songs: Sequence[Song], schedule: Schedule) -> tuple[list[tuple[int, list[Song]]], list[Song]]:
-    """The songs of a schedule, and the others. Raises DataError if the data set lacks one of the schedule."""
+    """Split songs by a schedule: (step, songs) of the scheduled ones, and the others.
+
+    Raises DataError if a scheduled song is not in the data set.
+    """
     by_name = {song.name: song for song in songs}
     for _, names in schedule:
         for name in names:

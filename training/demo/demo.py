@@ -83,7 +83,7 @@ def run(command: str, *positional: object, env: Mapping[str, str] | None = None,
 
 @contextmanager
 def server(archive: str, env: Mapping[str, str], log: Path) -> Iterator[str]:
-    """The endpoint of a separation server on a free port, once it is ready. Its output goes to `log`."""
+    """Start a separation server on a free port and wait until it is ready. Its output goes to `log`."""
     command = [sys.executable, "-m", "serving", "serve", "--model", archive, "--port", "0"]
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment(env), stdout=output, stderr=subprocess.STDOUT)
@@ -105,12 +105,12 @@ def next_run_dir(runs: Path) -> Path:
 
 
 def unseen_songs(out: Path) -> list[Path]:
-    """The folders of the songs that training never saw."""
+    """The folders of songs that training does not use."""
     return sorted((out / "songs" / "test").iterdir())
 
 
 def report(out: Path, run_dir: Path, models: Sequence[str]) -> str:
-    """The scores of the stems that each model gave over HTTP, and the next commands."""
+    """The scores of each model's stems as its server returned them, and the next commands."""
     songs = unseen_songs(out)
     width = max(len(song.name) for song in songs)
     lines = ["", f"SDR in dB{'':{width + 6}}" + "".join(f"{name:>19}" for name in (*models, "the mixture"))]
@@ -138,7 +138,7 @@ def report(out: Path, run_dir: Path, models: Sequence[str]) -> str:
 
 
 def cell(score: float) -> str:
-    """A score in dB, with the share of the energy that came back right."""
+    """A score in dB, with the recovered share of the energy."""
     return f"{score:9.2f} ({recovered_percent(score):6.0f}%)"
 
 

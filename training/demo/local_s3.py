@@ -1,4 +1,4 @@
-"""An S3 server on this machine, for the demo and the tests: rclone, serving a folder whose sub-folders are buckets."""
+"""An S3 server on this machine, for demo and tests: rclone serving a folder, each sub-folder a bucket."""
 
 import secrets
 import socket
@@ -15,7 +15,7 @@ from training.errors import TrainingError
 
 @dataclass(frozen=True)
 class S3Server:
-    """The address of the server, its pair of keys, and the folder that holds its buckets."""
+    """The server's address, its key pair, and the folder of its buckets."""
 
     endpoint: str
     access_key: str
@@ -24,7 +24,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that lead boto3 to it."""
+        """The environment variables that point boto3 at it."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -35,9 +35,9 @@ class S3Server:
 
 @contextmanager
 def serve_s3(folder: Path) -> Iterator[S3Server]:
-    """rclone's S3 server over a folder, on a free port of this machine, stopped at the end of the block.
+    """Serve a folder by rclone's S3 server on a free port until the end of the block.
 
-    It does not notice changes that others make to the folder: with a shorter `--dir-cache-time` it locks up under parallel
+    It does not notice changes that others make in the folder: with a shorter `--dir-cache-time` it deadlocks under parallel
     uploads.
     """
     port = free_port()

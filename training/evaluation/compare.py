@@ -46,8 +46,7 @@ Stems = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """The scores of one archive, or of a bound, on stems that are scored together. Only an archive has a cost, and
-    it once."""
+    """Scores of an archive or a bound on stems scored together. Only an archive's first row has a cost."""
 
     name: str
     evaluation: Evaluation
@@ -77,14 +76,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of archives, in the order given, and of the bounds below them."""
+    """The rows of archives in the given order, then those of the bounds."""
 
     archives: tuple[Row, ...]
     bounds: tuple[Row, ...]
     device: torch.device
 
     def to_json(self) -> dict[str, Any]:
-        """Everything in the shape of JSON; a score that is not finite is null."""
+        """All rows as JSON; scores that are not finite are null."""
         return {
             "device": str(self.device),
             "archives": [row.to_json() for row in self.archives],
@@ -92,9 +91,9 @@ class Comparison:
         }
 
     def table(self) -> str:
-        """A text table with a block for each set of stems, since only scores of the same stems compare.
+        """A text table with a block for each set of stems, as only scores of the same stems compare.
 
-        A star marks the best of several archives; "-" stands where there is no value.
+        A star marks the best archive; "-" marks a missing value.
         """
         rows = (*self.archives, *self.bounds)
         blocks = list(dict.fromkeys(tuple(row.evaluation.stems) for row in rows))
@@ -125,13 +124,13 @@ class Comparison:
         return lines
 
     def figure(self) -> Figure:
-        """Every song's uSDR, by stem: of the first archive to the right, of another upwards, a panel for each other."""
+        """Scatter plots of every song's uSDR by stem: x the first archive, y another, a panel for each other archive."""
         names = list(dict.fromkeys(row.name for row in self.archives))
         first, *others = names
         return scatter_figure(first, {other: self.points(first, other) for other in others})
 
     def points(self, first: str, other: str) -> list[Point]:
-        """The songs by stem. Raises ConfigError where two archives have no stems that were scored alike."""
+        """The songs by stem. Raises ConfigError if two archives share no stems that were scored together."""
         for mine in self.of(first):
             for theirs in self.of(other):
                 if mine.evaluation.stems.keys() == theirs.evaluation.stems.keys():
@@ -157,11 +156,10 @@ def compare(
     progress: bool,
     each_song: EachSong | None = None,
 ) -> Comparison:
-    """Separate every song with every archive, by the names that rows get, and measure the cost of each archive.
+    """Separate every song with every archive and measure each archive's cost. Keys of `archives` name the rows.
 
-    `progress` shows bars; `each_song` is called with the stems of every song.
-
-    Raises ArchiveError for one that is damaged before any work, DataError as `evaluate` does.
+    `progress` shows bars; `each_song` is called with the stems of every song. Raises ArchiveError for a damaged archive
+    before any work, DataError as `evaluate` does.
     """
     require_songs(songs)
     separators = {name: Separator.open(path, device) for name, path in archives.items()}
@@ -208,7 +206,7 @@ def resolved(archives: Sequence[str], folder: Path) -> dict[str, Path]:
     Raises ConfigError unless there are two or more, all different, and what `serving.model.source.resolve` raises.
     """
     if len(archives) < 2:
-        raise ConfigError("to compare takes two archives or more: python -m training evaluate scores one")
+        raise ConfigError("compare needs two archives or more: `stemwright evaluate` scores one")
     found = {}
     for number, (name, archive) in enumerate(zip(names(archives), archives, strict=True)):
         of_its_own = folder / str(number)  # copies may have the same name

@@ -1,4 +1,4 @@
-"""The cost of running a model: its size, its arithmetic, its speed on a device, and the memory it takes.
+"""The cost of running a model: size, arithmetic, speed and memory on a device.
 
 Axes: r row (what the network takes for one excerpt), c channel, f bin, t frame, n sample.
 """
@@ -37,9 +37,9 @@ KERNEL_STATUS = Path("/proc/self/status")
 class Cost:
     """The cost of a model.
 
-    `gmac_per_s` are the 10⁹ multiply-adds of matrix products and convolutions for a second of stereo, `real_time_factor`
-    the seconds that separating a second of it takes. `peak_bytes` is the memory at most: what torch takes of a GPU's, the
-    weights in it; on a CPU that of the whole process, Python and torch in it.
+    `gmac_per_s`: 10⁹ multiply-adds of matrix products and convolutions for a second of stereo. `real_time_factor`: seconds
+    to separate a second of stereo. `peak_bytes`: on a GPU the most memory that torch takes, with the weights; on a CPU the
+    memory of the whole process, with Python and torch.
     """
 
     parameters: int
@@ -52,7 +52,7 @@ class Cost:
 
 
 def cost(archive: Path, device: torch.device) -> Cost:
-    """The cost of an archive's model on a device. Raises ArchiveError, or OutOfMemory if the device is too small."""
+    """Measure the cost of an archive's model on a device. Raises ArchiveError, or OutOfMemory if it does not fit."""
     opened = read_archive(archive)
     network = opened.network()
     real_time_factor, peak_bytes = speed_and_memory(archive, device)
@@ -65,7 +65,7 @@ def parameters(network: nn.Module) -> int:
 
 @torch.no_grad()
 def gmac_per_s(network: nn.Module, spec: ModelSpec) -> float:
-    """10⁹ multiply-adds for a second of stereo, counted over one window of the spec; not what overlaps take twice."""
+    """10⁹ multiply-adds for a second of stereo, counted over one window. The overlap of windows is not counted twice."""
     samples = spec.chunk.length_s * spec.audio.sample_rate_hz
     shape = (1, 2, spec.stft.bins, spec.stft.frames(samples))
     mixture = torch.empty(shape, dtype=torch.complex64, device="meta")
@@ -73,10 +73,10 @@ def gmac_per_s(network: nn.Module, spec: ModelSpec) -> float:
 
 
 def flop(network: nn.Module, work: Callable[[nn.Module], object]) -> int:
-    """Floating point operations of the matrix products and convolutions in some work with a network.
+    """Count floating point operations of matrix products and convolutions in some work with a network.
 
-    Counted with a copy of it on torch's meta device, which computes nothing and takes an LSTM or a GRU apart into its matrix
-    products: the fused ones of other devices the counter does not see.
+    Counts on a copy on torch's meta device, which computes nothing and splits an LSTM or GRU into matrix products. The
+    counter cannot see into the fused kernels of other devices.
     """
     on_meta = copy.deepcopy(network).to("meta")
     with FlopCounterMode(display=False) as counter:
@@ -85,7 +85,7 @@ def flop(network: nn.Module, work: Callable[[nn.Module], object]) -> int:
 
 
 def speed_and_memory(archive: Path, device: torch.device) -> tuple[float, int]:
-    """Real-time factor and peak bytes, measured in a process of its own, which holds nothing else."""
+    """Real-time factor and peak bytes, measured in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         try:
             return process.submit(separate_excerpt, archive, str(device)).result()
@@ -96,7 +96,7 @@ def speed_and_memory(archive: Path, device: torch.device) -> tuple[float, int]:
 
 
 def separate_excerpt(archive: Path, device: str) -> tuple[float, int]:
-    """Real-time factor, that of the fastest of a few times, and the peak bytes so far of this process on a device."""
+    """Real-time factor, the best of a few runs, and this process's peak bytes on a device."""
     separator, song = Separator.open(archive, device), excerpt()
     fastest_s = min(seconds(lambda: separator.separate(song, EXCERPT_HZ)) for _ in range(TIMES))
     on_gpu = separator.device.type == "cuda"
@@ -105,7 +105,7 @@ def separate_excerpt(archive: Path, device: str) -> tuple[float, int]:
 
 
 def excerpt() -> Audio:
-    """Stereo noise (c, n), the same every time."""
+    """Stereo noise (c, n), the same on every call."""
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, EXCERPT_S * EXCERPT_HZ))
     return noise.astype(np.float32)
 
@@ -117,7 +117,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def peak_process_bytes() -> int:
-    """The most memory that this process has held. `ru_maxrss` is not it on Linux: there it begins with the parent's."""
+    """The peak memory of this process. On Linux `ru_maxrss` would include the parent's."""
     if KERNEL_STATUS.exists():
         (line,) = (line for line in KERNEL_STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])

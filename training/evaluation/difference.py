@@ -1,7 +1,7 @@
 """The difference of two models on the same songs: its mean, and how far the choice of songs could move it.
 
-The interval is that of a paired bootstrap: the mean of songs drawn anew with replacement, many times (Efron and Tibshirani,
-An Introduction to the Bootstrap, 1993, section 13.3).
+The interval is a paired bootstrap's: the mean over songs drawn with replacement, many times (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, section 13.3).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """Scores of one model minus those of another, in dB: the mean over songs and its 95 % interval."""
+    """One model's scores minus another's in dB: the mean over songs and its 95 % interval."""
 
     mean_db: float
     low_db: float
@@ -46,7 +46,7 @@ class Difference:
 
 
 def difference(mine_db: Sequence[float], others_db: Sequence[float]) -> Difference:
-    """The difference of the scores of two models, song by song in the same order. The same scores give the same interval."""
+    """The difference of two models' scores, given song by song in the same order. Deterministic."""
     by_song = np.asarray(mine_db, dtype=np.float64) - np.asarray(others_db, dtype=np.float64)
     drawn = np.random.default_rng(0).integers(len(by_song), size=(RESAMPLES, len(by_song)))
     tail = (1 - CONFIDENCE) / 2

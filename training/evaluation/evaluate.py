@@ -1,9 +1,8 @@
-"""How well a model separates songs with known stems.
+"""Scores of a model on songs with known stems.
 
-The songs go through `serving.model.separator`, so the scores are those of what is served. All stems of a song are scored
-together, in the seconds in which none of them is silent, as the field does it (`training.evaluation.metrics`). Beside a
-model's scores stand those of two who separate nothing: the ideal ratio mask, which knows the stems, and the mixture in
-place of each stem.
+Songs go through `serving.model.separator`, so the scores are those of what is served. All stems of a song are scored
+together, in the seconds in which none is silent, as the field does (`training.evaluation.metrics`). Two references stand
+beside the model: the ideal ratio mask, which knows the stems, and the mixture in place of each stem.
 
 Axes: s stem, c channel, n sample.
 """
@@ -29,7 +28,7 @@ from training.progress import counted
 
 @dataclass(frozen=True)
 class Score:
-    """How well one stem was found, in dB. A cSDR is NaN where no second of the song counts."""
+    """The score of one stem in dB. cSDR is NaN if no second of the song counts."""
 
     csdr_db: float
     usdr_db: float
@@ -44,7 +43,7 @@ class Score:
 
 @dataclass(frozen=True)
 class SongScores:
-    """The scores of one song by stem."""
+    """The scores of one song, by stem."""
 
     song: str
     stems: Mapping[str, Score]
@@ -59,42 +58,42 @@ class SongScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of songs, one or more, all of the same stems."""
+    """The scores of one or more songs with the same stems."""
 
     songs: tuple[SongScores, ...]
 
     @property
     def stems(self) -> dict[str, Score]:
-        """The scores over all songs by stem: cSDR as a median, uSDR as a mean, as the field reports them."""
+        """Scores over all songs, by stem: the median of cSDR and the mean of uSDR, as the field reports them."""
         return {stem: over_songs([song.stems[stem] for song in self.songs]) for stem in self.songs[0].stems}
 
     @property
     def usdr(self) -> float:
-        """One number to choose weights by: uSDR in dB, the mean over songs and stems."""
+        """The mean uSDR in dB over songs and stems; weights are chosen by it."""
         return float(np.mean([score.usdr_db for score in self.stems.values()]))
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of work for a second of audio, the median over the songs."""
+        """Seconds to separate a second of audio, the median over songs."""
         return median(np.array([song.real_time_factor for song in self.songs]))
 
     @property
     def blocks(self) -> Iterator[SongScores]:
-        """The rows of a table: all songs, then each song."""
+        """The rows of a table: all songs together, then each song."""
         yield SongScores(f"all {len(self.songs)} songs", self.stems)
         yield from self.songs
 
 
 @dataclass(frozen=True)
 class Report:
-    """The scores of a model, of the ideal ratio mask at its sample rate and transform, and of the mixture."""
+    """Scores of a model, of the ideal ratio mask at its sample rate and transform, and of the mixture."""
 
     model: Evaluation
     oracle: Evaluation
     mixture: Evaluation
 
     def to_json(self) -> dict[str, Any]:
-        """Everything in the shape of JSON; a score that is not finite is null."""
+        """The report as JSON; scores that are not finite are null."""
         everything, *songs = zip(self.model.blocks, self.oracle.blocks, self.mixture.blocks, strict=True)
         return {
             "stems": stems_to_json(*everything),
@@ -104,7 +103,7 @@ class Report:
         }
 
     def table(self) -> str:
-        """A text table: all songs, then each song."""
+        """A text table: all songs together, then each song."""
         width = max(len(block.song) for block in self.model.blocks)
         bounds = 2 * f" {'cSDR':>9} {'uSDR':>9}"
         lines = [
@@ -125,7 +124,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A song or its middle: what it holds (c, n) by stem, "mixture" among them."""
+    """A song or its middle: audio (c, n) by stem, "mixture" among them."""
 
     song: str
     audio: Mapping[str, Audio]
@@ -140,7 +139,7 @@ class Excerpt:
         return np.stack([self.audio[stem] for stem in stems])
 
     def scores(self, stems: Sequence[str], estimates: Audio) -> SongScores:
-        """The scores of estimated stems (s, c, n), all of them together."""
+        """Score estimated stems (s, c, n) together."""
         references = self.references(stems)
         columns = csdr(references, estimates, self.rate_hz), usdr(references, estimates)
         scores = (Score(float(csdr_db), float(usdr_db)) for csdr_db, usdr_db in zip(*columns, strict=True))
@@ -152,9 +151,9 @@ class Excerpt:
 
 
 def evaluate(separator: Separator, songs: Sequence[Song], progress: bool, quality: Quality = "fast") -> Report:
-    """Separate each song at its own rate and channels, and score what comes back beside the mask and the mixture.
+    """Separate songs at their own rate and channels; score the stems beside ideal mask and mixture.
 
-    `progress` shows a bar. Raises DataError where there are no songs or one is shorter than the second that cSDR needs.
+    `progress` shows a bar. Raises DataError if there are no songs, or one is shorter than the second that cSDR needs.
     """
     require_songs(songs)
     spec, stems = separator.spec, separator.spec.stems
@@ -168,7 +167,7 @@ def evaluate(separator: Separator, songs: Sequence[Song], progress: bool, qualit
 
 
 def evaluate_song(separator: Separator, song: Song, excerpt_s: float | None) -> SongScores:
-    """The model's scores alone, of so many seconds from the middle of a song, or of the whole."""
+    """The model's scores alone, on `seconds` from the middle of a song or on the whole."""
     return model_scores(separator, read_excerpt(song, separator.spec.stems, excerpt_s), "fast")
 
 
@@ -182,7 +181,7 @@ def model_scores(separator: Separator, excerpt: Excerpt, quality: Quality) -> So
 
 
 def read_excerpt(song: Song, stems: Sequence[str], excerpt_s: float | None = None) -> Excerpt:
-    """Some stems and the mixture of a song. Raises DataError where it is shorter than a second."""
+    """Read some stems and the mixture of a song. Raises DataError if it is shorter than a second."""
     names = [*stems, "mixture"]
     audio, rate_hz = song.read(names)
     if excerpt_s is not None:
@@ -217,7 +216,7 @@ def over_songs(scores: Sequence[Score]) -> Score:
 
 
 def middle(audio: Audio, samples: int) -> Audio:
-    """The middle of audio (…, n), so many samples of it at most."""
+    """At most `samples` from the middle of audio (…, n)."""
     start = max(0, audio.shape[-1] - samples) // 2
     return audio[..., start : start + samples]
 

@@ -1,4 +1,4 @@
-"""The scores of a separation: cSDR, uSDR and the recovered share; numpy alone.
+"""Scores of a separation: cSDR, uSDR and the recovered share; NumPy alone.
 
 Axes: s stem, c channel, n sample, k frame of one second.
 """
@@ -14,7 +14,7 @@ USDR_FLOOR = 1e-7
 
 
 def csdr(references: Audio, estimates: Audio, rate_hz: int) -> Scores:
-    """cSDR (s,) in dB: the median over one-second frames; NaN where no frame counts."""
+    """cSDR (s,) in dB: the median over one-second frames; NaN if no frame counts."""
     return np.array([median(frames) for frames in frame_sdr(references, estimates, rate_hz)])
 
 
@@ -39,16 +39,16 @@ def si_sar(references: Audio, estimates: Audio) -> Scores:
 
 
 def recovered_percent(sdr_db: float) -> float:
-    """The share of a stem's energy that comes back right at this SDR, 100 at best; negative below 0 dB."""
+    """The share of a stem's energy that is recovered at this SDR: 100 at best, negative below 0 dB."""
     return float(100 * (1 - 10 ** (-sdr_db / 10)))
 
 
 def frame_sdr(references: Audio, estimates: Audio, rate_hz: int) -> Scores:
-    """SDR (s, k) in dB of each second of stems (s, c, n); what is left of a second at the end is dropped.
+    """SDR (s, k) in dB of each second of stems (s, c, n); a remainder at the end is dropped.
 
-    The SDR of BSSEval v4 as museval computes it, without its filters, which cancel out of this one score. As there, a
-    frame is NaN for every stem when any reference or any estimate is silent in it (its channels sum to zero all
-    through), so the stems scored together change the score of each; and it is infinite where the estimate is exact.
+    BSSEval v4's SDR as museval computes it, without filters, which do not change this score. As there, a frame is NaN for
+    every stem if any reference or estimate is silent in it (its channels sum to zero throughout), so stems scored together
+    affect each other. It is infinite where the estimate is exact.
     """
     true, found = in_seconds(references, rate_hz), in_seconds(estimates, rate_hz)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -58,14 +58,14 @@ def frame_sdr(references: Audio, estimates: Audio, rate_hz: int) -> Scores:
 
 
 def in_seconds(audio: Audio, rate_hz: int) -> Audio:
-    """Whole seconds (s, k, c, n) of audio (s, c, n)."""
+    """Cut audio (s, c, n) into whole seconds (s, k, c, n)."""
     stems, channels, samples = audio.shape
     seconds = samples // rate_hz
     return audio[..., : seconds * rate_hz].reshape(stems, channels, seconds, rate_hz).swapaxes(1, 2)
 
 
 def energy(audio: Audio) -> Scores:
-    """Sum of squares (…) over the channels and samples of audio (…, c, n), in double precision."""
+    """Sum of squares (…) over channels and samples of audio (…, c, n), in double precision."""
     total: Scores = np.einsum("...cn,...cn->...", audio, audio, dtype=np.float64)
     return total
 
@@ -77,6 +77,6 @@ def silent(frames: Audio) -> NDArray[np.bool_]:
 
 
 def median(values: Scores) -> float:
-    """The median of what is not NaN; NaN where nothing is left."""
+    """The median of values that are not NaN; NaN if there are none."""
     counted = values[~np.isnan(values)]
     return float(np.median(counted)) if counted.size else float("nan")

@@ -18,14 +18,14 @@ from serving.model.spec import ModelSpec
 from serving.model.spectrogram import Stft
 
 SILENCE = 1e-12
-"""All stems below this are silent: there is nothing to share out."""
+"""Magnitudes below this are silent in all stems, so there is nothing to divide."""
 
 
 def ideal_ratio_mask(references: Audio, rate_hz: int, spec: ModelSpec) -> Audio:
-    """The stems (s, c, n) that ideal masks cut out of the sum of the references (s, c, n).
+    """The stems (s, c, n) that ideal masks cut from the sum of the references (s, c, n).
 
-    They come about as a model's do that has this spec: cut into its windows, masked at its sample rate in its transform,
-    brought back to the song's rate, and the last stem takes what the others leave, the band above the model's with it.
+    They are made as a model of this spec makes its stems: in its windows, masked at its sample rate in its transform, and
+    resampled to the song's rate. The last stem gets what the others leave, including the band above the model's.
     """
     length_samples, overlap_samples = spec.chunk.length_s * rate_hz, spec.chunk.overlap_s * rate_hz
     stft = Stft(spec.stft)
@@ -35,7 +35,7 @@ def ideal_ratio_mask(references: Audio, rate_hz: int, spec: ModelSpec) -> Audio:
 
 
 def masked(references: Audio, rate_hz: int, model_hz: int, stft: Stft) -> Audio:
-    """Stems (s, c, n) of one window."""
+    """Masked stems (s, c, n) of one window."""
     samples = references.shape[-1]
     at_model_rate = torch.from_numpy(np.stack([resample(stem, rate_hz, model_hz) for stem in references]))
     spectrograms = stft(at_model_rate)
@@ -45,5 +45,5 @@ def masked(references: Audio, rate_hz: int, model_hz: int, stft: Stft) -> Audio:
 
 
 def ratio_masks(magnitudes: Tensor) -> Tensor:
-    """Masks (s, c, f, t) in 0..1 of magnitudes (s, c, f, t); they sum to one wherever a stem sounds."""
+    """Masks (s, c, f, t) in 0..1 from magnitudes (s, c, f, t). They sum to one wherever a stem sounds."""
     return magnitudes / magnitudes.sum(dim=0).clamp(min=SILENCE)

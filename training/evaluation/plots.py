@@ -22,24 +22,24 @@ from serving.model.spectrogram import Stft
 
 Image = NDArray[np.float32]
 
-# A window long enough for harmonics to stand apart, and few enough bands that none falls between two bins at 96 kHz.
+# The window is long enough to separate harmonics; the bands are so few that each holds a bin even at 96 kHz.
 STFT = StftSpec(n_fft=4096, hop_samples=512)
 MEL_BANDS = 128
 
 LOUDNESS = {"cmap": "magma", "vmin": -70, "vmax": 0}
 SHARE = {"cmap": "cividis", "vmin": 0, "vmax": 1}
 SILENCE = 1e-4
-"""The magnitude that counts as silent, as a share of the peak (-80 dB): there is nothing there to give to anyone."""
+"""Magnitude relative to the peak (-80 dB) that counts as silent, where a mask has no meaning."""
 
 STEM_COLOURS = dict(zip(STEMS, ("#d1495b", "#00798c", "#6a4c93", "#edae49", "#3d5a80"), strict=True))
 LOWEST_DB = -10
-"""A worse score, as of a silent stem, is not drawn: it would push all else into a corner."""
+"""Worse scores, as of a silent stem, are drawn at the edge: they would squeeze all others into a corner."""
 LABELLED = 4
 
 
 @dataclass(frozen=True)
 class Point:
-    """The uSDR in dB of one stem of a song: of an archive to the right, of another upwards."""
+    """The uSDR in dB of one stem of a song: x of one archive, y of another."""
 
     song: str
     stem: str
@@ -50,7 +50,7 @@ class Point:
 def spectrogram_figure(
     mixture: Audio, target: Audio, estimate: Audio, rate_hz: int, *, stem: str = "vocals", title: str | None = None
 ) -> Figure:
-    """Four panels of one excerpt (c, n) of a stem: mixture, target, estimate, and the mask from mixture to estimate.
+    """Four panels of one excerpt (c, n): mixture, true stem, estimate, and the mask from mixture to estimate.
 
     Mel spectrograms of the channels' mean, in dB below the mixture's peak. The mask is |estimate| / |mixture| in each mel
     band, clipped to 0..1, whatever the model predicts inside.
@@ -86,8 +86,10 @@ def profile_figure(
     rate_hz: int,
     hop_samples: int,
 ) -> Figure:
-    """A song's magnitudes (f, t), its vocal mask (f, t) if there is one, and below them bars for equal slices of the song:
-    their mean magnitudes, and percentages by label."""
+    """A song's magnitudes (f, t), its vocal mask (f, t) if given, and bars for equal slices of the song.
+
+    The bars show mean magnitudes, and percentages by label.
+    """
     rows = 3 if mask is None else 4
     figure = Figure(figsize=(12, 2.6 * rows), dpi=110, layout="constrained")
     *above, axis_of_means, axis_of_percents = figure.subplots(rows, 1, sharex=True)
@@ -115,10 +117,10 @@ def profile_figure(
 
 
 def scatter_figure(first: str, others: Mapping[str, Sequence[Point]]) -> Figure:
-    """Every song under two archives, a colour for each stem: above the diagonal the other one is better than `first`.
+    """Every song under two archives, coloured by stem. Above the diagonal the other archive is better than `first`.
 
-    A panel for each other archive, by name. The songs that differ most are labelled. What is worse than LOWEST_DB lies on
-    the edge.
+    One panel for each other archive, by name. Labels mark the songs that differ most. Scores below LOWEST_DB lie on the
+    edge.
     """
     values = [
         max(LOWEST_DB, value) for points in others.values() for point in points for value in (point.x_db, point.y_db)
@@ -139,7 +141,7 @@ def scatter_figure(first: str, others: Mapping[str, Sequence[Point]]) -> Figure:
 
 
 def winner(first: str, other: str, points: Sequence[Point]) -> str:
-    """The better side in words, such as `b is better: +0.21 dB on average, on 9 of 12`."""
+    """The better archive in words, such as `b is better: +0.21 dB on average, on 9 of 12`."""
     gains = np.array([point.y_db - point.x_db for point in points])
     better, sign = (other, 1) if gains.mean() >= 0 else (first, -1)
     return (
@@ -158,7 +160,7 @@ def draw_points(axis: Axes, points: Sequence[Point], limits: tuple[float, float]
     for point in most_different(points, apart_db=0.04 * (high - low)):
         at = place(point)
         across = (at[0] - low) / (high - low)
-        # On the side away from the diagonal, where there are few points, unless the panel ends there.
+        # The label goes to the side away from the diagonal, where points are few, unless the panel ends there.
         to_left = across > 0.35 if point.y_db > point.x_db else across > 0.65
         form: dict[str, Any] = {"fontsize": 7, "color": "0.25", "va": "center", "ha": "right" if to_left else "left"}
         axis.annotate(point.song, at, (-6 if to_left else 6, 0), textcoords="offset points", **form)
@@ -168,7 +170,7 @@ def draw_points(axis: Axes, points: Sequence[Point], limits: tuple[float, float]
 
 
 def most_different(points: Sequence[Point], apart_db: float) -> list[Point]:
-    """The points farthest from the diagonal, but for those whose label would cover one of a point farther away."""
+    """The points farthest from the diagonal, without those whose label would overlap that of a farther point."""
     chosen: list[Point] = []
     for point in sorted(points, key=lambda point: -abs(point.y_db - point.x_db)):
         if all(abs(place(point)[1] - place(other)[1]) >= apart_db for other in chosen):
@@ -181,8 +183,8 @@ def place(point: Point) -> tuple[float, float]:
 
 
 def mel(magnitude: Image, rate_hz: int) -> Image:
-    """Magnitudes (m, t) in mel bands, of magnitudes (f, t)."""
-    # librosa.feature and amplitude_to_db compile with numba on first use: 20 s on two cores, in every fresh container.
+    """Mel bands (m, t) of magnitudes (f, t)."""
+    # Not librosa.feature: it compiles with numba on first use, 20 s on two cores in every fresh container.
     filters: Image = librosa.filters.mel(sr=rate_hz, n_fft=2 * (len(magnitude) - 1), n_mels=MEL_BANDS)
     return filters @ magnitude
 
@@ -194,7 +196,7 @@ def decibels(magnitude: Image, peak: float) -> Image:
 
 
 def ratio(part: Image, whole: Image) -> Image:
-    """The share of the whole that the part has, 0 where the whole is silent."""
+    """The part divided by the whole, 0 where the whole is silent."""
     shares: Image = part / (whole + max(SILENCE * whole.max(), 1e-8))
     return shares
 

@@ -1,6 +1,6 @@
-"""One song through the seven steps of the plan, in real numbers, and its profile in 18 slices.
+"""One song through the seven steps of the plan, with real numbers, and its profile in 18 slices.
 
-The tour stays at the plan's front end, the model's rate and mono; what is served goes on to the song's own rate and channels.
+The tour stays at the plan's front end: the model's rate, mono. What is served returns to the song's rate and channels.
 
 Axes: b batch, c channel, f bin, t frame, n sample.
 """
@@ -35,7 +35,7 @@ They overlap, so that together they are this one band."""
 
 @dataclass(frozen=True)
 class Slices:
-    """A song in 18 equal slices, one value each. Percentages are of all the magnitude in a slice."""
+    """A song in 18 equal slices, one value each. Percentages are shares of all magnitude in a slice."""
 
     start_s: list[float]
     mean_magnitude: list[float]
@@ -53,7 +53,7 @@ class Slices:
 
 
 def tour(song: Path, separator: Separator | None, out: Path) -> str:
-    """Walk a song through the steps; write `tour.png` into the folder `out`, and with a model the two stems as WAV files.
+    """Walk a song through the steps; write `tour.png` and, with a model, two stems as WAV files into the folder `out`.
 
     Returns the text to print. Raises AudioError for a song that cannot be read, DataError for one too short for 18 slices,
     ConfigError for a model that is not the plan's U-Net.
@@ -128,7 +128,7 @@ def tour(song: Path, separator: Separator | None, out: Path) -> str:
 
 
 def load(song: Path, rate_hz: int) -> Audio:
-    """Samples (n,) as `librosa.load` gives them, channels averaged and resampled by soxr, but of every format served."""
+    """Samples (n,) as `librosa.load` gives them, averaged over channels and resampled by soxr, from any format served."""
     audio, song_rate_hz = read(song)
     samples: Audio = librosa.resample(librosa.to_mono(audio), orig_sr=song_rate_hz, target_sr=rate_hz)
     return samples
@@ -136,7 +136,7 @@ def load(song: Path, rate_hz: int) -> Audio:
 
 @torch.inference_mode()
 def vocal_mask(separator: Separator, magnitude: Tensor, window_frames: int) -> Tensor:
-    """The U-Net's mask (1, 1, f, t) of magnitudes (1, 1, f, t), window by window, so that a long song fits into memory."""
+    """The U-Net's mask (1, 1, f, t) of magnitudes (1, 1, f, t), window by window to fit long songs into memory."""
     if not isinstance(separator.network, Classic):
         raise ConfigError(f"the tour follows the mask of a classic model: {separator.spec.architecture} has none")
     windows = torch.split(magnitude, window_frames, dim=-1)
@@ -144,7 +144,7 @@ def vocal_mask(separator: Separator, magnitude: Tensor, window_frames: int) -> T
 
 
 def slices_of(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: StftSpec) -> Slices:
-    """The profile of magnitudes (f, t); where the frames do not divide by 18, the first slices have one more."""
+    """The slices of magnitudes (f, t). If frames do not divide by 18, the first slices have one more."""
     bins_hz = librosa.fft_frequencies(sr=audio.sample_rate_hz, n_fft=stft.n_fft)
     vocal_band = (bins_hz >= VOCAL_BAND_HZ[0]) & (bins_hz <= VOCAL_BAND_HZ[1])
     slices = np.array_split(magnitude, SLICES, axis=1)
@@ -162,7 +162,7 @@ def slices_of(magnitude: Image, mask: Image | None, audio: AudioSpec, stft: Stft
 
 
 def percent(part: Image, whole: Image) -> float:
-    """The part's share of the whole's sum; 0 of silence."""
+    """The part's sum as a percentage of the whole's; 0 for silence."""
     return float(100 * part.sum() / whole.sum()) if whole.any() else 0.0
 
 

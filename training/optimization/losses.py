@@ -1,4 +1,4 @@
-"""The loss of training; pure.
+"""The training loss, as pure functions.
 
 Axes: b batch, s stem, c channel, f bin, t frame.
 """
@@ -9,22 +9,24 @@ import torch
 from torch import Tensor
 
 ERROR_FLOOR = 0.1
-"""A share of the mixture's energy, 10 dB below it. Errors below this floor count less and less. Without it, halving a small
-error counts as much as halving a large one: songs known by heart and silent stems then outweigh all others."""
+"""A share of the mixture's energy, 10 dB below it. Errors below the floor count less and less.
+
+Without a floor, halving a small error counts as much as halving a large one, and memorised songs and silent stems outweigh
+all others.
+"""
 
 SILENT_ENERGY = 1e-3
-"""An energy far below that of any sound: silence has no infinite score."""
+"""Far below the energy of any sound. Keeps the loss of silence finite."""
 
 
 def relative_error_db(estimates: Tensor, references: Tensor) -> Tensor:
-    """The energy of each stem's error against the mixture's, in dB, the mean over stems and examples.
+    """The energy of each stem's error relative to the mixture, in dB; the mean over stems and examples.
 
-    Takes complex spectrograms (b, s, c, f, t), vocals first. Each example has its own logarithm, as in the scores, so that
-    loud and hard excerpts do not drown the others. For large errors this is the negative SDR of a stem, up to a constant of
-    the example.
+    Takes complex spectrograms (b, s, c, f, t), vocals first. The logarithm is taken per example, as in the scores, so loud
+    or hard excerpts do not dominate. For large errors this is the negative SDR of a stem plus a constant of the example.
 
-    The stems sum to the mixture, so the accompaniment has the error of the vocals. In a network of more than two stems that
-    error counts once more, for the accompaniment that people may ask for.
+    Stems sum to the mixture, so the accompaniment has the error of the vocals. With more than two stems that error counts
+    twice, as people may ask for the accompaniment.
     """
     error = spectral_energy(estimates - references)
     if error.shape[1] > 2:
@@ -40,7 +42,7 @@ def spectral_energy(spectrograms: Tensor) -> Tensor:
 
 
 class Energy(torch.autograd.Function):
-    """Sum of squared magnitudes with a gradient in one pass. The one that torch derives takes five, a tenth of a step."""
+    """Sum of squared magnitudes with a one-pass gradient. Torch's own takes five passes, a tenth of a step."""
 
     @staticmethod
     def forward(context: Any, spectrograms: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The machine of a run: the device of this process, and the ranks that share the run."""
+"""The machine of a run: this process's device, and the ranks that share the run."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from training.optimization.ranks import Ranks
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and the ranks; one rank where nothing else is said."""
+    """A device and the ranks; one rank by default."""
 
     device: torch.device
     ranks: Ranks = Ranks()  # noqa: RUF009 - frozen, too

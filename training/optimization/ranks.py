@@ -1,7 +1,7 @@
-"""The processes of one run: one alone, or as many as torchrun starts, on one host or several.
+"""The processes of one run: one, or as many as torchrun starts on one or several hosts.
 
-Every rank computes the gradients of its rows of each batch. All ranks step with the mean of their gradients, so their weights
-stay the same. `--batch-size` is that of all ranks together. Tensors on a GPU travel through NCCL, all others through gloo.
+Each rank computes the gradients of its rows of a batch. All ranks step with the mean gradient, so their weights stay equal.
+`--batch-size` counts the rows of all ranks together. Tensors on GPUs travel through NCCL, others through gloo.
 """
 
 import datetime
@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import ConfigError, RankLost
@@ -22,12 +21,12 @@ from training.errors import ConfigError, RankLost
 T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(hours=2)
-"""The longest wait for a rank that still fetches or validates. Gloo notices at once that a rank has died."""
+"""The longest wait for a rank that still fetches or validates. Gloo notices a dead rank at once."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The number of this process among `world_size`. Alone it is rank 0 of 1, and every exchange costs nothing."""
+    """This process's rank among `world_size`. Alone it is rank 0 of 1, and exchanges cost nothing."""
 
     rank: int = 0
     world_size: int = 1
@@ -40,7 +39,7 @@ class Ranks:
 
     @contextmanager
     def connected(self, device: torch.device) -> Iterator[None]:
-        """Connect the ranks for the length of the block."""
+        """Connect the ranks within the block."""
         if self.world_size == 1:
             yield
             return
@@ -56,7 +55,7 @@ class Ranks:
 
     @property
     def share(self) -> slice:
-        """This rank's share of a sequence or a batch: every `world_size`-th item, from the rank's own number on."""
+        """The slice of a sequence or a batch that is this rank's: every `world_size`-th item, starting at its rank."""
         return slice(self.rank, None, self.world_size)
 
     def require_share_of(self, batch_size: int) -> None:
@@ -65,7 +64,7 @@ class Ranks:
             raise ConfigError(f"--batch-size {batch_size} cannot be shared by {self.world_size} ranks: take a multiple")
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network with gradients that are the mean over the ranks. Its batch norms are to be `synced` before."""
+        """Wrap a network so that its gradients are the mean over the ranks. Call `synced` on it before."""
         if self.world_size == 1:
             return network
         with warnings.catch_warnings():  # the successor of `broadcast_buffers` is not in every torch that is allowed
@@ -73,7 +72,7 @@ class Ranks:
             return DistributedDataParallel(network, broadcast_buffers=False)
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over the ranks of a float tensor. Raises RankLost."""
+        """The mean of a float tensor over the ranks. Raises RankLost."""
         if self.world_size == 1:
             return tensor
         total = tensor.clone()
@@ -81,7 +80,7 @@ class Ranks:
         return total / self.world_size
 
     def largest(self, *values: float) -> list[float]:
-        """The largest that any rank gives of each value, the same on all ranks. Raises RankLost."""
+        """The maximum of each value over the ranks, the same on all. Raises RankLost."""
         if self.world_size == 1:
             return list(values)
         agreed = torch.tensor(values, dtype=torch.float64)
@@ -89,7 +88,7 @@ class Ranks:
         return agreed.tolist()
 
     def from_first(self, value: T) -> T:
-        """The value of the first rank, on all ranks. Raises RankLost."""
+        """The first rank's value, on all ranks. Raises RankLost."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -114,7 +113,7 @@ def all_reduce(tensor: Tensor, operation: Any = torch.distributed.ReduceOp.SUM) 
 
 @contextmanager
 def reaching_all() -> Iterator[None]:
-    """Raises RankLost for the error that an exchange with a lost rank ends with."""
+    """Turns the error of an exchange with a lost rank into RankLost."""
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError):
@@ -124,7 +123,7 @@ def reaching_all() -> Iterator[None]:
 
 
 class MeanOverRanks(torch.autograd.Function):
-    """The mean of a tensor over the ranks, with the gradient that makes the mean of all ranks' losses right."""
+    """The mean of a tensor over the ranks, with the matching gradient."""
 
     @staticmethod
     def forward(_ctx: Any, tensor: Tensor) -> Tensor:
@@ -142,8 +141,8 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return mean
 
 
-class SyncedBatchNorm(_BatchNorm):
-    """Batch normalization with the statistics of the batch on all ranks, for CPUs: `nn.SyncBatchNorm` needs a GPU."""
+class SyncedBatchNorm(nn.BatchNorm1d):
+    """Batch normalization over the batch of all ranks, for CPUs: `nn.SyncBatchNorm` needs a GPU."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Any input that a batch norm takes."""
@@ -169,7 +168,7 @@ class SyncedBatchNorm(_BatchNorm):
 
 
 def synced(network: nn.Module, device: torch.device) -> None:
-    """Let every batch norm of a network, in place, take its statistics from all ranks. The weights stay the same objects."""
+    """Let every batch norm of a network normalize over all ranks. In place; the weights stay the same objects."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return
@@ -177,13 +176,14 @@ def synced(network: nn.Module, device: torch.device) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
                 wide = SyncedBatchNorm(child.num_features, child.eps, child.momentum)
-                wide._parameters, wide._buffers = child._parameters, child._buffers
+                for shared, tensor in (*child.named_parameters(), *child.named_buffers()):
+                    setattr(wide, shared, tensor)
                 setattr(module, name, wide)
 
 
 @contextmanager
 def alone(network: nn.Module) -> Iterator[None]:
-    """Let synced batch norms use their running statistics within the block: no rank waits for another there."""
+    """Within the block, let synced batch norms use running statistics, so no rank waits for another."""
     norms = [module for module in network.modules() if isinstance(module, SyncedBatchNorm | nn.SyncBatchNorm)]
     for norm in norms:
         norm.eval()

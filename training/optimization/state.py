@@ -19,11 +19,11 @@ from training.optimization.statistics import Statistics
 
 
 class RunState:
-    """The state that a run goes on from: weights, their averages, optimizer, and how far it has come.
+    """Everything that a run resumes from: weights, averages, optimizer, and progress.
 
-    The batches and the augmentation of a step follow from the seed, the step and `songs` alone: there are no random states.
-    Who holds `lock` sees the state between two steps: a step holds it while it changes anything but the buffers of the
-    network, of which `statistics` has those of the last step.
+    Batches and augmentation follow from the seed, the step and `songs`, so no random state is kept. A step holds `lock`
+    while it changes anything but the network's buffers, whose values after the last step `statistics` remembers. Whoever
+    holds `lock` therefore sees the state between two steps.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class RunState:
         self.scaler = self.precision.scaler(device)
         self.step = 0
         self.trained_s = 0.0
-        self.validation_s = 0.0  # the longest of them
-        self.validated_at_s = 0.0  # of `trained_s`
+        self.validation_s = 0.0  # of the longest validation
+        self.validated_at_s = 0.0  # `trained_s` at the last validation
         self.validations = 0
         self.best_usdr = -float("inf")
         self.stale_validations = 0
@@ -56,7 +56,7 @@ class RunState:
         self.started_from: dict[str, Any] | None = None  # the licences of the archive of --init
 
     def write(self, path: Path) -> None:
-        """Write the state to a file. The caller makes it last."""
+        """Write the state to a file. The caller flushes it to disk."""
         tensors = {
             **with_prefix("network", {**self.network.state_dict(), **dict(self.statistics.named())}),
             **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
@@ -79,9 +79,9 @@ class RunState:
         path.write_bytes(serialized(tensors, facts))
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Take over the content of a file that `write` made, as `read_tensors` gives it.
+        """Restore the content of a file that `write` made, as `read_tensors` returns it.
 
-        A run may go on in another precision: float16 begins with a new scale then. Raises CheckpointError if the file is of
+        The precision may differ; float16 then starts with a new scale. Raises CheckpointError if the file belongs to
         another run.
         """
         try:
@@ -114,7 +114,7 @@ def optimizer_of(network: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 def load_network(path: Path, model: ModelSpec) -> tuple[nn.Module, dict[str, Any]]:
-    """The network and the facts in a file of weights alone. Raises CheckpointError if there is none or it is damaged."""
+    """Network and facts from a file of weights alone. Raises CheckpointError if it is missing or damaged."""
     tensors, facts = read_tensors(path)
     network = build(model)
     network.load_state_dict(tensors)
@@ -132,7 +132,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    # The fused step reads moments in the memory order of their parameter, which is channels last. Files have no order.
+    # The fused step reads moments in their parameter's memory order, channels last. Files do not keep that order.
     for parameter, moments in optimizer.state.items():
         for name, tensor in moments.items():
             if tensor.shape == parameter.shape:

@@ -1,4 +1,4 @@
-"""The buffers of a network, which are the running statistics of its batch norms, as they were after the last step."""
+"""The running statistics of batch norms, that is a network's buffers, as they were after the last step."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 class Statistics:
-    """The buffers of a network in one vector for each type, and a copy of each vector that a step can go back to."""
+    """A network's buffers as one vector per type, and a copy of each vector to return to."""
 
     def __init__(self, network: nn.Module) -> None:
         by_type: dict[torch.dtype, dict[str, Tensor]] = {}
@@ -22,12 +22,12 @@ class Statistics:
 
     @torch.no_grad()
     def remember(self) -> None:
-        """Make the present statistics those to go back to."""
+        """Make the present statistics the ones to return to."""
         self.remembered = [vector.clone() for vector in self.vectors]
 
     @torch.no_grad()
     def keep_where(self, good: Tensor) -> None:
-        """Remember the present statistics if `good`, one truth value on the device, else go back to the remembered ones."""
+        """Remember the present statistics if `good`, a boolean on the device; else return to the remembered ones."""
         self.remembered = [
             torch.where(good, vector, before) for vector, before in zip(self.vectors, self.remembered, strict=True)
         ]
@@ -35,12 +35,12 @@ class Statistics:
 
     @torch.no_grad()
     def forget(self) -> None:
-        """Go back to the remembered statistics."""
+        """Return to the remembered statistics."""
         for vector, before in zip(self.vectors, self.remembered, strict=True):
             vector.copy_(before)
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
-        """The remembered statistics by the names of their buffers."""
+        """The remembered statistics by buffer name."""
         for before, buffers in zip(self.remembered, self.buffers, strict=True):
             pieces = before.split([buffer.numel() for buffer in buffers.values()])
             for (name, buffer), piece in zip(buffers.items(), pieces, strict=True):

@@ -1,4 +1,4 @@
-"""One step of the optimizer, on every rank at once. Between two reports nothing waits for the device.
+"""One step of the optimizer, on all ranks at once. Nothing waits for the device between two reports.
 
 Axes: b batch, s stem, c channel, n sample.
 """
@@ -25,10 +25,10 @@ from training.progress import say
 
 INT16_FULL_SCALE = 32768.0
 SKIPPED_IN_A_ROW = 20
-"""float16 finds the scale of its gradients by overflowing a few times in a row. Twenty times is no search."""
+"""Skipped steps that end a run. float16 finds its gradient scale by a few overflows in a row, never by twenty."""
 
 Phase = Callable[[str], AbstractContextManager[object]]
-"""Gives the context that a part of the step runs in, by the name of the part."""
+"""Takes the name of a part of the step, gives the context that the part runs in."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class StepReport:
 
 
 class Stepper:
-    """Takes the steps of a run: excerpts to the device, augmentation, network, loss, gradients, optimizer, averages.
+    """Takes training steps: device copy, augmentation, network, loss, gradients, optimizer, averages.
 
-    A step whose gradients are not finite changes nothing. A step that fails because memory or a rank is gone leaves the
-    state as it was before. Call `fit` before the first step of several ranks.
+    A step whose gradients are not finite changes nothing. A step that fails because memory runs out or a rank is lost
+    leaves the state as before. Call `fit` first.
     """
 
     def __init__(self, state: RunState, batches: Batches, machine: Machine, *, compile: bool = False) -> None:
@@ -62,9 +62,9 @@ class Stepper:
         state.statistics.remember()
 
     def fit(self, decoded: Tensor) -> None:
-        """Find into how many pieces a batch must be cut to fit the device. Changes nothing else.
+        """Find the number of pieces into which a batch must be split to fit the device. Changes nothing else.
 
-        The statistics of a batch norm are then those of a piece. Raises OutOfMemory if not even one example fits.
+        Batch norm statistics are then those of a piece. Raises OutOfMemory if not even one example fits.
         """
         while True:
             try:
@@ -93,7 +93,7 @@ class Stepper:
         self.forward = self.ranks.parallel(self.forward)
 
     def record(self, batch_size: int) -> None:
-        """Replay the network's passes from here on, if they can be recorded."""
+        """Record the network's passes as CUDA graphs, if possible."""
         stft = self.state.model.stft
         frames = stft.frames(self.batches.crop_samples(self.state.model.audio.sample_rate_hz))
         shape = (batch_size, self.state.network.trained_channels, stft.bins, frames)
@@ -109,7 +109,7 @@ class Stepper:
     def __call__(self, decoded: Tensor, learning_rate: float) -> None:
         """Take one step on this rank's excerpts, int16 (b, s, 2, `samples_to_cut(n)`).
 
-        Raises OutOfMemory or RankLost, with the state as before.
+        Raises OutOfMemory or RankLost and leaves the state as before.
         """
         try:
             loss = self.backward(decoded)
@@ -127,9 +127,9 @@ class Stepper:
                 average.update(self.state.network, self.state.step)
 
     def backward(self, decoded: Tensor) -> Tensor:
-        """Add the gradients of a batch to those of the weights. Returns the loss, still on the device.
+        """Accumulate the gradients of a batch. Returns the loss, still on the device.
 
-        A batch too large for memory is split; gradients accumulate, and the ranks exchange them with the last piece.
+        A batch too large for memory is split; ranks exchange gradients with the last piece.
         """
         draws = chances(self.state.seed, self.state.step, self.batches.batch_size, decoded.shape[1])
         loss = torch.zeros((), device=self.device)
@@ -142,7 +142,7 @@ class Stepper:
         return loss
 
     def backward_piece(self, integers: Tensor, draw: Tensor, share: float) -> Tensor:
-        """Add the gradients of a piece that is this share of its batch. Returns its share of the loss."""
+        """Accumulate the gradients of a piece that is `share` of its batch. Returns its share of the loss."""
         with self.phase("to device"):
             stems = integers.to(self.device, non_blocking=True)
         with self.phase("augment, STFT"):
@@ -158,7 +158,7 @@ class Stepper:
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor:
-        """Step with the gradients if all of them are finite. Returns that truth value, still on the device."""
+        """Step if all gradients are finite. Returns whether they were, as a boolean on the device."""
         state, optimizer, scaler = self.state, self.state.optimizer, self.state.scaler
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -172,7 +172,7 @@ class Stepper:
         return finite
 
     def undo(self) -> None:
-        """Drop the gradients and statistics that `backward` left."""
+        """Discard gradients and statistics that `backward` left."""
         self.state.statistics.forget()
         self.state.optimizer.zero_grad(set_to_none=True)
 

@@ -1,1 +1,1 @@
-"""One run: the loop, its step and state, validation, export, and several ranks at it."""
+"""One run, from a data set to an archive: excerpts, loop, validation, export; and a profile of its step."""

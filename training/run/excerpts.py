@@ -1,4 +1,4 @@
-"""The excerpts of a run: crops of the songs that are here, and the supply that brings the others."""
+"""The excerpts of a run: crops of the songs that are here, and a supply that fetches the others."""
 
 from collections.abc import Callable, Generator, Sequence
 from threading import Event
@@ -13,7 +13,7 @@ from training.data.supply import Prepare, Schedule, Supply, scheduled
 
 
 class Excerpts:
-    """The batches of every step. `schedule` has the names of the songs by the step that they are known from."""
+    """The batches of every step. `schedule` holds song names by the first step that may draw from them."""
 
     def __init__(self, crops: Crops, supply: Supply) -> None:
         self.crops = crops
@@ -28,10 +28,10 @@ class Excerpts:
         crops: Callable[[Sequence[DecodedSong]], Crops],
         stopping: Event,
     ) -> Self:
-        """Excerpts of the songs in a schedule, prepared here and now. The other songs come later, from a supply.
+        """Prepare the songs of a schedule now, and the other songs in the background.
 
-        `crops` makes crops of the songs that are known from the first step on. Raises what `prepare` raises, such as
-        Stopped soon after `stopping` is set, and DataError if a song of the schedule is not among `songs`.
+        `crops` makes crops of the songs of the first step. Raises what `prepare` raises, such as Stopped soon after
+        `stopping` is set, and DataError if a song of the schedule is not among `songs`.
         """
         known, others = scheduled(songs, schedule)
         (_, first), *later = [(step, prepare(group, stopping)) for step, group in known]
@@ -49,20 +49,20 @@ class Excerpts:
         return self.crops.batch(step)
 
     def batches(self, first_step: int, pin_memory: bool) -> Generator[Tensor]:
-        """The batches of a step and all later ones, prepared in the background until the generator is closed."""
+        """Yield the batches of `first_step` and all later steps, prepared in the background until the generator is closed."""
         return prepared_batches(self.crops, first_step, pin_memory)
 
     def names(self, step: int) -> list[str]:
-        """The songs in the batch of a step."""
+        """The names of the songs in the batch of a step."""
         return sorted({song for example in self.crops.names(step) for song in example})
 
     def take_arrived(self, step: int) -> bool:
-        """Draw from the songs that have arrived as soon as it can be, at a step; True if there are any."""
+        """Draw from songs that have arrived, at the next step whose batch is not prepared yet. True if there are any."""
         songs = self.supply.arrived()
         if songs:
             self.crops.add(songs, from_step=step + AHEAD + 1)
         return bool(songs)
 
     def close(self) -> None:
-        """Bring no more songs."""
+        """Stop the supply."""
         self.supply.close()

@@ -1,4 +1,4 @@
-"""The best weights of a run as a model archive, in its folder and where it is published."""
+"""The best weights of a run as a model archive, in the run folder and where it is published."""
 
 import tempfile
 from pathlib import Path
@@ -13,17 +13,17 @@ from training.optimization.state import load_network
 
 
 def archive_of(run_dir: Path, preset: str) -> Path:
-    """The archive in the folder of a run."""
+    """The path of the archive in a run folder."""
     return run_dir / f"{preset}.mar"
 
 
 def published_as(to: str, run_dir: Path, preset: str) -> str:
-    """The address of a published archive: `to` where it ends in .mar, else <preset>-<name of the run folder>.mar below it."""
+    """The address of a published archive: `to` if it ends in .mar, else <preset>-<name of the run folder>.mar below it."""
     return to if to.endswith(".mar") else f"{to.rstrip('/')}/{preset}-{run_dir.resolve().name}.mar"
 
 
 def export(run_dir: Path) -> Path:
-    """Write the archive of a run into its folder. Raises CheckpointError where the run has no validated weights yet."""
+    """Write the archive of a run into its folder. Raises CheckpointError if the run has no validated weights yet."""
     config = read_config(run_dir)
     network, facts = load_network(run_dir / "best.safetensors", config.model)
     archive = archive_of(run_dir, config.preset)
@@ -33,10 +33,10 @@ def export(run_dir: Path) -> Path:
 
 
 def publish(run_dir: Path, to: str, overwrite: bool = False) -> str:
-    """Export a run and copy the archive to a .mar address or below a folder or prefix; returns where it is.
+    """Export a run and copy its archive to a .mar address, or below a folder or prefix. Returns the archive's address.
 
-    An archive of the same weights may be there already. Raises ConfigError where another one is and `overwrite` is false;
-    the message of every error names the archive that was made and the command that publishes it.
+    An archive of the same weights may be there. Raises ConfigError if another one is and `overwrite` is false. Every error
+    names the archive that was made and the command that publishes it.
     """
     archive = export(run_dir)
     target = published_as(to, run_dir, read_config(run_dir).preset)
@@ -56,7 +56,7 @@ def publish(run_dir: Path, to: str, overwrite: bool = False) -> str:
 
 
 def weights_of(archive: str) -> str:
-    """The SHA-256 of the weights in an archive, here or in object storage."""
+    """The SHA-256 of the weights in an archive, local or in object storage."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "published.mar")
         fetch_file(archive, path)
@@ -64,7 +64,8 @@ def weights_of(archive: str) -> str:
 
 
 def run_id_of(run_dir: Path) -> str:
-    """The MLflow run of the best weights in a run folder. Raises CheckpointError if MLflow did not know it yet."""
+    """The MLflow id of the run whose best weights a folder holds. Raises CheckpointError if MLflow did not know the run
+    yet."""
     _, facts = load_network(run_dir / "best.safetensors", read_config(run_dir).model)
     if facts["run_id"] is None:
         raise CheckpointError(

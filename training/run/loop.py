@@ -1,4 +1,4 @@
-"""A run in progress: validate, save, stop, step, log; until the budget is spent, validation stalls or a stop is asked for."""
+"""The loop of a run: validate, save, stop, step, log; until the budget is spent, scores stall or a stop is requested."""
 
 import json
 import math
@@ -26,12 +26,12 @@ from training.tracking.tracking import Tracker
 SAVE_INTERVAL_S = 300
 LOG_INTERVAL_STEPS = 10
 LAST_WAIT_S = 0.5
-"""Seconds that each part of the end may take once the process is to end at once."""
+"""Seconds that each part of the ending may take when the process has to end at once."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """The places that a run writes to: its folder, its checkpoints, and MLflow, which only the first rank has."""
+    """The targets of a run: its folder, its checkpoints, and MLflow, which only the first rank has."""
 
     run_dir: Path
     checkpoints: Checkpoints
@@ -40,7 +40,7 @@ class Output:
 
 @dataclass(kw_only=True)
 class Run:
-    """The loop of a run and all that it works with. All ranks run it in step; only the first one writes."""
+    """The loop and its parts. All ranks run it in step; only the first one writes."""
 
     plan: Plan
     stepper: Stepper
@@ -57,7 +57,7 @@ class Run:
         self.state, self.ranks = self.stepper.state, self.stepper.ranks
 
     def go(self) -> None:
-        """Run to the end. If memory runs out or a rank is gone, save a checkpoint before raising that error."""
+        """Run to the end. If memory runs out or a rank is lost, save a checkpoint, then raise the error."""
         self.saved_step = self.state.step
         self.stop.save = self.save_and_close
         self.log_songs()
@@ -92,16 +92,16 @@ class Run:
 
     @property
     def best(self) -> str:
-        """The best score for the bar, nothing before the first validation."""
+        """The best score as text for the bar; empty before the first validation."""
         return f", best {self.state.best_usdr:.2f} dB" if math.isfinite(self.state.best_usdr) else ""
 
     def finished(self) -> bool:
-        """True on all ranks alike if the run ends here. Validates and saves when it is time to, and at the end."""
+        """Validate and save when due. Returns True, on all ranks alike, when the run is over."""
         state, plan = self.state, self.plan
         self.tick()
         state.trained_s, signal = self.ranks.largest(state.trained_s, self.stop.signal or 0)
         self.stop.note(signal)
-        stopped = signal > 0  # as all ranks know it: a signal that comes from here on waits for the next time
+        stopped = signal > 0  # agreed by all ranks: a signal that comes later waits for the next step
         due = plan.validates
         if due and not stopped:
             stopped = not self.validate()
@@ -113,18 +113,18 @@ class Run:
         return finished
 
     def tick(self) -> None:
-        """Add the time since the last call to that of the run: time on the wall, from the first step on."""
+        """Add the time since the last call to `trained_s`: wall time from the first step on."""
         now = time.monotonic()
         self.state.trained_s, self.ticked_at = self.state.trained_s + now - self.ticked_at, now
 
     def take_songs(self) -> None:
-        """Let the batches that are not prepared yet draw from the songs that have arrived."""
+        """Let batches that are not prepared yet draw from songs that have arrived."""
         if self.excerpts.take_arrived(self.state.step):
             self.state.songs = self.excerpts.schedule
             self.log_songs()
 
     def validate(self) -> bool:
-        """Score the averages, keep the best weights of the run and show what they do. False if a stop came meanwhile."""
+        """Score the averages; keep and report the best weights of the run. False if a stop was requested meanwhile."""
         state, output = self.state, self.output
         scored = self.validator.best(state.averages, self.stop)
         if scored is None:
@@ -134,7 +134,7 @@ class Run:
             raise NotFinite(f"the scores at step {state.step} are not finite: take a lower --learning-rate")
         better = usdr > state.best_usdr
         if output.tracker is not None and better:
-            # Before the state knows of them: a checkpoint never lacks its best weights.
+            # Stored before the state mentions them: no checkpoint refers to best weights that are not there.
             best, trained_audio_s = output.run_dir / "best.safetensors", state.step * self.stepper.batches.audio_s
             origin = self.origin.of(scored, state, trained_audio_s, output.tracker.run_id)
             write_tensors(best, scored.average.network.state_dict(), origin)
@@ -155,6 +155,7 @@ class Run:
         return True
 
     def save(self) -> None:
+        """Save a checkpoint, on the first rank."""
         with self.state.lock:
             self.saved_at, self.saved_step = time.monotonic(), self.state.step
             if self.output.tracker is not None:
@@ -162,7 +163,7 @@ class Run:
                 self.output.checkpoints.save(self.state.step, self.state.write)
 
     def save_and_close(self) -> None:
-        """Save the last step unless it is saved; leave the mirror and MLflow as well as a moment allows. For any thread."""
+        """Save the last step unless it is saved, and close mirror and MLflow within moments. Any thread may call it."""
         if self.state.lock.acquire(timeout=LAST_WAIT_S):
             if self.state.step > self.saved_step:
                 self.save()
@@ -171,18 +172,19 @@ class Run:
             self.output.tracker.close("interrupted", LAST_WAIT_S)
 
     def log(self, numbers: dict[str, float], skipped: tuple[int, ...]) -> None:
-        """Log numbers of the step. Say which songs were in the batches of skipped steps."""
+        """Log numbers of the step. Name the songs in the batches of skipped steps."""
         if self.output.tracker is not None:
             self.output.tracker.numbers({f"train/{name}": value for name, value in numbers.items()}, self.state.step)
             for step in skipped:
                 say(
-                    f"step {step} is skipped, its gradients are not finite; it heard {', '.join(self.excerpts.names(step))}"
+                    f"step {step} is skipped, its gradients are not finite; its songs: {', '.join(self.excerpts.names(step))}"
                 )
 
     def log_songs(self) -> None:
-        """Record the names of the songs by the step that they are known from, and log them and their number.
+        """Record and log the songs by the first step that may draw from them.
 
-        The record comes before the first batch with a new song: a run that is killed then and resumed draws the same batches.
+        The record is written before the first batch with a new song, so a run that is killed and resumed draws the same
+        batches.
         """
         tracker, checkpoints = self.output.tracker, self.output.checkpoints
         if tracker is not None:
@@ -193,7 +195,7 @@ class Run:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Write a file that appears only when it is complete. Returns its path."""
+    """Write a JSON file that appears only when it is complete. Returns its path."""
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(content, indent=2) + "\n")
@@ -201,7 +203,7 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 class Rate:
-    """Amount per second since the last call, for a counter that grows."""
+    """The growth of a counter per second since the last call, times `amount`."""
 
     def __init__(self, amount: float) -> None:
         self.amount = amount

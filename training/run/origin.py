@@ -1,4 +1,4 @@
-"""The origin of weights, which their archive states."""
+"""The origin of weights, as their archive states it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class Origin:
     data_licence: str
 
     def of(self, scored: Scored, state: RunState, audio_s: float, run_id: str | None) -> dict[str, Any]:
-        """The origin of validated weights as JSON; `audio_s` is the seconds of audio that the run has trained on."""
+        """The origin of validated weights as JSON. `audio_s` is the seconds of audio trained on so far."""
         return {
             "preset": self.preset,
             "run_id": run_id,

@@ -1,4 +1,4 @@
-"""The plan of a run: how far it has come, when it validates, and when it ends."""
+"""The plan of a run: its progress, when it validates, and when scores have stalled."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from training.optimization.state import RunState
 
 @dataclass(frozen=True)
 class Plan:
-    """The budget of a run, and the validations that are spread evenly over it."""
+    """The budget of a run and the validations spread evenly over it."""
 
     budget: Budget
     validation: Validation
@@ -17,12 +17,12 @@ class Plan:
 
     @property
     def progress(self) -> float:
-        """The share of the budget that is spent, 0..1. Time for the last validation is kept."""
+        """The share of the budget that is spent, 0..1. Time for the last validation is set aside."""
         return self.budget.progress(self.state.step, self.state.trained_s, self.state.validation_s)
 
     @property
     def validations(self) -> int:
-        """The number of validations that are planned up to now."""
+        """The number of validations planned until now."""
         return math.floor(self.progress * self.validation.validations)
 
     @property
@@ -36,10 +36,10 @@ class Plan:
         return self.state.stale_validations >= (self.validation.patience or math.inf)
 
     def has_time_to_validate(self) -> bool:
-        """False if one more validation would leave too little of a run in minutes to its steps.
+        """True if the steps of a run in minutes keep enough time around one more validation.
 
-        Steps get three quarters of the time since the last validation, and some time before the last one. The last
-        validation always has time.
+        Steps get three quarters of the time since the last validation, and some time before the final one. The final one is
+        always made.
         """
         state, budget = self.state, self.budget
         if budget.minutes is None or self.progress >= 1:

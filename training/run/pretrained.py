@@ -1,4 +1,4 @@
-"""Starting from the weights of an archive: fine-tuning on other songs, or towards other stems."""
+"""Start from the weights of an archive: fine-tuning on other songs, or towards other stems."""
 
 import tempfile
 from pathlib import Path
@@ -13,12 +13,11 @@ from training.errors import ConfigError
 
 
 def take_weights(network: nn.Module, spec: ModelSpec, archive: str) -> tuple[list[str], Licences]:
-    """Copy every tensor that the archive and the network share by name and shape.
+    """Copy every tensor of an archive that fits the network by name and shape.
 
-    Returns the names of those that start fresh, and the archive's licences.
-
-    `archive` is a .mar file, s3://…, runs:/… or models:/…. Raises ConfigError for another architecture or one of which
-    nothing fits, ArchiveError or StorageError if there is no archive.
+    Returns the names of tensors that start fresh, and the archive's licences. `archive` is a .mar file, s3://…, runs:/… or
+    models:/…. Raises ConfigError for another architecture or if nothing fits, ArchiveError or StorageError if there is no
+    archive.
     """
     with tempfile.TemporaryDirectory() as folder:
         opened = read_archive(resolve(archive, Path(folder)))

@@ -1,4 +1,4 @@
-"""Reports of a run to MLflow: its data, the scores of each validation, and its best weights in numbers, picture and sound.
+"""A run's reports to MLflow: its data, each validation, and its best weights as numbers, picture and sound.
 
 Axes: c channel, n sample.
 """
@@ -24,7 +24,7 @@ EXCERPT_S = 10
 
 
 def show_data(tracker: Tracker, data: DataSet, here: Sequence[str]) -> None:
-    """Log the songs to train on and to validate with; `here` names the songs to train on that have arrived."""
+    """Log the songs of train and valid; `here` names the training songs that have arrived."""
     show_split(tracker, data, "training", data.train, [song for song in data.train if song.name in here])
     show_split(tracker, data, "validation", data.valid, data.valid)
 
@@ -38,10 +38,10 @@ def show_split(tracker: Tracker, data: DataSet, split: Split, songs: Sequence[So
 def show(
     tracker: Tracker, scored: Scored, separator: Separator, song: Song, *, step: int, number: int, better: bool
 ) -> None:
-    """Log the validation of this number: its scores, and a picture of `song`, the first of the scored ones.
+    """Log validation `number`: its scores and a picture of `song`, the first of the scored songs.
 
-    The page's slider begins at 0: there is the picture of the first validation. Where the scores are better than any
-    before, log excerpts beside the true stems, and a table by song.
+    MLflow's slider counts pictures from 0, validations count from 1. If `better`, log excerpts beside the true stems, and a
+    table by song.
     """
     evaluation, spec, stem = scored.evaluation, separator.spec, separator.spec.stems[0]
     numbers = {"usdr_db": evaluation.usdr, "ema_decay": scored.average.decay}
@@ -69,9 +69,9 @@ def show(
 
 
 def show_best(tracker: Tracker, origin: Mapping[str, Any]) -> None:
-    """Log the scores of the best weights, in place of those before, and describe the run by them.
+    """Log the scores of new best weights, which replace those before, and describe the run by them.
 
-    `origin` is what `best.safetensors` says of itself.
+    `origin` is stored in `best.safetensors`.
     """
     numbers = {"step": origin["step"], "ema_decay": origin["ema_decay"]}
     for stem, score in origin["validation"].items():
@@ -83,7 +83,7 @@ def show_best(tracker: Tracker, origin: Mapping[str, Any]) -> None:
 
 
 def show_archive(tracker: Tracker, archive: Path) -> None:
-    """Log the archive of the run, with the facts by which people choose one."""
+    """Log the archive of the run with the facts by which people choose one."""
     opened = read_archive(archive)
     origin = opened.origin
     scores = {f"best/{stem}_usdr_db": score["usdr_db"] for stem, score in origin["validation"].items()}
@@ -100,7 +100,7 @@ def show_archive(tracker: Tracker, archive: Path) -> None:
 
 
 def described(origin: Mapping[str, Any]) -> str:
-    """The description of a run in Markdown: a headline, a table of the stems, the next command."""
+    """The description of a run in Markdown: headline, table of stems, next command."""
     lines = [
         f"**{mean_usdr(origin):.2f} dB** uSDR, the mean over stems, at step {origin['step']:,}: "
         f"`{origin['preset']}` on `{origin['data']}`",
@@ -118,5 +118,5 @@ def described(origin: Mapping[str, Any]) -> str:
 
 
 def mean_usdr(origin: Mapping[str, Any]) -> float:
-    """The mean uSDR in dB over the stems, by which the weights were chosen."""
+    """The mean uSDR in dB over the stems; weights are chosen by it."""
     return float(np.mean([score["usdr_db"] for score in origin["validation"].values()]))

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT as a request to stop, which is met within seconds whatever the process is doing.
+"""SIGTERM and SIGINT as a request to stop, which is met within seconds.
 
-The first signal is noted. The loop sees it between two steps, long work at its next pause. Where none comes soon, as in a
-long call into a library, a thread saves what there is and ends the process. The second signal ends it at once.
+The first signal sets the request. The loop checks it between steps, long work at its pauses. If the process is inside a
+long library call, a thread saves and ends the process instead. A second signal ends it at once.
 """
 
 import os
@@ -14,38 +14,38 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 PATIENCE_S = 4.5
-"""`docker stop` waits ten seconds. The thread needs some of them to save, and a busy machine some more."""
+"""Seconds until the thread ends the process. `docker stop` waits ten; saving takes some of them, on a busy machine more."""
 
 
 def nothing() -> None:
-    """Have nothing to save."""
+    """Save nothing."""
 
 
 @dataclass
 class StopRequest:
-    """`signal` is the number of the signal that came, None before one has. `event` is set from then on."""
+    """`signal` is the number of the first signal, None before one has come. `event` is set from then on."""
 
     signal: int | None = None
     event: threading.Event = field(default_factory=threading.Event)
     save: Callable[[], None] = nothing
-    """Saves what is not saved yet, in any thread; called if the process does not stop by itself."""
+    """Saves what is not saved yet. Called from another thread if the process does not stop by itself."""
     noted_at: float | None = None
 
     def note(self, number: float) -> None:
-        """Take note of a signal by its number, 0 for none. Only the first counts."""
+        """Record a signal by its number, 0 for none. Only the first counts."""
         if number and self.signal is None:
             self.signal, self.noted_at = int(number), time.monotonic()
             self.event.set()
 
     @property
     def left_s(self) -> float:
-        """Seconds until the process is ended; infinity before a signal has come."""
+        """Seconds until the process is ended; infinity before a signal."""
         return float("inf") if self.noted_at is None else max(0.0, self.noted_at + PATIENCE_S - time.monotonic())
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within the block, note the first SIGTERM or SIGINT in the yielded request, and end the process PATIENCE_S after it."""
+    """Within the block, turn the first SIGTERM or SIGINT into a stop request, and end the process PATIENCE_S later."""
     request = StopRequest()
     over = threading.Event()
 
@@ -55,7 +55,7 @@ def stop_requests() -> Iterator[StopRequest]:
             signal.signal(s, exit_on_signal)
 
     previous = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    # Python runs `note` only when the main thread is back from the library that it is in; the pipe is written to at once.
+    # Python runs `note` once the main thread returns from library code; the wake-up pipe is written at once.
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     watcher = threading.Thread(target=watch_signals, args=(receiver, request, over), name="signals", daemon=True)
@@ -77,7 +77,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def watch_signals(receiver: int, request: StopRequest, over: threading.Event) -> None:
-    """End the process PATIENCE_S after the first signal, unless all is over by then."""
+    """End the process PATIENCE_S after the first signal, unless the run is over by then."""
     number = 0
     while not over.is_set() and number not in (signal.SIGTERM, signal.SIGINT):
         number = os.read(receiver, 1)[0]
@@ -90,5 +90,5 @@ def watch_signals(receiver: int, request: StopRequest, over: threading.Event) ->
 
 
 def exit_on_signal(number: int, _frame: FrameType | None) -> None:
-    """Exit as shells report a death by this signal. A process that is the first of its container has no default for it."""
+    """Exit with the code that shells report for this signal. The first process of a container has no default action."""
     raise SystemExit(128 + number)

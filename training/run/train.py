@@ -1,4 +1,4 @@
-"""A run, from a data set to a model archive; reads top to bottom."""
+"""A run, from a data set to a model archive. Read `train` from top to bottom."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -43,12 +43,12 @@ from training.tracking.tracking import Tracker
 
 KEPT_CHECKPOINTS = 3
 CLOSING_S = 10
-"""Seconds that the mirror and the tracker may each take at the end of a run that nobody stops."""
+"""Seconds that mirror and tracker may each take at the end of a run that nobody stops."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """The places of a run: its own folder, data for any number of runs, and copies in object storage."""
+    """The places of a run: its own folder, a cache that runs share, and copies in object storage."""
 
     run_dir: Path
     cache: Path
@@ -59,7 +59,7 @@ class Places:
 
 @dataclass(frozen=True)
 class RunResult:
-    """The end of a run. `stopped_by` is the signal that ended it early; `--resume` goes on then."""
+    """The end of a run. `stopped_by` is the signal that ended it early; `--resume` continues then."""
 
     run_id: str | None
     steps: int
@@ -69,12 +69,12 @@ class RunResult:
 
 
 def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool, wait: bool) -> RunResult:
-    """Train, keep the weights that score best in validation, export them. A copy of the archive goes to `publish`.
+    """Train, keep the weights that validate best, export them, and copy the archive to `publish`.
 
     The run folder holds config.json, training_songs.json, step-….safetensors, best.safetensors and, at the end,
-    <preset>.mar. With `resume` the run goes on from its newest good checkpoint, there or at `checkpoint_uri`; if there is
-    none it starts. With `wait` it starts when all songs are here. Raises TrainingError or StemwrightError with one sentence
-    on what is wrong.
+    <preset>.mar. With `resume` the run continues from its newest intact checkpoint, local or at `checkpoint_uri`, and
+    starts if there is none. With `wait` it starts when all songs are here. Raises TrainingError or StemwrightError with one
+    sentence on what is wrong.
     """
     ranks = machine.ranks
     with ranks.connected(machine.device), stop_requests() as stop:
@@ -139,7 +139,7 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
 
 
 def try_places(places: Places, preset: str, going_on: bool) -> None:
-    """Try the places of a run before its first step. A run that goes on does so without MLflow, too.
+    """Write to every place of a run before its first step. A resumed run may continue without MLflow.
 
     Raises ConfigError, StorageError or TrackingError.
     """
@@ -157,7 +157,7 @@ def try_places(places: Places, preset: str, going_on: bool) -> None:
 def open_excerpts(
     data: DataSet, state: RunState, batch: Batches, machine: Machine, *, cache: Path, stop: StopRequest
 ) -> Excerpts:
-    """Bring the songs to validate on and those that training starts with; excerpts of these, with the others on their way."""
+    """Fetch the validation songs and those that training starts with; make their excerpts, and fetch the others meanwhile."""
     ranks = machine.ranks
     progress = ProgressBar() if ranks.first else no_progress
 
@@ -173,7 +173,7 @@ def open_excerpts(
 
     data.bring(data.valid, progress, stop.event)
     excerpts = Excerpts.open(data.train, state.songs, prepared, crops, stop.event)
-    progress = no_progress  # the others come in silence
+    progress = no_progress  # the background shows no bar
     state.songs = excerpts.schedule
     if ranks.first:
         for report in data.reports():
@@ -185,10 +185,10 @@ def open_excerpts(
 
 
 def plan_songs(data: DataSet, state: RunState, recorded: Schedule, complete: bool) -> list[tuple[int, list[str]]]:
-    """The songs of a run by the step that they are known from, as far as that is decided.
+    """The schedule of a run's songs, as far as it is decided.
 
-    What was recorded after the checkpoint, or before the first one, is done again: so the steps from there on are the same.
-    If the run is to be `complete`, as several ranks have to be, the other songs follow now.
+    A recorded schedule that goes beyond the checkpoint is followed, so the steps after the checkpoint are repeated exactly.
+    If `complete`, as several ranks require, the remaining songs are added now.
     """
     known = list(state.songs)
     if list(recorded[: len(known)]) == known and len(recorded) > len(known):
@@ -202,7 +202,7 @@ def plan_songs(data: DataSet, state: RunState, recorded: Schedule, complete: boo
 
 
 def recorded_songs(run_dir: Path, checkpoints: Checkpoints) -> list[tuple[int, list[str]]]:
-    """The songs of a run by the step that they are known from, as its `training_songs.json` has them; none without it."""
+    """The schedule in a run's `training_songs.json`; empty without the file."""
     path = run_dir / "training_songs.json"
     if not path.exists() and not checkpoints.fetch(path.name):
         return []
@@ -212,7 +212,7 @@ def recorded_songs(run_dir: Path, checkpoints: Checkpoints) -> list[tuple[int, l
 def find_saved(
     checkpoints: Checkpoints, places: Places, resume: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest good checkpoint, None if there is none. Raises ConfigError if there is one and `resume` is not asked for."""
+    """The newest intact checkpoint; None if there is none. Raises ConfigError if there is one and `resume` is false."""
     newest = checkpoints.newest()
     if newest is None:
         if resume:
@@ -228,7 +228,7 @@ def find_saved(
 
 
 def start_from(archive: str, state: RunState, *, quiet: bool) -> None:
-    """Begin with the weights of an archive, in the averages, too."""
+    """Start weights and averages from an archive."""
     fresh, licences = take_weights(state.network, state.model, archive)
     state.started_from = licences.to_json()
     state.statistics.remember()
@@ -238,7 +238,7 @@ def start_from(archive: str, state: RunState, *, quiet: bool) -> None:
 
 
 def stored_config(run_dir: Path, checkpoint_uri: str | None) -> TrainConfig | None:
-    """The configuration of the run in a folder or, if the folder has none, in its mirror; None if neither has one."""
+    """The configuration of a run, from its folder or else its mirror; None if neither has one."""
     path, copy = run_dir / "config.json", f"{checkpoint_uri}/config.json"
     if not path.exists() and checkpoint_uri is not None and exists(copy):
         fetch_file(copy, path)
@@ -247,7 +247,7 @@ def stored_config(run_dir: Path, checkpoint_uri: str | None) -> TrainConfig | No
 
 @contextmanager
 def tracked(config: TrainConfig, run_dir: Path, machine: Machine, state: RunState) -> Iterator[Tracker | None]:
-    """The run in MLflow, described there, a resumed one with its best weights so far; None on every rank but the first."""
+    """Describe a run in MLflow, a resumed one with its best weights. Yields None on all ranks but the first."""
     if not machine.ranks.first:
         yield None
         return

@@ -1,4 +1,4 @@
-"""The scores by which a run chooses its weights: every average of them on the validation songs, shared among the ranks."""
+"""Validation: each average of the weights is scored on the validation songs, which the ranks share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from training.run.signals import StopRequest
 
 @dataclass(frozen=True)
 class Scored:
-    """The best of the averages, and its scores."""
+    """The average that scored best, and its scores."""
 
     average: Average
     evaluation: Evaluation
@@ -26,7 +26,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Validator:
-    """Scores the averages of the weights of a model on `excerpt_s` from the middle of each song."""
+    """Scores averages of the weights on `excerpt_s` seconds from the middle of each song."""
 
     model: ModelSpec
     songs: Sequence[Song]
@@ -34,9 +34,9 @@ class Validator:
     machine: Machine
 
     def best(self, averages: Sequence[Average], stop: StopRequest) -> Scored | None:
-        """The average with the highest uSDR, the same on all ranks; None if a stop is asked for meanwhile.
+        """The average with the highest uSDR, the same on all ranks; None if a stop is requested meanwhile.
 
-        Raises OutOfMemory if the device has no room for a window of a song, RankLost.
+        Raises OutOfMemory if a window of a song does not fit the device, RankLost.
         """
         ranks = self.machine.ranks
         scored = []

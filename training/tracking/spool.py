@@ -1,6 +1,6 @@
-"""The reports of a run, on disk until they are sent: a journal of operations, and a thread that sends them in order.
+"""A run's reports on disk until they are sent: a journal of operations, and a thread that sends them in order.
 
-Knows nothing of who receives them. A receiver that is slow, hangs or is gone costs the run nothing but disk.
+It knows nothing of the receiver. A receiver that is slow, hangs or is gone costs the run nothing but disk.
 """
 
 import json
@@ -25,12 +25,15 @@ Operation = dict[str, Any]
 """Something to send, as JSON."""
 
 Send = Callable[[list[Operation]], None]
-"""Sends operations in order. Raises TrackingError where some may not have arrived: then all of them come again."""
+"""Sends operations in order. Raises TrackingError if some may not have arrived; then all of them are sent again."""
 
 
 class Spool:
-    """A folder with `journal.jsonl`, every operation of a run, one a line; `sent`, how many bytes of it are sent; and
-    `files`, which operations name. Raises TrackingError where it cannot be written."""
+    """A folder with `journal.jsonl`, one operation a line; `sent`, the number of its bytes that are sent; and `files` that
+    operations name.
+
+    Raises TrackingError if it cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,11 +43,11 @@ class Spool:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.journal.open("ab", buffering=0)
             self._size_bytes = complete_bytes(self.journal)
-            self._file.truncate(self._size_bytes)  # a machine that goes down may leave half a line
+            self._file.truncate(self._size_bytes)  # a crash of the machine may leave half a line
         self.sent_bytes = min(self._size_bytes, read_count(folder / "sent"))
 
     def append(self, operation: Operation) -> None:
-        """Keep an operation: once this returns, the end of the process does not lose it."""
+        """Store an operation. Once this returns, the end of the process does not lose it."""
         line = json.dumps(operation).encode() + b"\n"
         with self._lock, self._explained():
             try:
@@ -57,14 +60,14 @@ class Spool:
             self._size_bytes += written
 
     def new_file(self, name: str) -> Path:
-        """A path for a file that an operation is going to name, relative to the folder."""
+        """A path, relative to the folder, for a file that an operation will name."""
         with self._explained():
             path = self.folder / "files" / uuid.uuid4().hex / name
             path.parent.mkdir(parents=True)
         return path
 
     def unsent(self) -> tuple[list[Operation], int]:
-        """The next operations to send, and the size of the journal up to their end."""
+        """The next operations to send, and the journal's size up to their end."""
         with self._explained(), self.journal.open("rb") as file:
             file.seek(self.sent_bytes)
             lines = [line for line, _ in zip(file, range(BATCH_OPERATIONS), strict=False) if line.endswith(b"\n")]
@@ -75,7 +78,7 @@ class Spool:
 
     def mark_sent(self, up_to_bytes: int) -> None:
         with self._explained():
-            # One of two senders may be a run that gave up waiting, the other `sync`: each has a file of its own to rename.
+            # A run that gave up waiting and `sync` may send at once, so each renames a file of its own.
             partial = self.folder / f".sent.{os.getpid()}.{threading.get_ident()}"
             partial.write_text(str(up_to_bytes))
             partial.replace(self.folder / "sent")
@@ -96,24 +99,24 @@ class Spool:
 
 
 class Sender:
-    """Sends what comes into a spool every few seconds, with growing pauses while that fails."""
+    """Sends a spool's operations every few seconds, with growing pauses while that fails."""
 
     def __init__(self, spool: Spool, send: Send, receiver: str) -> None:
-        """`receiver` is how messages call who receives."""
+        """`receiver` is the receiver's name in messages."""
         self._spool = spool
         self._send = send
         self._receiver = receiver
         self._closing, self._abandoned, self._tried = threading.Event(), threading.Event(), threading.Event()
-        # A daemon, because what hangs must not keep the process from ending.
+        # A daemon: a sender that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()
 
     def tried(self, timeout_s: float) -> bool:
-        """Wait for the first attempt; whether it has ended, well or not, within this time."""
+        """Wait for the first attempt. True if it ended, well or not, within `timeout_s`."""
         return self._tried.wait(timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Wait until everything is sent, `timeout_s` at most; whether it is. Nothing is appended any more."""
+        """Wait up to `timeout_s` until everything is sent; True if it is. Append nothing afterwards."""
         self._closing.set()
         self._thread.join(timeout_s)
         self._abandoned.set()
@@ -142,7 +145,7 @@ class Sender:
 
 
 def send_all(spool: Spool, send: Send, abandoned: threading.Event | None = None) -> int:
-    """Send what is unsent until nothing is, or nobody waits; the number of operations. Raises TrackingError."""
+    """Send operations until none is unsent or `closing` is set; returns their number. Raises TrackingError."""
     count = 0
     while abandoned is None or not abandoned.is_set():
         operations, end_bytes = spool.unsent()
@@ -165,7 +168,7 @@ def complete_bytes(journal: Path) -> int:
 
 
 def read_count(path: Path) -> int:
-    """The number in a file, 0 where there is none."""
+    """The number in a file, 0 if there is none."""
     try:
         return int(path.read_text())
     except (FileNotFoundError, ValueError):

@@ -1,1 +1,1 @@
-"""Bytes between buckets and folders: objects, members of zips, and a record of those that have arrived."""
+"""Bytes between buckets and folders: objects, members of zips, and a journal of complete files."""

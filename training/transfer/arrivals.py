@@ -1,7 +1,7 @@
-"""Files on their way into a folder. One process at a time adds to it; a file gets its name when it is verified.
+"""Files that are being fetched into a folder. One process at a time fetches; a file gets its name when it is verified.
 
-`<folder>/.fetch/` holds the lock, the files on their way, and a list of those that were verified, with size and time of
-change: no later run reads them again. A kill at any moment leaves complete files; those on their way begin again.
+`<folder>/.fetch/` holds the lock, unfinished files, and a journal of verified files with size and modification time, which
+later runs do not read again. After a kill complete files stay and unfinished ones start again.
 """
 
 import errno
@@ -25,7 +25,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Expected:
-    """A file that belongs into a folder, by its name there, with slashes. Another content has another `version`."""
+    """A file that belongs in a folder, by its name there, with slashes. Other content has another `version`."""
 
     name: str
     size_bytes: int
@@ -33,7 +33,7 @@ class Expected:
 
 
 class Arrivals:
-    """The files of one folder. Made by `arrivals`, which holds the lock."""
+    """The files of one folder. `arrivals` makes it and holds the lock."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class Arrivals:
         return found is not None and found == self.verified.get(file.name)
 
     def facts(self, path: Path, file: Expected) -> list[object] | None:
-        """The line that the journal holds for an untouched file; None if there is no file of its size."""
+        """The journal's line for an unchanged file; None if no file of its size is here."""
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -68,11 +68,11 @@ class Arrivals:
         return [file.size_bytes, status.st_mtime_ns, file.version] if status.st_size == file.size_bytes else None
 
     def way_in(self, name: str) -> Path:
-        """The path that takes the bytes of a file until they are complete."""
+        """The path to write a file to until it is complete."""
         return self.hidden / hashlib.sha256(name.encode()).hexdigest()[:24]
 
     def accept(self, file: Expected) -> None:
-        """Give a verified file its name. It is flushed to the disk before the journal says so."""
+        """Give a verified file its name. The file is flushed to disk before the journal lists it."""
         way_in, path = self.way_in(file.name), self.folder / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(way_in, os.O_RDONLY)
@@ -98,7 +98,7 @@ class Arrivals:
 
 @contextmanager
 def arrivals(folder: Path, stopping: Event) -> Iterator[Arrivals]:
-    """The arrivals of a folder, for this process and thread alone; whoever else wants them waits, and says so.
+    """Lock a folder for this process and thread. Waits, with a message, while another has it.
 
     Raises DataError if the folder cannot be written to or the disk is full, Stopped if `stopping` is set while it waits.
     """
@@ -120,5 +120,5 @@ def arrivals(folder: Path, stopping: Event) -> Iterator[Arrivals]:
 
 
 def on_disk_bytes(path: Path) -> int:
-    """The bytes that a file takes on the disk, 0 if there is none."""
+    """The bytes that a file takes on disk; 0 if it does not exist."""
     return path.stat().st_blocks * 512 if path.exists() else 0

@@ -1,6 +1,6 @@
-"""Objects of a bucket as files of a folder: side by side, each verified before it gets its name.
+"""Objects of a bucket fetched into a folder in parallel.
 
-A kill costs the objects that were on their way; the next run goes on with the others.
+Each is verified before it gets its name. After a kill the next run fetches only what is not complete.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from training.transfer.parallel import run_parallel
 
 @dataclass(frozen=True)
 class Wanted:
-    """An object, the name it gets in the folder, and its SHA-256 if a manifest tells it."""
+    """An object, its name in the folder, and its SHA-256 if a manifest has one."""
 
     name: str
     stored: StoredFile
@@ -30,10 +30,10 @@ class Wanted:
 
 
 def fetch_objects(objects: Sequence[Wanted], folder: Arrivals, progress: Progress, stopping: Event) -> None:
-    """Bring the objects that are missing in a folder.
+    """Fetch the objects that a folder lacks. Complete files stay if it fails.
 
-    Raises StorageError if an object changed since it was listed, is not what its SHA-256 says, or does not come; DataError
-    if there is too little room; Stopped. What had arrived by then stays.
+    Raises StorageError if an object changed since it was listed, does not match its SHA-256 or cannot be fetched; DataError
+    if the disk is too small; Stopped.
     """
     missing = set(folder.missing(wanted.expected for wanted in objects))
     folder.require_room(missing)

@@ -1,4 +1,4 @@
-"""A lock on an open file, among processes and threads."""
+"""A lock on an open file, between processes and threads."""
 
 import fcntl
 from threading import Event
@@ -10,7 +10,7 @@ POLL_S = 0.1
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """Take the lock; false if another has it. Closing the file gives it up, and so does a kill."""
+    """Take the lock; False if another has it. Closing the file releases it, as a kill does."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""One large file into a bucket, in parts: an upload that was cut goes on with the parts that are missing."""
+"""Upload of one large file in parts. An interrupted upload resumes with the missing parts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ MOST_PARTS = 10_000  # S3 takes no more, and none below 5 MiB but the last
 
 
 def part_bytes(size_bytes: int) -> int:
-    """The size of the parts that a file is sent in, all but the last."""
+    """The size of all parts of a file but the last."""
     return max(PART_BYTES, -(-size_bytes // MOST_PARTS))
 
 
 def upload(path: Path, url: str, part_md5s: Sequence[str], progress: Progress, stopping: Event) -> None:
-    """Make a file the object of a URL; `part_md5s` are those of its parts. Raises StorageError or Stopped."""
+    """Upload a file; `part_md5s` are the MD5s of its parts. Raises StorageError or Stopped."""
     bucket, key = bucket_and_key(url)
     place = {"Bucket": bucket, "Key": key}
     place["UploadId"] = unfinished(url) or ask(url, "create_multipart_upload", stopping, **place)["UploadId"]
@@ -46,7 +46,7 @@ def upload(path: Path, url: str, part_md5s: Sequence[str], progress: Progress, s
 
 
 def ask(url: str, operation: str, stopping: Event, **facts: object) -> Mapping[str, Any]:
-    """The answer to one request about an object, asked again while the store is unavailable."""
+    """The answer to one request about an object. Asks again while the store is unavailable."""
 
     def request() -> Mapping[str, Any]:
         with explained(url):
@@ -57,10 +57,8 @@ def ask(url: str, operation: str, stopping: Event, **facts: object) -> Mapping[s
 
 
 def unfinished(url: str) -> str | None:
-    """The id of the last upload of this object that was begun and never completed.
-
-    None also if the store does not tell: not every one knows this request, not every user may make it.
-    """
+    """The id of the last unfinished upload of this object; None if there is none, or if the store or its rights do not
+    tell."""
     bucket, key = bucket_and_key(url)
     try:
         with explained(url):
@@ -74,7 +72,7 @@ def unfinished(url: str) -> str | None:
 
 
 def arrived_parts(url: str, place: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """The parts of an upload that have arrived."""
+    """The parts of an upload that the store holds."""
     with explained(url):
         return [
             part for page in connect().get_paginator("list_parts").paginate(**place) for part in page.get("Parts", [])

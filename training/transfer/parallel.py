@@ -1,4 +1,4 @@
-"""Work on many items in threads that a process can leave behind when it ends."""
+"""Work in parallel threads that do not keep a process from ending."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from typing import TypeVar
 from training.errors import Stopped
 
 GRACE_S = 1.0
-"""Seconds for work in progress to end once it is told to stop. A silent connection takes longer: it is left behind."""
+"""Seconds that work in progress gets once it is told to stop. A silent connection takes longer and is abandoned."""
 POLL_S = 0.1
 
 Item = TypeVar("Item")
@@ -18,11 +18,10 @@ Result = TypeVar("Result")
 def run_parallel(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int, stopping: threading.Event
 ) -> list[Result]:
-    """The results of `work` on each item, in the order of the items, `workers` at a time.
+    """Run `work` on each item in `workers` threads; gives the results in the order of the items.
 
-    An error drops the items that have not begun; that of the first item is raised when those in progress have ended.
-    Raises Stopped within GRACE_S once `stopping` is set, which long work has to look at. An interrupt of the calling thread
-    sets it.
+    After an error no further item begins; the error of the first item is raised when those in progress have ended. Raises
+    Stopped within GRACE_S once `stopping` is set, which long work has to check. An interrupt of the calling thread sets it.
     """
     waiting = list(enumerate(items))[::-1]
     count = len(waiting)

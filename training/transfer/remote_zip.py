@@ -1,4 +1,4 @@
-"""The members of a zip as files of a folder; of a zip in a bucket only the bytes of those members travel."""
+"""Members of a zip as files of a folder. From a zip in a bucket, only the bytes of those members are fetched."""
 
 import io
 import queue
@@ -21,9 +21,9 @@ TAIL_BYTES = 1 << 20  # holds the central directory of some 9,000 members: one r
 
 
 class RangedFile(io.RawIOBase):
-    """An object as a file to read and seek in, with one request for each stretch that is read in one go.
+    """An object as a seekable file; one request for each stretch that is read in one go.
 
-    A request ends at the next of the sorted `bounds`. The bytes from `tail_start` on are at hand.
+    A request ends at the next of the sorted `bounds`. The bytes from `tail_start` on are in memory.
     """
 
     def __init__(self, stored: StoredFile, tail: bytes, bounds: Sequence[int], stopping: Event) -> None:
@@ -67,7 +67,7 @@ class RangedFile(io.RawIOBase):
 
 
 def opener(stored: StoredFile) -> Callable[[Event], IO[bytes]]:
-    """A function that opens a zip in a bucket, once for each thread. A request never reads on into the next member."""
+    """A function that opens a zip in a bucket, once per thread. No request reads on into the next member."""
     tail_start = max(0, stored.size_bytes - TAIL_BYTES)
     tail = b"".join(read_file(stored, tail_start, stored.size_bytes))
 
@@ -96,7 +96,7 @@ def bring_members(
     progress: Progress,
     stopping: Event,
 ) -> None:
-    """Bring members that are missing in a folder, each under its name there, in parallel; zipfile checks their CRC-32."""
+    """Extract members that a folder lacks, each under its name, in parallel; zipfile checks their CRC-32."""
     missing = folder.missing(Expected(name, member.file_size, f"{member.CRC:08x}") for name, member in members.items())
     folder.require_room(missing)
     count = counter("unpack", sum(file.size_bytes for file in missing), progress)

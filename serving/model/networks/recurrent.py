@@ -1,4 +1,4 @@
-"""The bottom of the U-Nets: LSTMs that read whole frames, or rows and frames in turn.
+"""The bottom of the U-Nets: LSTMs over whole frames, or over rows and frames in turn.
 
 Axes: b batch, c channel, r row, t frame.
 """

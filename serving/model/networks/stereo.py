@@ -1,4 +1,4 @@
-"""Left and right as middle and sides, of which the networks hear one at a time."""
+"""Left and right as middle and sides; networks take one of them at a time."""
 
 import torch
 from torch import Tensor

@@ -13,11 +13,12 @@ import training.run.profile
 from serving.model.spec import ModelSpec
 from tests.data_sets import write_data_set
 from tests.steppers import stepper_of
+from tests.tiny import tiny_run
 from training.__main__ import main
-from training.config import Batches, Budget, TrainConfig
+from training.config import TrainConfig
 from training.data.crops import Crops
 from training.data.decoded import DecodedSong
-from training.presets import PRESETS, classic
+from training.presets import PRESETS
 from training.run.profile import Profile, Stopwatch, matrix_rate, measure, step_flop
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -25,9 +26,8 @@ PARTS = ("data wait", "to device", "augment, STFT", "forward", "backward", "opti
 
 
 @pytest.fixture
-def config(tiny_spec: ModelSpec) -> TrainConfig:
-    config = classic("songs", Budget(steps=4))
-    return dataclasses.replace(config, model=tiny_spec, batches=Batches(batch_size=2, crop_s=0.5))
+def config() -> TrainConfig:
+    return tiny_run("songs", steps=4, batch_size=2, crop_s=0.5, validations=1)
 
 
 @pytest.fixture

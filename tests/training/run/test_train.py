@@ -21,10 +21,10 @@ import training.run.loop
 import training.run.signals
 import training.run.validate
 from serving.model.archive import read_archive
-from serving.model.spec import ModelSpec
+from tests.tiny import tiny_run
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
-from training.config import Batches, Budget, TrainConfig, Validation
+from training.config import Budget, TrainConfig, Validation
 from training.data.crops import AHEAD
 from training.data.decoded import DecodedSong
 from training.data.supply import Supply
@@ -35,7 +35,6 @@ from training.optimization.machine import Machine
 from training.optimization.ranks import Ranks
 from training.optimization.schedule import schedule
 from training.optimization.step import Stepper
-from training.presets import classic
 from training.run.train import Places, RunResult, stored_config, train
 from training.run.validate import Scored, Validator
 
@@ -51,13 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(folder: Path, tiny_spec: ModelSpec) -> TrainConfig:
-    return dataclasses.replace(
-        classic(str(folder / "songs"), Budget(steps=6)),
-        model=tiny_spec,
-        batches=Batches(batch_size=2, crop_s=0.5),
-        validation=Validation(validations=2),
-    )
+def config(folder: Path) -> TrainConfig:
+    return tiny_run(folder / "songs", steps=6, batch_size=2, crop_s=0.5, validations=2)
 
 
 @pytest.fixture(autouse=True)
