@@ -74,11 +74,11 @@ def test_a_pod_that_serves_becomes_ready_and_separates(s3: S3Server, tmp_path: P
 
     started = docker("run", "-d", *flags(pod, container, variables), image).stdout.strip()
     try:
-        probe = container["startupProbe"]["exec"]["command"]
-        deadline = time.monotonic() + 120
-        while docker("exec", started, *probe, check=False).returncode != 0:
+        probe = container["startupProbe"]
+        deadline = time.monotonic() + probe["periodSeconds"] * probe["failureThreshold"]
+        while docker("exec", started, *probe["exec"]["command"], check=False).returncode != 0:
             assert time.monotonic() < deadline, docker("logs", started).stdout[-4000:]
-            time.sleep(1)
+            time.sleep(2)
         address = f"http://127.0.0.1:{ports['HTTP']}"
         assert request("GET", address + container["livenessProbe"]["httpGet"]["path"], timeout=10).status == 200
         mixture = np.random.default_rng(0).uniform(-0.5, 0.5, (30 * 44_100, 2)).astype(np.float32)
