@@ -55,7 +55,7 @@ def test_two_workers_are_twice_as_fast_as_one_loop(tmp_path: Path) -> None:
     for name in range(ROUNDS):
         (tmp_path / "buckets" / f"stems-{name}").mkdir()
 
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local"}
     ratios = []
     with serve_s3(tmp_path / "buckets") as s3:
         for number in range(ROUNDS):
