@@ -62,15 +62,15 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "serve", help="start the endpoint and stay until SIGTERM; settings come from STEMWRIGHT_*"
     )
     serve.add_argument("--model", help=f"{archive}; without it STEMWRIGHT_MODEL")
-    serve.add_argument("--port", type=int, help="without it STEMWRIGHT_HTTP_PORT, or 8080; 0 is any free one")
+    serve.add_argument(
+        "--port", type=int, help="port of the endpoint, 0 for any free one (default STEMWRIGHT_HTTP_PORT, else 8080)"
+    )
     serve.add_argument(
         "--commercial", action="store_true", help="refuse a model whose licences do not allow commercial use"
     )
     serve.set_defaults(run=run_serve)
 
-    separate = commands.add_parser(
-        "separate", help="write the stems of songs; a song whose stems.json says that it is done is left out"
-    )
+    separate = commands.add_parser("separate", help="write the stems of songs; songs that are done are skipped")
     separate.add_argument(
         "songs",
         nargs="+",
@@ -79,24 +79,32 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="a file, a folder with songs below it, or - for standard input",
     )
     where = separate.add_mutually_exclusive_group()
-    where.add_argument("--server", metavar="URL", help="let a server do it, such as localhost:8080")
-    where.add_argument("--model", default=STARTER, help=f"do it here with {archive} (default {STARTER})")
+    where.add_argument("--server", metavar="URL", help="separate on a server, such as localhost:8080")
+    where.add_argument("--model", default=STARTER, help=f"separate here with {archive} (default {STARTER})")
     add_form(separate)
-    separate.add_argument("--again", action="store_true", help="separate the songs that are done, too")
+    separate.add_argument("--again", action="store_true", help="also separate songs that are done")
     separate.add_argument(
-        "--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, where a proxy asks for one"
+        "--api-key", default=api_key(), help="key for a proxy that requires one (default STEMWRIGHT_API_KEY)"
     )
-    separate.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each song comes into it")
+    separate.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write to; each song gets a folder in it"
+    )
     separate.set_defaults(run=run_separate)
 
     page = commands.add_parser("page", help="open the page in the browser: drop songs, hear their stems; until Ctrl-C")
-    page.add_argument("--server", metavar="URL", required=True, help="what separates, such as http://127.0.0.1:8080")
-    page.add_argument("--api-key", default=api_key(), help="without it STEMWRIGHT_API_KEY, or the page asks for one")
+    page.add_argument(
+        "--server", metavar="URL", required=True, help="the server that separates, such as http://127.0.0.1:8080"
+    )
+    page.add_argument(
+        "--api-key",
+        default=api_key(),
+        help="key for a proxy that requires one (default STEMWRIGHT_API_KEY, else the page asks)",
+    )
     page.set_defaults(run=run_page)
 
     catalogue = commands.add_parser(
         "catalogue",
-        help="separate the songs of a bucket or a folder into another, on Ray; goes on where it was stopped",
+        help="separate the songs of a bucket or folder into another on Ray; continues where it was stopped",
     )
     catalogue.add_argument("songs", metavar="URL", help="s3://bucket/prefix or a folder")
     catalogue.add_argument("--to", required=True, metavar="URL", help="s3://bucket/prefix or a folder, for the stems")
@@ -107,10 +115,10 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=float,
         default=0,
         metavar="N",
-        help="such as 1 or 0.5; without it workers take a CPU each",
+        help="GPUs of each worker, such as 1 or 0.5 (default: a CPU each)",
     )
     catalogue.add_argument(
-        "--price-per-hour", type=float, metavar="X", help="of all machines together, to tell the price of 1,000 songs"
+        "--price-per-hour", type=float, metavar="X", help="of all machines together, to report the cost of 1,000 songs"
     )
     catalogue.set_defaults(run=run_catalogue)
 
@@ -120,7 +128,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     starter.add_argument("--to", type=Path, required=True, metavar="X.mar")
     starter.set_defaults(run=run_starter)
 
-    inspect = commands.add_parser("inspect", help="say what a model archive holds, as JSON")
+    inspect = commands.add_parser("inspect", help="print the facts of a model archive as JSON")
     inspect.add_argument("model", help=archive)
     inspect.set_defaults(run=run_inspect)
 
@@ -132,12 +140,12 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def add_form(command: argparse.ArgumentParser) -> None:
     """Add the options for which stems are wanted, in which form."""
-    command.add_argument("--stems", help="such as vocals,accompaniment; all that the model gives without it")
+    command.add_argument("--stems", help="such as vocals,accompaniment (default: all that the model gives)")
     command.add_argument("--format", choices=("wav", "flac", "mp3", "ogg"), default="wav")
     command.add_argument(
         "--bit-depth",
         choices=("16", "24", "float"),
-        help="of wav and flac; the song's own without it; float never clips",
+        help="of wav and flac (default: the song's own); float never clips",
     )
     command.add_argument(
         "--quality",
@@ -155,18 +163,9 @@ def run_serve(options: argparse.Namespace) -> int:
     if not model:
         print("RequestError: there is no model to serve: give --model or set STEMWRIGHT_MODEL", file=sys.stderr)
         return NOT_CONFIGURED
-    if options.commercial:
-        require_commercial(model)
-    return serve(model, settings if options.port is None else replace(settings, http_port=options.port))
-
-
-def require_commercial(model: str) -> None:
-    """Raises LicenceError unless all licences of the model allow commercial use."""
-    from serving.model.archive import read_archive
-    from serving.model.source import resolve
-
-    with tempfile.TemporaryDirectory() as folder:
-        read_archive(resolve(model, Path(folder))).licences.require_commercial(model)
+    if options.port is not None:
+        settings = replace(settings, http_port=options.port)
+    return serve(model, settings, options.commercial)
 
 
 def run_separate(options: argparse.Namespace) -> int:

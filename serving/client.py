@@ -168,7 +168,7 @@ class Client:
             if not (scratch / FACT_SHEET).is_file():
                 model = self.describe()
                 facts = ModelFacts(model.name, model.weights_sha256)
-                sheet = received(SongFile.of(song), facts, quality, audio_format, arrived)
+                sheet = received(SongFile.of(song).with_sha256(song), facts, quality, audio_format, arrived)
                 (scratch / FACT_SHEET).write_bytes(sheet.to_json())
         return {stem: out / path.name for stem, path in arrived.items()}
 

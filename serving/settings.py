@@ -60,6 +60,9 @@ class Settings:
     https://bucket.s3.amazonaws.com/songs/, commas between them. With an s3:// prefix the workers get the AWS_ credentials."""
     max_reference_mb: int = 2_000
     """The largest song by reference, up to 1 TB. It goes through a temporary file and costs no memory."""
+    max_temporary_mb: int = 12_000
+    """The largest sum of temporary files of one request, up to 1 TB: the song, and the stems that wait for their turn in a
+    zip or for a bucket. Enough for an hour of stereo at 96 kHz as four stems of floats. A /tmp in memory wants less."""
     cors_origins: str = ""
     """The one origin, such as https://songs.example.com, whose pages may ask from a browser; * for all, off if empty."""
     workers: int = 1
@@ -118,7 +121,7 @@ def whole_number(name: str, value: str) -> int:
     smallest, largest = (0, 65_535) if name.endswith("_PORT") else (1, 2_000)
     if name.endswith("_S"):
         largest = 86_400
-    if name.endswith(("MAX_REFERENCE_MB", "_MILLION_SAMPLES")):
+    if name.endswith(("MAX_REFERENCE_MB", "MAX_TEMPORARY_MB", "_MILLION_SAMPLES")):
         largest = 1_000_000
     if not value.isdecimal() or not smallest <= int(value) <= largest:
         raise ServerError(f"{name} is {value!r}: set it to a whole number from {smallest} to {largest:,}")
@@ -129,6 +132,11 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """The user's folder for what can be made again: the starter, and conversions of networks. XDG_CACHE_HOME moves it."""
     base = environ.get("XDG_CACHE_HOME", "").strip()
     return (Path(base) if base else Path.home() / ".cache") / "stemwright"
+
+
+def ray_address(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The Ray cluster that takes the work; None for this machine alone."""
+    return environ.get("RAY_ADDRESS") or None
 
 
 def api_key(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from serving.model.networks import build
 from serving.model.spec import ModelSpec
+from serving.settings import ENGINES
 from tests.tiny import BANDED, CLASSIC
 
 LONGEST = ("test_readme.py", "test_demo.py", "test_catalogue.py")
@@ -17,6 +18,16 @@ LONGEST = ("test_readme.py", "test_demo.py", "test_catalogue.py")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="repeat what is random as often as a night allows")
+    parser.addoption(
+        "--engine",
+        choices=ENGINES,
+        default="torch",
+        help="what runs networks in servers and commands; openvino converts each network of a test, which takes seconds",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["STEMWRIGHT_ENGINE"] = config.getoption("--engine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,13 +45,12 @@ def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the settings of the machine it runs on, or sends anything anywhere."""
     for name in list(os.environ):
-        if name.startswith(("AWS_", "MLFLOW_", "STEMWRIGHT_")) and name != "AWS_CA_BUNDLE":
+        if name.startswith(("AWS_", "MLFLOW_", "STEMWRIGHT_")) and name not in ("AWS_CA_BUNDLE", "STEMWRIGHT_ENGINE"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("STEMWRIGHT_ENGINE", "torch")  # a conversion for OpenVINO takes seconds; test_engines makes some
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
 
 

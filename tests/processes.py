@@ -8,9 +8,8 @@ from multiprocessing.process import BaseProcess
 def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
     """A started process that runs `target`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["training.run.train", "librosa.feature.spectral", "mlflow.store.tracking.sqlalchemy_store"]
-    )
+    late = ["librosa.feature.spectral", "torch._dynamo", "mlflow.store.tracking.sqlalchemy_store", "mlflow.tracking"]
+    context.set_forkserver_preload(["training.run.train", "matplotlib.backends.backend_agg", *late])
     process = context.Process(target=target, args=arguments)
     process.start()
     return process

@@ -23,13 +23,13 @@ MAY_IMPORT = {
     "training/__main__": "training/commands training/run training/errors serving/version serving/errors",
     "training/commands": "training/doctor training/demo training/experiments training/run training/optimization "
     "training/evaluation training/tracking training/data training/progress training/flags "
-    "training/presets training/config training/errors serving/__main__ serving/model",
+    "training/presets training/config training/errors serving/__main__ serving/model serving/settings",
     "training/doctor": "training/preflight training/optimization training/tracking training/errors serving/endpoint "
     "serving/model serving/storage serving/version serving/errors",
     "training/demo": "training/evaluation training/data training/config training/errors serving/audio serving/storage",
     "training/preflight": "training/tracking training/errors serving/storage serving/errors",
-    "training/experiments": "training/evaluation training/tracking training/data training/progress training/errors "
-    "serving/model serving/audio",
+    "training/experiments": "training/evaluation training/tracking training/data training/progress training/config "
+    "training/errors serving/catalogue serving/model serving/audio",
     "training/run": "training/preflight training/optimization training/evaluation training/tracking training/checkpoints "
     "training/data training/progress training/config training/errors serving/model serving/storage "
     "serving/version serving/errors",
@@ -251,3 +251,14 @@ def test_a_class_shares_its_name_with_no_other() -> None:
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
+
+
+def test_more_than_five_arguments_are_named() -> None:
+    long = set()
+    for path in SERVING + TRAINING:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                positional = [argument.arg for argument in node.args.posonlyargs + node.args.args]
+                if len([name for name in positional if name not in ("self", "cls")]) > 5:
+                    long.add(f"{path.relative_to(ROOT)}: {node.name}")
+    assert long <= {"serving/model/engines/__init__.py: start_engine"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import re
 import subprocess
 import sys
@@ -76,15 +77,17 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def serving(model: Path, log: Path, environment: dict[str, str]) -> Iterator[Server]:
-    """A server from its start to SIGTERM, without waiting for it to be ready."""
+def serving(model: Path | str | None, log: Path, environment: dict[str, str], *options: str) -> Iterator[Server]:
+    """A server from its start to SIGTERM, without waiting for it to be ready; the environment names the model if None does."""
+    named = ["--model", str(model)] if model is not None else []
     inherited = psutil.Process().environ()
+    own = {"STEMWRIGHT_ENGINE": os.environ["STEMWRIGHT_ENGINE"], "XDG_CACHE_HOME": str(log.parent / "cache")}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command("serve", "--model", str(model), "--port", "0"),
+            command("serve", *named, "--port", "0", *options),
             stdout=output,
             stderr=output,
-            env=inherited | {"STEMWRIGHT_ENGINE": "torch"} | environment,
+            env=inherited | own | environment,
         )
         try:
             yield Server(process, log)

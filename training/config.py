@@ -50,9 +50,9 @@ def flag(default: Any, help: str, bounds: Interval | None = None) -> Any:
 class Budget:
     """The length of a run, in steps or minutes of wall time. The schedule spans it."""
 
-    steps: int | None = flag(None, "train for so many steps", POSITIVE)
+    steps: int | None = flag(None, "number of steps", POSITIVE)
     minutes: float | None = flag(
-        None, "train for so many minutes from the first step on, with validation and saving", POSITIVE
+        None, "minutes of training from the first step on, including validation and saving", POSITIVE
     )
 
     def progress(self, step: int, trained_s: float, closing_s: float = 0.0) -> float:
@@ -205,6 +205,11 @@ def public_uri(environ: Mapping[str, str] = os.environ) -> str | None:
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child process: this one's and `extra`."""
     return {**os.environ, **extra}
+
+
+def settings_of_runs(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that a run on another host needs, too."""
+    return {name: value for name, value in environ.items() if name.startswith(("AWS_", "MLFLOW_", "STEMWRIGHT_"))}
 
 
 def launched(environ: Mapping[str, str] = os.environ) -> tuple[int, int, int]:

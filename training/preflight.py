@@ -54,7 +54,8 @@ def try_writing(folder: Path) -> None:
             file.flush()
     except PermissionError as error:
         user = f"{os.getuid()}:{os.getgid()}"
-        remedy = f"`chown -R {user} {folder}` where it lives, or `docker run --user` with the owner's numbers"
+        there = next(parent for parent in (folder, *folder.parents) if os.access(parent, os.F_OK))
+        remedy = f"`chown -R {user} {there}` where it lives, or `docker run --user` with the owner's numbers"
         raise ConfigError(f"user {user} may not write to {folder}: {remedy}") from error
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to ({error.strerror}): name another folder") from error

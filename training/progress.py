@@ -61,7 +61,7 @@ class Stage:
         left = f", {clock(spent_s / share - spent_s)} to go" if 0 < share < 1 else ""
         self._said = f"{self._name}: {self._amount()}, {clock(spent_s)}{left}{self._news and f'; {self._news}'}"
         if self._shown:
-            print(self._said, file=sys.stderr, flush=True)
+            say(self._said)
 
     def _amount(self) -> str:
         if self._unit == "share":
@@ -102,7 +102,7 @@ class ProgressBar:
 
 def say(line: str) -> None:
     """Print a line on stderr, above a bar where one is being drawn."""
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(f"{line}\n", file=sys.stderr, end="")  # at once: threads speak, too
 
 
 def clock(seconds: float) -> str:

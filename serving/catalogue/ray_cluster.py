@@ -2,15 +2,17 @@
 
 import itertools
 import logging
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from serving.catalogue.reach import require_cluster
 from serving.catalogue.task import Outcome, Task
 from serving.catalogue.worker import Form, Worker
 from serving.errors import RequestError
-from serving.settings import EngineName
+from serving.settings import EngineName, ray_address
 
 try:
     import pyarrow
@@ -79,12 +81,10 @@ class Actor:
 def connected(gpus_per_worker: float, engine: EngineName) -> Iterator[Cluster]:
     """Connect to the cluster, or start Ray on this machine, for the block."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs a traceback for every lost worker
-    try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except ConnectionError as error:
-        raise RequestError(
-            f"no Ray cluster answers where RAY_ADDRESS says ({error}): start one, unset it, or set RAY_AUTH_MODE as it is there"
-        ) from error
+    require_cluster(ray_address())
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    signal.signal(signal.SIGTERM, before)  # Ray's own exits with 15
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # the songs of a lost block are named at the end

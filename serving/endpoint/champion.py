@@ -18,6 +18,7 @@ from typing import Any
 
 import urllib3
 
+from serving.endpoint.registered import write_number
 from serving.endpoint.torchserve import LOOPBACK, MODEL_NAME
 from serving.errors import ServerError, StemwrightError
 from serving.model.archive import read_archive
@@ -30,15 +31,18 @@ IDLE_S = 1.5
 
 
 @contextmanager
-def following(model: str, served: str | None, folder: Path, settings: Settings) -> Iterator[None]:
+def following(
+    model: str, served: str | None, folder: Path, settings: Settings, commercial: bool = False
+) -> Iterator[None]:
     """Within the block, follow the alias `model`, starting from version `served`; SIGHUP checks at once.
 
-    Does nothing if `served` is None, for a model that is no alias.
+    `commercial` refuses a version whose licences do not allow commercial use. Does nothing if `served` is None, for a model
+    that is no alias.
     """
     if served is None:
         yield
         return
-    champion = Champion(model, served, folder, settings)
+    champion = Champion(model, served, folder, settings, commercial)
     before = signal.signal(signal.SIGHUP, champion.asked)
     champion.thread.start()
     try:
@@ -52,8 +56,8 @@ def following(model: str, served: str | None, folder: Path, settings: Settings) 
 class Champion:
     """The served version, and the thread that looks for another."""
 
-    def __init__(self, model: str, served: str, folder: Path, settings: Settings) -> None:
-        self.model, self.served = model, served
+    def __init__(self, model: str, served: str, folder: Path, settings: Settings, commercial: bool) -> None:
+        self.model, self.served, self.commercial = model, served, commercial
         self.folder, self.settings = folder, settings
         self.loaded = 0
         self.look, self.ended = threading.Event(), threading.Event()
@@ -107,11 +111,14 @@ class Champion:
         shutil.rmtree(fetched, ignore_errors=True)
         fetched.mkdir()
         archive = resolve(f"{self.model.partition('@')[0]}/{wanted}", fetched)
-        read_archive(archive)
+        opened = read_archive(archive)
+        if self.commercial:
+            opened.licences.require_commercial(f"version {wanted} of {self.model}")
         with zipfile.ZipFile(archive) as members:
             members.extractall(unpacked)
         shutil.rmtree(fetched)
         shutil.copy(self.folder / "store" / "model-config.yaml", unpacked)
+        write_number(unpacked, wanted)
         manifest = unpacked / "MAR-INF" / "MANIFEST.json"
         facts = json.loads(manifest.read_text())
         facts["model"]["modelVersion"] = number

@@ -21,7 +21,7 @@ from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
 
 from serving.audio.encoding import AUDIO_TYPES
-from serving.endpoint import metrics
+from serving.endpoint import metrics, registered
 from serving.endpoint.answer import CALLER_GONE, Answer, window_count
 from serving.endpoint.disconnects import Caller
 from serving.endpoint.drain import Drain
@@ -37,7 +37,7 @@ from serving.version import version
 
 logger = logging.getLogger(__name__)
 
-EXPOSED_HEADERS = "Content-Disposition, Retry-After, X-Correlation-Id, X-Error"
+EXPOSED_HEADERS = "Content-Disposition, Retry-After, X-Correlation-Id, X-Error, X-Model-Version, X-Model-Weights"
 """The headers of an answer that a page of another origin may read."""
 
 
@@ -65,6 +65,7 @@ class Handler:
         rate_hz = archive.spec.audio.sample_rate_hz
         self.separator.separate(np.random.default_rng(0).standard_normal((2, rate_hz)).astype(np.float32), rate_hz)
         Bounds.of(self.settings)
+        self.registered = registered.read_number(folder)
         self.facts = facts_of(archive.spec, archive.weights_sha256)
         self.own_facts = {
             **self.facts,
@@ -89,6 +90,8 @@ class Handler:
             if self.settings.cors_origins:
                 answer.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
             answer.headers["X-Model-Weights"] = self.separator.weights_sha256[:12]
+            if self.registered:
+                answer.headers[registered.HEADER] = self.registered
             status: int = HTTPStatus.INTERNAL_SERVER_ERROR
             try:
                 piece, status = self.send(answer, context)

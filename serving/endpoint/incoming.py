@@ -30,7 +30,7 @@ class Bounds:
     def of(cls, settings: Settings) -> Self:
         """Make the limits from settings. Raises ServerError for settings that cannot be used."""
         reach = Reach.of(settings.allowed_uris, settings.max_reference_mb * 10**6)
-        song = Limits(settings.max_duration_s, settings.max_million_samples * 10**6)
+        song = Limits(settings.max_duration_s, settings.max_million_samples * 10**6, settings.max_temporary_mb * 10**6)
         patience_s = min(FETCH_S, settings.response_timeout_s / 2)
         return cls(settings.max_request_mb * 10**6, song, reach, patience_s)
 

@@ -29,17 +29,21 @@ from serving.settings import Settings, print_settings
 LINGER_S = 1
 
 
-def serve(model: str, settings: Settings) -> int:
+def serve(model: str, settings: Settings, commercial: bool = False) -> int:
     """Serve a model archive until SIGTERM or SIGINT, then finish requests in progress; a second signal cuts them.
 
-    Returns 0 after a signal. Raises ArchiveError or StorageError if there is no archive to serve, ServerError if the server
-    does not start in time or is lost.
+    `commercial` refuses a model whose licences do not allow commercial use, and later versions of an alias, too.
+
+    Returns 0 after a signal. Raises LicenceError for a refused model, ArchiveError or StorageError if there is no archive to
+    serve, ServerError if the server does not start in time or is lost.
     """
     # Imported here, like the client below: it is slow, and `ready` runs every few seconds.
     from serving.endpoint.champion import following
+    from serving.model.archive import read_archive
     from serving.model.source import resolve, version_behind
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    require_temporary_folder()
     try:
         with tempfile.TemporaryDirectory(prefix="stemwright-") as name:
             folder = Path(name)
@@ -47,11 +51,13 @@ def serve(model: str, settings: Settings) -> int:
             settings, inner_ports = take_ports(settings)
             served = version_behind(model)
             archive = resolve(model, folder)
-            lay_out(folder, archive, settings, inner_ports)
+            if commercial:
+                read_archive(archive).licences.require_commercial(model)
+            lay_out(folder, archive, settings, inner_ports, served)
             with running(folder, settings) as process:
                 wait_until_ready(process, settings, folder)
                 try:
-                    with following(model, served, folder, settings):
+                    with following(model, served, folder, settings, commercial):
                         watch_java(process, settings)
                 except KeyboardInterrupt:
                     drain(process, settings, Drain(folder))
@@ -59,6 +65,16 @@ def serve(model: str, settings: Settings) -> int:
         pass
     print("stopped", flush=True)
     return 0
+
+
+def require_temporary_folder() -> None:
+    """Raises ServerError where nothing can be written for a while, as in a container that is all read-only."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ServerError(
+            "there is no folder for temporary files: mount one with --tmpfs /tmp, or set TMPDIR"
+        ) from error
 
 
 def ready(settings: Settings) -> bool:

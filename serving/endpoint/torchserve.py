@@ -21,6 +21,7 @@ from pathlib import Path
 
 from serving.endpoint import disconnects
 from serving.endpoint.metrics import torchserve_config
+from serving.endpoint.registered import write_number
 from serving.errors import ArchiveError, ServerError
 from serving.model.archive import torchserve_yaml
 from serving.settings import Settings, worker_environment
@@ -84,14 +85,27 @@ REQUEST_HEADERS = (
 )
 """The headers that mean something here."""
 WORKER_LOST = "Retry worker: "
+# Java speaks of what is inside TorchServe, and TorchServe of NVIDIA's tool where there is no GPU; nobody here can mend either.
+NOISE = re.compile(
+    r"WARNING: (sun\.reflect\.Reflection\.getCallerClass is not supported|A terminally deprecated method in sun\.misc\.Unsafe"
+    r"|sun\.misc\.Unsafe::|Please consider reporting this to the maintainers of class io\.netty"
+    r"|A restricted method in java\.lang\.System|java\.lang\.System::loadLibrary has been called by io\.netty"
+    r"|Use --enable-native-access=ALL-UNNAMED|Restricted methods will be blocked)"
+    r"|nvidia-smi not available or failed: Cannot run program|\s*$"
+)
 
 # oneDNN keeps what it has compiled for every length of audio it has met, by default 1024 of them at up to 3 MB; the whole
 # windows of songs need a handful, and the last windows meet again by chance only.
 FEW_LENGTHS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
 
 
-def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[int, int, int]) -> None:
-    """Write the files that TorchServe reads: the unpacked archive, configuration. Raises ArchiveError for another file."""
+def lay_out(
+    folder: Path, archive: Path, settings: Settings, inner_ports: tuple[int, int, int], registered: str | None = None
+) -> None:
+    """Write the files that TorchServe reads: the unpacked archive, configuration. Raises ArchiveError for another file.
+
+    `registered` is the number of the archive's version in a registry, for the header of answers.
+    """
     unpacked = folder / "store" / MODEL_NAME
     try:
         with zipfile.ZipFile(archive) as members:
@@ -103,6 +117,8 @@ def lay_out(folder: Path, archive: Path, settings: Settings, inner_ports: tuple[
     # The deployment's configuration takes the place of the archive's, which would beat TorchServe's own.
     limits = (settings.workers, settings.response_timeout_s, settings.startup_timeout_s, settings.queue_size)
     (unpacked / "model-config.yaml").write_text(torchserve_yaml(*limits))
+    if registered is not None:
+        write_number(unpacked, registered)
     shutil.copy(unpacked / "model-config.yaml", folder / "store")  # for the versions that `champion.py` loads
     (folder / "log4j2.xml").write_text(LOG_CONFIG)
     (folder / "config.properties").write_text(
@@ -164,8 +180,9 @@ class TorchServe:
     def read_log(self) -> None:
         assert self.java.stdout is not None
         for line in self.java.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            if not NOISE.match(line):
+                sys.stdout.write(line)
+                sys.stdout.flush()
             self.last_lines.append(line)
             self.lost_worker |= WORKER_LOST in line
 

@@ -21,6 +21,7 @@ from serving.model.archive import read_archive
 from serving.model.chunks import batches, crossfade, windows
 from serving.model.engines import Engine, start_engine
 from serving.model.engines.eager import EagerEngine
+from serving.model.licences import UNSTATED, Licences
 from serving.model.spec import ModelSpec, Quality
 from serving.model.spectrogram import Stft
 from serving.settings import EngineName
@@ -50,9 +51,10 @@ class Separator:
         device: torch.device | str | None = None,
         weights_sha256: str = "",
         engine: Engine | None = None,
+        licences: Licences = UNSTATED,
     ) -> None:
         self.spec = spec
-        self.weights_sha256 = weights_sha256
+        self.weights_sha256, self.licences = weights_sha256, licences
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).eval()
         self.stft = Stft(spec.stft).to(self.device)
@@ -73,11 +75,11 @@ class Separator:
         archive is damaged, EngineError as `start_engine` does.
         """
         opened = read_archive(archive)
-        separator = cls(opened.spec, opened.network(), device, opened.weights_sha256)
+        separator = cls(opened.spec, opened.network(), device, opened.weights_sha256, licences=opened.licences)
         with tempfile.TemporaryDirectory() as folder:
             separator.engine = start_engine(
                 engine,
-                opened.spec.architecture,
+                opened.spec,
                 separator.network,
                 separator.device,
                 opened.weights_sha256,

@@ -8,6 +8,8 @@ models:/name@alias             a registered model whose version was made from su
 models:/name/version           latest is the newest one; the store is the one that MLFLOW_TRACKING_URI names
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from serving.errors import ArchiveError, StorageError
@@ -41,9 +43,21 @@ def resolve(model: str, folder: Path) -> Path:
 
 def from_mlflow(uri: str, folder: Path) -> Path:
     """Copy the file or folder behind an MLflow URI below `folder`."""
+    with asked_of_mlflow(uri, "does not give"):
+        from mlflow.artifacts import download_artifacts
+
+        artifact = version_source(uri) if uri.startswith("models:/") else run_artifact(uri)
+        return Path(download_artifacts(artifact_uri=artifact, dst_path=str(folder)))
+
+
+@contextmanager
+def asked_of_mlflow(uri: str, refusal: str) -> Iterator[None]:
+    """Within the block MLflow can be asked about an address.
+
+    Raises StorageError where MLflow is not installed or not known, and for every error in the block.
+    """
     try:
         import mlflow
-        from mlflow.artifacts import download_artifacts
         from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
     except ImportError as error:
         raise StorageError(
@@ -56,11 +70,10 @@ def from_mlflow(uri: str, folder: Path) -> Path:
         if not patience.is_set():
             patience.set(usual)
     try:
-        artifact = version_source(uri) if uri.startswith("models:/") else run_artifact(uri)
-        return Path(download_artifacts(artifact_uri=artifact, dst_path=str(folder)))
+        yield
     except Exception as error:  # MLflow lets the exceptions of every store behind it through
-        reason = str(error).rstrip(". ")
-        raise StorageError(f"MLflow does not give {uri}: {reason}; check name and MLFLOW_TRACKING_URI") from error
+        reason = str(error).partition("\n")[0].rstrip(". ")
+        raise StorageError(f"MLflow {refusal} {uri}: {reason}; check name and MLFLOW_TRACKING_URI") from error
 
 
 def run_artifact(uri: str) -> str:
@@ -75,15 +88,10 @@ def version_behind(model: str) -> str | None:
     name, _, alias = model.removeprefix("models:/").partition("@")
     if not model.startswith("models:/") or not alias:
         return None
-    from mlflow import MlflowClient
+    with asked_of_mlflow(model, "does not tell the version of"):
+        from mlflow import MlflowClient
 
-    try:
         return str(MlflowClient().get_model_version_by_alias(name, alias).version)
-    except Exception as error:  # as above
-        reason = str(error).partition("\n")[0].rstrip(". ")
-        raise StorageError(
-            f"MLflow does not tell the version of {model}: {reason}; check MLFLOW_TRACKING_URI"
-        ) from error
 
 
 def version_source(uri: str) -> str:

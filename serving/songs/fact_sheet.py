@@ -40,10 +40,14 @@ class SongFile:
 
     @classmethod
     def of(cls, source: FileOrBytes, name: str = "", etag: str | None = None) -> Self:
-        """Read the facts of a source. `name` defaults to the path's."""
+        """Read the facts of a source but for its sha256. `name` defaults to the path's."""
         if isinstance(source, Path):
-            return cls(printable(name or source.name), source.stat().st_size, sha256_of(source), etag)
-        return cls(printable(name), len(source), hashlib.sha256(source).hexdigest(), etag)
+            return cls(printable(name or source.name), source.stat().st_size, etag=etag)
+        return cls(printable(name), len(source), etag=etag)
+
+    def with_sha256(self, source: FileOrBytes) -> Self:
+        """Read all of the source. It is done last: nobody waits for the first byte of an answer until a song is hashed."""
+        return replace(self, sha256=sha256_of(source))
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,8 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
+def sha256_of(source: FileOrBytes) -> str:
+    if not isinstance(source, Path):
+        return hashlib.sha256(source).hexdigest()
+    with source.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

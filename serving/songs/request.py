@@ -18,7 +18,7 @@ from serving.audio import Audio
 from serving.audio.audio_io import AudioFile, FileOrBytes, open_audio
 from serving.audio.delivery import Describe, folder_of_files, one_file, zip_file
 from serving.audio.encoding import AUDIO_TYPES, AudioFormat, Encoding, Written
-from serving.errors import RequestError
+from serving.errors import AudioTooLong, RequestError
 from serving.model.spec import ModelSpec, Quality
 from serving.songs.fact_sheet import VERSION, FactSheet, ModelFacts, SongFacts, SongFile
 from serving.songs.timing import Work
@@ -39,10 +39,22 @@ ANYTHING = ("application/zip", "application/*", "*/*")
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest song to separate: in seconds, and in samples of all channels together. None means no limit."""
+    """The longest song to separate: in seconds, in samples of all channels together, and in bytes of temporary files. None
+    means no limit."""
 
     duration_s: float | None = None
     samples: int | None = None
+    temporary_bytes: int | None = None
+
+    def check_temporary(self, song_bytes: int, stems: int, encoding: Encoding) -> None:
+        """Raises AudioTooLong where a song and so many stems that wait for their turn need more temporary files."""
+        lossy_bytes = encoding.channels  # MP3 and Ogg take at most a byte for a sample
+        needed = song_bytes + stems * encoding.samples * (encoding.sample_bytes if encoding.bit_depth else lossy_bytes)
+        if self.temporary_bytes is not None and needed > self.temporary_bytes:
+            raise AudioTooLong(
+                f"the song and its stems take {needed / 1e6:,.0f} MB of temporary files, and "
+                f"{self.temporary_bytes / 1e6:,.0f} MB are allowed: ask for one stem, for mp3, or send it in parts"
+            )
 
 
 NO_LIMITS = Limits()
@@ -115,7 +127,8 @@ class Request:
         `song` describes the song's file in the fact sheet. Raises as `open_audio` does, before the first piece.
         """
         work = work or Work()
-        with self.separated(separator, source, limits, work, song) as (stems, encoding, describe):
+        opened = self.separated(separator, source, limits, work=work, file=song, waiting=len(self.stems) - 1)
+        with opened as (stems, encoding, describe):
             written = zip_file(stems, self.stems, encoding, describe) if self.zipped else one_file(stems, encoding)
             yield from work.over("encode", written)
 
@@ -149,7 +162,8 @@ class Request:
     ) -> Iterator[int]:
         """Do as `files` does, step by step; yields the number of samples written so far."""
         work = work or Work()
-        with self.separated(separator, source, limits, work, song) as (stems, encoding, describe):
+        opened = self.separated(separator, source, limits, work=work, file=song, waiting=len(self.stems))
+        with opened as (stems, encoding, describe):
             yield from work.over("encode", folder_of_files(stems, self.stems, encoding, folder, describe))
 
     def paths(self, folder: Path) -> dict[str, Path]:
@@ -158,20 +172,29 @@ class Request:
 
     @contextmanager
     def separated(
-        self, separator: "Separator", source: FileOrBytes, limits: Limits, work: Work, file: SongFile | None
+        self,
+        separator: "Separator",
+        source: FileOrBytes,
+        limits: Limits,
+        *,
+        work: Work,
+        file: SongFile | None,
+        waiting: int,
     ) -> Iterator[tuple[Iterator[Audio], Encoding, Describe]]:
         """Open a song; gives its stems in blocks (s, c, n), the encoding of their files, and the function that makes the
-        fact sheet."""
+        fact sheet. `waiting` stems will wait in temporary files."""
         with ExitStack() as stack:
             with work.part("decode"):
                 song = stack.enter_context(open_audio(source, limits.duration_s, limits.samples))
             work.audio = song.info
             encoding = Encoding.like(song.info, self.audio_format, self.bit_depth)
 
+            described = file or SongFile.of(source)
+            limits.check_temporary(described.size_bytes, waiting, encoding)
+
             def describe(written: Mapping[str, Written]) -> bytes:
-                sheet = self.fact_sheet(
-                    separator, song, file=file or SongFile.of(source), encoding=encoding, written=written, work=work
-                )
+                hashed = described.with_sha256(source)
+                sheet = self.fact_sheet(separator, song, file=hashed, encoding=encoding, written=written, work=work)
                 return sheet.to_json()
 
             yield self.stems_of(separator, song, work), encoding, describe

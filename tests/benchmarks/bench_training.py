@@ -35,7 +35,7 @@ from training.optimization.precision import prepare
 from training.optimization.step import Stepper
 from training.presets import classic
 from training.run.loop import LOG_INTERVAL_STEPS, SAVE_INTERVAL_S
-from training.run.profile import measure
+from training.run.profile import profile_steps
 from training.tracking.tracking import Tracker
 
 GPU = torch.cuda.is_available()
@@ -148,7 +148,7 @@ def test_a_step_beside_a_plain_loop_of_the_same_network(
 
 
 def test_a_step_hardly_waits_for_its_batch(stepper: Stepper, crops: Crops) -> None:
-    profiled = measure(stepper, crops, 50 if GPU else 8, "classic")
+    profiled = profile_steps(stepper, crops, 50 if GPU else 8, "classic")
     print(f"\n{profiled.table()}")
     assert profiled.data_wait < 0.02
 

@@ -18,7 +18,9 @@ from training.demo.songs import write_songs
 pytestmark = needs_docker
 
 WITHIN_S = 8
-STEPS = 24
+STEPS = 12
+LONGEST_S = 100
+"""A run takes 30 s on two idle cores; on busy ones it comes to its end in several goes."""
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ class Training:
 
     def start(self, run: str) -> None:
         docker("rm", "-f", self.name, check=False)
-        size = ["--steps", str(STEPS), "--batch-size", "2", "--crop-s", "2"]
-        size += ["--validations", "4", "--valid-excerpt-s", "4"]
+        size = ["--steps", str(STEPS), "--batch-size", "1", "--crop-s", "1"]
+        size += ["--validations", "4", "--valid-excerpt-s", "2"]
         places = ["--run-dir", f"/runs/{run}", "--cache", f"/runs/cache-of-{run}"]
         places += ["--publish", "s3://a-bucket/models/", "--checkpoint-uri", f"s3://a-bucket/checkpoints/{run}"]
         train = ["train", "--data", "s3://a-bucket/songs", "--resume", *places, *size]
@@ -68,21 +70,16 @@ class Training:
 @pytest.mark.usefixtures("bucket")
 def test_a_container_stops_at_random_moments(container: str, tmp_path: Path, times: Callable[[int, int], int]) -> None:
     """Runs of which each goes on until it is stopped or done; a fresh one decodes its songs anew."""
-    write_songs(tmp_path / "songs", train=20, test=1, seconds=6, seed=0)
+    write_songs(tmp_path / "songs", train=20, test=1, seconds=3, seed=0)
     push(str(tmp_path / "songs"), "s3://a-bucket/songs", no_progress)
     training = Training(build("train"), container)
-
-    began = time.monotonic()
-    training.start("timed")
-    assert training.ends_within(600) and training.exit_code() == 0, training.said()[-4000:]
-    whole_s = time.monotonic() - began
-    print(f"\na run that nobody stops takes {whole_s:.0f} s")
 
     rng = random.Random(0)
     run, stops, stopped_at = 0, 0, 0
     while stops < times(2, 30):
+        took_s = 0.0
         training.start(f"run-{run}")
-        if not training.ends_within(rng.uniform(0, whole_s)):
+        if not training.ends_within(rng.uniform(0, LONGEST_S)):
             began = time.monotonic()
             docker("stop", container)
             took_s = time.monotonic() - began

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -46,6 +47,11 @@ def version(uri: str, folder: Path, seed: int, broken: bool = False) -> str:
     return weights
 
 
+def own_bytes(process: psutil.Process) -> int:
+    """Memory that would be free without a process and its children."""
+    return sum(each.memory_full_info().uss for each in (process, *process.children(recursive=True)))
+
+
 def test_promotions_and_a_rollback_drop_no_request(tmp_path: Path, times: Callable[[int, int], int]) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
@@ -54,17 +60,18 @@ def test_promotions_and_a_rollback_drop_no_request(tmp_path: Path, times: Callab
     champions = [find_version(uri, f"models:/{NAME}/{number}") for number in (1, 2, 3, 4, 5)]
     point(uri, champions[0], "champion", "the first")
 
-    with serving(f"models:/{NAME}@champion", tmp_path / "log", {"MLFLOW_TRACKING_URI": uri}) as server:  # type: ignore[arg-type]
+    with serving(f"models:/{NAME}@champion", tmp_path / "log", {"MLFLOW_TRACKING_URI": uri}) as server:
         wait_for(lambda: "\nready: " in server.log.read_text(), timeout_s=240)  # a registry first, then a server
         song = encoded(np.random.default_rng(0).uniform(-0.1, 0.1, (4_000, 2)), 8_000)
-        answers: Counter[tuple[int, str]] = Counter()
+        answers: Counter[tuple[Any, ...]] = Counter()
         ended = threading.Event()
 
         def call() -> None:
             while not ended.is_set():
                 answer = server.post(song)
                 assert not answer.data or answer.data.startswith(b"PK")
-                answers[answer.status, answer.headers.get("X-Model-Weights", "")] += 1
+                made_by = (answer.headers.get(f"X-Model-{fact}", "") for fact in ("Version", "Weights"))
+                answers[answer.status, *made_by] += 1
 
         def change(words: str) -> None:
             """Ask the server to look, and wait until it says these words and has answered some more."""
@@ -79,6 +86,7 @@ def test_promotions_and_a_rollback_drop_no_request(tmp_path: Path, times: Callab
         try:
             java = psutil.Process(server.process.pid)
             workers = len(java.children(recursive=True))
+            bytes_before = own_bytes(java)
             wait_for(lambda: answers.total() >= times(20, 200), timeout_s=120)
             for before, champion in pairwise(champions[:4]):
                 point(uri, champion, "champion", "better")
@@ -91,10 +99,11 @@ def test_promotions_and_a_rollback_drop_no_request(tmp_path: Path, times: Callab
             ended.set()
             for caller in callers:
                 caller.join()
-        assert {status for status, _ in answers} == {200}, answers
-        assert {made_by for _, made_by in answers} == set(weights), answers
+        assert {status for status, *_ in answers} == {200}, answers
+        assert {tuple(made_by) for _, *made_by in answers} == set(zip("1234", weights, strict=True)), answers
         assert server.post(song).headers["X-Model-Weights"] == weights[2], "the broken one changed nothing"
         assert len(java.children(recursive=True)) == workers, "one model in memory"
+        assert own_bytes(java) < 1.3 * bytes_before
         assert answers.total() >= times(100, 1000)
         print(f"{answers.total()} answers, all 200: {dict(answers)}")
     assert not java.is_running()

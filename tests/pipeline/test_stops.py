@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 import training.run.signals
+from tests.bad_network import BadNetwork, Fault, Request
 from tests.processes import forked
+from tests.s3 import bucket_fixture  # noqa: F401
 from tests.tiny import tiny_run
 from training.checkpoints.tensor_file import read_tensors
 from training.config import TrainConfig
@@ -25,7 +28,8 @@ from training.run.train import Places, train
 pytestmark = pytest.mark.slow
 
 STEPS = 6
-DOCKER_WAITS_S = 10
+WITHIN_S = 8
+"""Docker waits ten."""
 
 # The function that never returns, and the number of calls that do.
 HANGS = {
@@ -34,7 +38,6 @@ HANGS = {
     "validation": ("training.run.validate", "evaluate_song", 0),
     "a picture": ("training.run.showcase", "spectrogram_figure", 0),
     "export": ("training.run.train", "export", 0),
-    "publishing": ("training.run.train", "publish", 0),
 }
 
 
@@ -108,11 +111,52 @@ def test_what_never_returns_does_not_keep_a_run_from_stopping(
         time.sleep(0.02)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
-    process.join(DOCKER_WAITS_S)
+    process.join(WITHIN_S)
     assert process.exitcode == 128 + signal.SIGTERM
     saved = sorted(int(path.name[5:13]) for path in run_dir.glob("step-*.safetensors"))
     assert saved[-1:] == {"decoding": [], "a step": [2], "validation": [3], "a picture": [3]}.get(hang, [STEPS])
     assert_as_if_never_stopped(config, run_dir, whole)
+
+
+def run_on_store(config: TrainConfig, run_dir: Path, environment: dict[str, str]) -> None:
+    """The same with a mirror and a place to publish in a bucket."""
+    os.environ.update(environment)
+    signal.signal(signal.SIGTERM, exit_on_signal)
+    store = {"checkpoint_uri": "s3://a-bucket/checkpoints", "publish": "s3://a-bucket/published.mar"}
+    places = Places(run_dir, run_dir.parent / "cache", **store, overwrite=True)
+    result = train(config, places, Machine(torch.device("cpu")), resume=True, wait=False)
+    raise SystemExit(0 if result.stopped_by is None else 128 + result.stopped_by)
+
+
+@pytest.mark.parametrize("what", ["published.mar", "step-"])
+def test_a_store_that_hangs_does_not_keep_a_run_from_stopping(
+    bucket: Path, folder: Path, config: TrainConfig, what: str
+) -> None:
+    run_dir = folder / f"hanging-{what}"
+    hanging = threading.Event()
+
+    def fault(request: Request) -> Fault | None:
+        if request.method != "PUT" or what not in request.path or hanging.is_set():
+            return None
+        hanging.set()
+        return Fault(silence_s=60)
+
+    network = BadNetwork(os.environ["AWS_ENDPOINT_URL"], fault)
+    with network.serving() as address:
+        environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        environment["AWS_ENDPOINT_URL"] = address
+        process = forked(run_on_store, config, run_dir, environment)
+        assert hanging.wait(120) and process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(WITHIN_S)
+        assert process.exitcode == 128 + signal.SIGTERM
+        assert list(run_dir.glob("step-*.safetensors"))
+
+        again = forked(run_on_store, config, run_dir, environment)
+        again.join(120)
+        assert again.exitcode == 0
+    stored = {path.name for path in bucket.rglob("*") if path.is_file()}
+    assert "published.mar" in stored and any(name.startswith(f"step-{STEPS:08d}") for name in stored)
 
 
 def test_a_run_stops_at_random_moments(
@@ -129,6 +173,6 @@ def test_a_run_stops_at_random_moments(
         if process.exitcode is None:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGTERM)
-            process.join(DOCKER_WAITS_S)
+            process.join(WITHIN_S)
             assert process.exitcode == 128 + signal.SIGTERM
         assert_as_if_never_stopped(config, run_dir, whole)

@@ -29,7 +29,7 @@ from serving.errors import (
     StemwrightError,
     UnsupportedAudio,
 )
-from serving.songs.fact_sheet import FactSheet, ModelFacts, SongFacts, SongFile
+from serving.songs.fact_sheet import FactSheet, ModelFacts, SongFacts, SongFile, sha256_of
 
 SONG = b"a song" * 1_000
 STEMS = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 2, 20_000)).astype(np.float32)
@@ -90,7 +90,7 @@ def stems_zip(names: list[str] = NAMES, audio_format: AudioFormat = "wav") -> by
 
     def fact_sheet(written: Mapping[str, Written]) -> bytes:
         info = AudioInfo(44_100, 2, STEMS.shape[-1], "WAV", "PCM_16")
-        song = SongFacts.of_audio(SongFile.of(SONG, "song.wav"), info)
+        song = SongFacts.of_audio(SongFile.of(SONG, "song.wav").with_sha256(SONG), info)
         form = (audio_format, encoding.bit_depth, written, {"separate": 1.0})
         return FactSheet(1, song, ModelFacts("classic", "f" * 64), tuple(names), "fast", *form).to_json()
 
@@ -407,4 +407,4 @@ def test_stems_without_a_fact_sheet_are_measured(tmp_path: Path) -> None:
     sheet = FactSheet.from_json((tmp_path / FACT_SHEET).read_bytes())
     assert sheet.files == {"vocals": Written("vocals.wav", len(stem.getvalue()), 1.0, 4)}
     assert (sheet.model.weights_sha256, sheet.song.samples, sheet.bit_depth) == ("e" * 64, 20_000, "16")
-    assert sheet.song.sha256 == SongFile.of(SONG).sha256
+    assert sheet.song.sha256 == sha256_of(SONG)

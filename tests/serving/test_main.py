@@ -17,6 +17,7 @@ import soundfile
 from torch import nn
 
 from serving.__main__ import main
+from serving.errors import ServerError
 from serving.model.archive import write_archive
 from serving.model.licences import Licences
 from serving.model.spec import ModelSpec
@@ -243,6 +244,23 @@ def test_serve_commercial_refuses_an_unknown_licence(
     write_archive(tmp_path / "tiny.mar", tiny_spec, tiny_network, {})
     assert main(["serve", "--commercial", "--model", str(tmp_path / "tiny.mar")]) == 1
     assert "cannot be served commercially: the licence of its weights, 'unknown'" in capsys.readouterr().err
+
+
+def test_serve_commercial_fetches_the_archive_once(
+    tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_archive(tmp_path / "tiny.mar", tiny_spec, tiny_network, {}, Licences("MIT", weights="MIT"))
+    fetched: list[str] = []
+    monkeypatch.setattr(
+        "serving.model.source.resolve", lambda model, _: (fetched.append(model), tmp_path / "tiny.mar")[1]
+    )
+
+    def laid_out(*_: object) -> None:
+        raise ServerError("far enough")
+
+    monkeypatch.setattr("serving.endpoint.server.lay_out", laid_out)
+    assert main(["serve", "--commercial", "--model", "s3://bucket/tiny.mar", "--port", "0"]) == 1
+    assert fetched == ["s3://bucket/tiny.mar"]
 
 
 def test_inspect_prints_the_chain_of_licences(

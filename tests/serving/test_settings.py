@@ -22,6 +22,7 @@ def test_every_setting_has_a_variable() -> None:
         "STEMWRIGHT_MAX_MILLION_SAMPLES": "900",
         "STEMWRIGHT_ALLOWED_URIS": "s3://bucket/songs",
         "STEMWRIGHT_MAX_REFERENCE_MB": "500",
+        "STEMWRIGHT_MAX_TEMPORARY_MB": "900",
         "STEMWRIGHT_CORS_ORIGINS": "https://songs.example.com",
         "STEMWRIGHT_WORKERS": "2",
         "STEMWRIGHT_QUEUE_SIZE": "3",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from serving.errors import StorageError
 from serving.model.archive import read_archive
 from tests.s3 import bucket_fixture  # noqa: F401
 from tests.tiny import tiny_run
+from training.__main__ import main
 from training.config import TrainConfig
 from training.demo.local_s3 import free_port
 from training.demo.songs import write_songs
@@ -80,7 +82,7 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become someone else")
 def test_a_folder_of_someone_else_names_chown_and_user(tmp_path: Path) -> None:
-    for folder in tmp_path.parents:
+    for folder in (tmp_path, *tmp_path.parents):
         folder.chmod(folder.stat().st_mode | 0o055) if folder.is_relative_to("/tmp/pytest-of-root") else None
     (tmp_path / "runs").mkdir(mode=0o755)
     child = os.fork()
@@ -89,7 +91,7 @@ def test_a_folder_of_someone_else_names_chown_and_user(tmp_path: Path) -> None:
         try:
             preflight([tmp_path / "runs" / "first"], [], "", tmp_path)
         except ConfigError as error:
-            os._exit(0 if "chown -R 10001:" in str(error) and "--user" in str(error) else 3)
+            os._exit(0 if re.search(r"chown -R 10001:\d+ \S+/runs`.*--user", str(error)) else 3)
         os._exit(4)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -134,6 +136,9 @@ def test_a_run_publishes_under_its_own_name_and_overwrites_nothing_unasked(
     monkeypatch.setattr("training.tracking.tracking.END_S", 0.1)
     with pytest.raises(TrackingError, match="takes no runs"):
         start(config, tmp_path / "other")
+    export = ["export", "--run-dir", str(tmp_path / "first"), "--to", str(tmp_path / "registered.mar"), "--register"]
+    assert main(export) == 1 and not (tmp_path / "registered.mar").exists(), "the registry is tried before it publishes"
+    assert "takes no runs" in capsys.readouterr().err
     start(config, tmp_path / "first", resume=True, publish="s3://a-bucket/models/")
     assert "the run goes on" in capsys.readouterr().err
     assert published.read_bytes() == first

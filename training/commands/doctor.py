@@ -9,14 +9,16 @@ from training.errors import ConfigError
 
 def add(commands: Commands) -> None:
     doctor = commands.add_parser(
-        "doctor", help="say what is there and what is wrong; exit code 1 if something asked for does not work"
+        "doctor", help="check this machine and services; exit code 1 if something named does not work"
     )
     doctor.add_argument(
         "--store", action="append", default=[], metavar="URL", help="try s3://bucket/prefix or a folder"
     )
-    doctor.add_argument("--mlflow", metavar="URI", help="try this MLflow; without it MLFLOW_TRACKING_URI, if set")
+    doctor.add_argument("--mlflow", metavar="URI", help="try this MLflow (default MLFLOW_TRACKING_URI, if set)")
     doctor.add_argument("--model", metavar="ARCHIVE", help=f"separate a second with {ARCHIVE}")
-    doctor.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help="of runs and cache (default: this)")
+    doctor.add_argument(
+        "--folder", type=Path, default=Path(), metavar="DIR", help="folder of runs and cache (default: this one)"
+    )
     add_device(doctor)
     doctor.set_defaults(run=run_doctor)
 

@@ -21,18 +21,16 @@ def add(commands: Commands) -> None:
     add_device(evaluate)
     evaluate.set_defaults(run=run_evaluate)
 
-    compare = commands.add_parser(
-        "compare", help="several archives in one table: how well they separate, what they cost"
-    )
+    compare = commands.add_parser("compare", help="compare archives in one table: scores and cost")
     compare.add_argument("archives", nargs="+", metavar="ARCHIVE", help=ARCHIVE)
     compare.add_argument("--data", required=True, help=DATA)
     compare.add_argument("--split", choices=("valid", "test"), default="test")
     compare.add_argument("--json", type=Path, help="write every score there")
     compare.add_argument(
-        "--plot", type=Path, metavar="PNG", help="draw every song there, the first archive against each other one"
+        "--plot", type=Path, metavar="PNG", help="draw every song, the first archive against each other one"
     )
     compare.add_argument(
-        "--report", type=Path, metavar="HTML", help="write a page there to hear and see the archives side by side"
+        "--report", type=Path, metavar="HTML", help="write a page to hear and see the archives side by side"
     )
     compare.add_argument(
         "--log",

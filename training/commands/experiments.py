@@ -4,6 +4,7 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
+from serving.settings import ray_address
 from training.commands.options import DATA, Commands, add_cache, add_device, add_store, told_device
 from training.config import store_uri, tracking_uri
 from training.errors import ConfigError
@@ -18,41 +19,47 @@ def add(commands: Commands) -> None:
     add_store(models)
     models.set_defaults(run=run_models)
 
-    promote = commands.add_parser("promote", help="serve a version, if it is no worse than the one that is served")
+    promote = commands.add_parser("promote", help="serve a version unless it is worse than the one served now")
     promote.add_argument("version", metavar="models:/NAME/VERSION")
     promote.add_argument("--data", required=True, help=DATA)
     promote.add_argument("--split", choices=("valid", "test"), default="test")
     add_alias(promote)
     promote.add_argument(
-        "--slower", type=float, default=1.5, help="refuse a version that takes so many times as long (default 1.5)"
+        "--slower",
+        type=float,
+        default=1.5,
+        help="refuse a version that takes more than so many times as long (default 1.5)",
     )
-    promote.add_argument("--force", action="store_true", help="promote it in spite of objections, which are kept")
+    promote.add_argument("--force", action="store_true", help="promote despite objections, which are recorded")
     add_store(promote)
     add_cache(promote)
     add_device(promote)
     promote.set_defaults(run=run_promote)
 
-    rollback = commands.add_parser("rollback", help="serve the version again that was served before")
+    rollback = commands.add_parser("rollback", help="return to the version that was served before")
     rollback.add_argument("name", metavar="NAME", help="a registered model, such as stemwright-2stems")
     add_alias(rollback)
     add_store(rollback)
     rollback.set_defaults(run=run_rollback)
 
-    sweep = commands.add_parser("sweep", help="train several times with other flags, and compare the runs")
+    sweep = commands.add_parser(
+        "sweep",
+        help="train several times with other flags, here or on the Ray cluster in RAY_ADDRESS, and compare the runs",
+    )
     sweep.add_argument("--try", dest="tries", action="append", required=True, metavar="FLAG=VALUES")
     sweep.add_argument(
-        "--draw", type=int, metavar="N", help="N tries drawn by chance, also from ranges such as 1e-4..1e-2"
+        "--draw", type=int, metavar="N", help="draw N tries at random, also from ranges such as 1e-4..1e-2"
     )
-    sweep.add_argument("--draw-seed", type=int, default=0, help="seed of what is drawn (default 0)")
+    sweep.add_argument("--draw-seed", type=int, default=0, help="seed of the draw (default 0)")
     sweep.add_argument(
-        "--run-dir", type=Path, required=True, help="folder of the sweep; a run folder in it for each try"
+        "--run-dir", type=Path, required=True, help="folder of the sweep; each try gets a run folder in it"
     )
     sweep.add_argument("train", nargs=argparse.REMAINDER, metavar="-- FLAGS", help="the other flags of `train`")
     sweep.set_defaults(run=run_sweep)
 
 
 def add_alias(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--alias", default="champion", help="name of what is served (default champion)")
+    command.add_argument("--alias", default="champion", help="alias of the served version (default champion)")
 
 
 def run_runs(given: argparse.Namespace) -> int:
@@ -105,10 +112,13 @@ def run_rollback(given: argparse.Namespace) -> int:
 
 
 def run_sweep(given: argparse.Namespace) -> int:
-    from training.experiments.sweep import drawn, grid, sweep, train_in_process
+    from training.experiments.ray_hosts import on_ray
+    from training.experiments.sweep import drawn, grid, one_by_one, sweep
 
     tries = grid(given.tries) if given.draw is None else drawn(given.tries, given.draw, given.draw_seed)
     given.run_dir.mkdir(parents=True, exist_ok=True)
-    train = train_in_process(given.train[1:] if given.train[:1] == ["--"] else given.train)
+    arguments = given.train[1:] if given.train[:1] == ["--"] else given.train
+    address = ray_address()
+    train = on_ray(address, arguments) if address else one_by_one(arguments)
     print(sweep(tracking_uri(given.run_dir / "try"), given.run_dir, tries, train))
     return 0

@@ -1,10 +1,14 @@
 """Commands of one run: train, profile, export, sync."""
 
 import argparse
+import os
+import signal
+import tempfile
 from pathlib import Path
 
-from training.commands.options import DATA, Commands, add_cache, add_device, chosen_device
+from training.commands.options import ARCHIVE, DATA, Commands, add_cache, add_device, chosen_device
 from training.config import TrainConfig, launched
+from training.errors import ConfigError
 from training.flags import add_flags, resumed, started
 from training.presets import PRESETS
 
@@ -16,7 +20,7 @@ def add(commands: Commands) -> None:
     train.add_argument("--data", help=DATA)
     train.add_argument("--run-dir", type=Path, required=True, help="folder of the run")
     train.add_argument("--preset", choices=PRESETS, help="(default classic)")
-    train.add_argument("--resume", action="store_true", help="go on with the run where there is one, else start it")
+    train.add_argument("--resume", action="store_true", help="continue the run if there is one, else start it")
     train.add_argument("--wait", action="store_true", help="start when all songs are here, not with the first sixteen")
     train.add_argument(
         "--checkpoint-uri", metavar="URL", help="keep a copy of what --resume needs there: s3://… or a folder"
@@ -36,14 +40,25 @@ def add(commands: Commands) -> None:
     add_flags(profile)
     profile.set_defaults(run=run_profile, resume=False, steps=20)
 
-    export = commands.add_parser("export", help="make an archive of a run's best weights")
-    export.add_argument("--run-dir", type=Path, required=True)
-    export.add_argument("--to", required=True, metavar="URL", help=PLACE)
+    export = commands.add_parser(
+        "export", help="make an archive of a run's best weights, or an ONNX model of an archive"
+    )
+    whose = export.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--run-dir", type=Path, help="a run, for its best weights")
+    whose.add_argument("--model", help=f"{ARCHIVE}, or starter; for --onnx")
+    where = export.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", metavar="URL", help=f"write the archive there: {PLACE}")
+    where.add_argument(
+        "--onnx",
+        type=Path,
+        metavar="DIR",
+        help="write model.onnx, its test vectors and a program that uses it there; needs the extra onnx",
+    )
     export.add_argument("--overwrite", action="store_true", help="replace an archive of that name")
     export.add_argument("--register", action="store_true", help="also make it the next version of the registered model")
     export.set_defaults(run=run_export)
 
-    sync = commands.add_parser("sync", help="send MLflow what it did not get while a run lasted")
+    sync = commands.add_parser("sync", help="send MLflow the reports that it missed during a run")
     sync.add_argument("--run-dir", type=Path, required=True)
     sync.add_argument(
         "--to", metavar="URL", help="then copy the run to another MLflow, as from a SQLite file to a server"
@@ -52,6 +67,10 @@ def add(commands: Commands) -> None:
 
 
 def run_train(given: argparse.Namespace) -> int:
+    # Nothing is there to save until `train` takes signals itself. The system ends a process inside the loading of a library,
+    # too, where Python cannot; the first process of a container it never ends.
+    if os.getpid() != 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from training.optimization.machine import Machine
     from training.optimization.ranks import Ranks
     from training.progress import say
@@ -94,11 +113,33 @@ def run_profile(given: argparse.Namespace) -> int:
 def run_export(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
     from training.run.export import publish, run_id_of
+    from training.tracking.reach import reach
     from training.tracking.registry import register
 
+    if given.onnx:
+        return run_export_onnx(given)
+    if given.model:
+        raise ConfigError("--model goes with --onnx: --to publishes the archive of a run, named by --run-dir")
+    uri = tracking_uri(given.run_dir)
+    if given.register:  # tried before anything is published
+        reach(uri, given.run_dir)
+        run_id = run_id_of(given.run_dir)
     print(publish(given.run_dir, given.to, given.overwrite))
     if given.register:
-        print(register(tracking_uri(given.run_dir), run_id_of(given.run_dir)))
+        print(register(uri, run_id))
+    return 0
+
+
+def run_export_onnx(given: argparse.Namespace) -> int:
+    from serving.model.source import resolve
+    from training.run.export import export
+    from training.run.onnx_model import export_onnx
+
+    if given.register or given.overwrite:
+        raise ConfigError("--register and --overwrite are for archives: leave them out with --onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(resolve(given.model, Path(folder)) if given.model else export(given.run_dir), given.onnx)
+    print(f"{given.onnx}: model.onnx, vectors.npz and example.py, which separates songs with them and without torch")
     return 0
 
 

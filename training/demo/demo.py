@@ -57,7 +57,7 @@ def demo(out: Path, minutes: float) -> None:
                 for song in unseen_songs(out):
                     run("serving separate", song / "mixture.wav", server=url, out=out / "stems" / name / song.name)
 
-    print(report(out, run_dir, list(archives)))
+    print(scores_report(out, run_dir, list(archives)))
 
 
 def require_checkout() -> None:
@@ -109,7 +109,7 @@ def unseen_songs(out: Path) -> list[Path]:
     return sorted((out / "songs" / "test").iterdir())
 
 
-def report(out: Path, run_dir: Path, models: Sequence[str]) -> str:
+def scores_report(out: Path, run_dir: Path, models: Sequence[str]) -> str:
     """The scores of each model's stems as its server returned them, and the next commands."""
     songs = unseen_songs(out)
     width = max(len(song.name) for song in songs)

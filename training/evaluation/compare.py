@@ -46,11 +46,13 @@ Stems = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of an archive or a bound on stems scored together. Only an archive's first row has a cost."""
+    """Scores of an archive or a bound on stems scored together. Only an archive's first row has a cost, and only an archive
+    the licence of its weights."""
 
     name: str
     evaluation: Evaluation
     cost: Cost | None = None
+    licence: str | None = None
 
     @property
     def mean(self) -> Score:
@@ -70,6 +72,7 @@ class Row:
             "mean": self.mean.to_json(),
             **by_stem(self.evaluation.stems),
             "cost": self.cost and self.cost.to_json(),
+            "licence": self.licence,
             "songs": [{"song": song.song, **by_stem(song.stems)} for song in self.evaluation.songs],
         }
 
@@ -108,11 +111,16 @@ class Comparison:
         best = [
             max((row.scores[column].usdr_db for row in archives), default=np.nan) for column in range(len(stems) + 1)
         ]
+        licence_width = max(len(text) for text in ("of weights", *(row.licence or "" for row in archives)))
         lines = [
             f"{'':{width}}"
             + "".join(f"{name:>15}" for name in (*stems, "mean"))
-            + cost_cells("params", "GMAC/s", "real-time", "memory"),
-            f"{'':{width}}" + "   cSDR   uSDR " * (len(stems) + 1) + cost_cells("10⁶", "", "factor", "MB"),
+            + cost_cells("params", "GMAC/s", "real-time", "memory")
+            + f"  {'licence':{licence_width}}",
+            f"{'':{width}}"
+            + "   cSDR   uSDR " * (len(stems) + 1)
+            + cost_cells("10⁶", "", "factor", "MB")
+            + f"  {'of weights':{licence_width}}",
         ]
         for row in (*archives, *bounds):
             starred = [
@@ -120,7 +128,8 @@ class Comparison:
                 for score, highest in zip(row.scores, best, strict=True)
             ]
             cells = "".join(map(cells_of_score, row.scores, starred))
-            lines.append(f"{row.name:{width}}" + cells + cells_of_cost(row.cost))
+            licence = f"  {row.licence or '-':{licence_width}}"
+            lines.append(f"{row.name:{width}}" + cells + cells_of_cost(row.cost) + licence)
         return lines
 
     def figure(self) -> Figure:
@@ -192,7 +201,12 @@ def compare(
 
     return Comparison(
         archives=tuple(
-            Row(name, Evaluation(tuple(scores)), costs[name] if stems == given[name] else None)
+            Row(
+                name,
+                Evaluation(tuple(scores)),
+                costs[name] if stems == given[name] else None,
+                separators[name].licences.weights,
+            )
             for (name, stems), scores in of_archives.items()
         ),
         bounds=tuple(Row(name, Evaluation(tuple(scores))) for (name, _), scores in of_bounds.items()),

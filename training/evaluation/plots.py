@@ -28,7 +28,7 @@ MEL_BANDS = 128
 
 LOUDNESS = {"cmap": "magma", "vmin": -70, "vmax": 0}
 SHARE = {"cmap": "cividis", "vmin": 0, "vmax": 1}
-SILENCE = 1e-4
+SILENT_SHARE = 1e-4
 """Magnitude relative to the peak (-80 dB) that counts as silent, where a mask has no meaning."""
 
 STEM_COLOURS = dict(zip(STEMS, ("#d1495b", "#00798c", "#6a4c93", "#edae49", "#3d5a80"), strict=True))
@@ -197,7 +197,7 @@ def decibels(magnitude: Image, peak: float) -> Image:
 
 def ratio(part: Image, whole: Image) -> Image:
     """The part divided by the whole, 0 where the whole is silent."""
-    shares: Image = part / (whole + max(SILENCE * whole.max(), 1e-8))
+    shares: Image = part / (whole + max(SILENT_SHARE * whole.max(), 1e-8))
     return shares
 
 

@@ -209,7 +209,16 @@ def slices_tables(collected: Collector) -> str:
 
 
 def cost_table(comparison: Comparison, trained: Mapping[str, Any]) -> str:
-    head = ["", "10⁶ parameters", "GMAC per second", "real-time factor", "memory, MB", "trained, min", "audio, h"]
+    head = [
+        "",
+        "10⁶ parameters",
+        "GMAC per second",
+        "real-time factor",
+        "memory, MB",
+        "trained, min",
+        "audio, h",
+        "licence of weights",
+    ]
     body = []
     for row in comparison.archives:
         if row.cost is not None:
@@ -218,6 +227,7 @@ def cost_table(comparison: Comparison, trained: Mapping[str, Any]) -> str:
             cells = [f"{cost.parameters / 1e6:.2f}", f"{cost.gmac_per_s:.2f}", f"{cost.real_time_factor:.3f}"]
             cells += [f"{cost.peak_bytes / 1e6:.0f}"]
             cells += ["-" if value is None else f"{value / unit:.1f}" for value, unit in times]
+            cells.append(row.licence or "-")
             body.append([row.name, *cells])
     return html_table(head, body) + f"<p>real-time factor and memory on {html.escape(str(comparison.device))}</p>"
 

@@ -1,4 +1,4 @@
-"""One training several times with other flags: child runs below a parent in MLflow, one after the other.
+"""One training several times with other flags: child runs below a parent in MLflow.
 
 A sweep goes on where it stopped: a child that has its archive is not trained again, one that was interrupted is resumed.
 """
@@ -6,7 +6,7 @@ A sweep goes on where it stopped: a child that has its archive is not trained ag
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,8 @@ from training.tracking.sweeps import Child, Parent
 Flags = Mapping[str, str]
 """Values by the name of a flag, without its dashes."""
 
-Train = Callable[[Path, Flags], int]
-"""Trains in a run folder with these flags; returns the exit code."""
+Train = Callable[[Sequence[Child]], Iterator[tuple[Child, int]]]
+"""Trains children, each in its run folder with its flags; yields each with its exit code as it ends."""
 
 
 def sweep(uri: str, folder: Path, tries: Sequence[Flags], train: Train) -> str:
@@ -28,33 +28,34 @@ def sweep(uri: str, folder: Path, tries: Sequence[Flags], train: Train) -> str:
     Raises TrainingError where a child ends with an error, after the others have been trained. A signal ends the sweep.
     """
     parent = Parent.open(uri, folder)
-    failed, children = [], []
-    for number, flags in enumerate(tries, start=1):
-        name = label(flags)
-        run_dir = folder / name
-        if not any(run_dir.glob("*.mar")):
-            say(f"{number} of {len(tries)}: {name}")
-            code = train(run_dir, flags)
-            if code > 128:
-                raise TrainingError(f"stopped in {name}: the same command goes on with the sweep")
-            if code != 0:
-                failed.append(name)
-        children.append(Child(name, run_dir, flags))
+    children = [Child(label(flags), folder.resolve() / label(flags), flags) for flags in tries]
+    failed = []
+    for child, code in train([child for child in children if not any(child.run_dir.glob("*.mar"))]):
+        if code > 128:
+            raise TrainingError(f"stopped in {child.name}: the same command goes on with the sweep")
+        if code != 0:
+            failed.append(child.name)
         parent.show(children)
     if failed:
         raise TrainingError(f"{', '.join(failed)} failed: the messages above say why; the same command tries again")
     return parent.table(children)
 
 
-def train_in_process(arguments: Sequence[str]) -> Train:
-    """Training as a command of its own, with further arguments, whose memory goes with it."""
+def one_by_one(arguments: Sequence[str]) -> Train:
+    """Train on this machine, each child by a command of its own with these further arguments."""
 
-    def train(run_dir: Path, flags: Flags) -> int:
-        tried = [word for name, value in flags.items() for word in (f"--{name}", value)]
-        command = [sys.executable, "-m", "training", "train", "--run-dir", str(run_dir), "--resume"]
-        return subprocess.run([*command, *arguments, *tried], check=False).returncode
+    def train(children: Sequence[Child]) -> Iterator[tuple[Child, int]]:
+        for number, child in enumerate(children, start=1):
+            say(f"{number} of {len(children)}: {child.name}")
+            yield child, subprocess.run([sys.executable, *words_of(child, arguments)], check=False).returncode
 
     return train
+
+
+def words_of(child: Child, arguments: Sequence[str]) -> list[str]:
+    """The words behind `python` of the command that trains a child or goes on with it."""
+    tried = [word for name, value in child.flags.items() for word in (f"--{name}", value)]
+    return ["-m", "training", "train", "--run-dir", str(child.run_dir), "--resume", *arguments, *tried]
 
 
 def label(flags: Flags) -> str:

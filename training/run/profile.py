@@ -162,19 +162,19 @@ def profile(config: TrainConfig, steps: int, cache: Path, machine: Machine) -> P
         if ranks.world_size > 1:
             synced(state.network, machine.device)
         stepper = Stepper(state, config.batches, machine, compile=config.compile)
-        return measure(stepper, crops, steps, config.preset)
+        return profile_steps(stepper, crops, steps, config.preset)
 
 
-def measure(stepper: Stepper, crops: Crops, steps: int, preset: str) -> Profile:
+def profile_steps(stepper: Stepper, crops: Crops, steps: int, preset: str) -> Profile:
     """Measure a stepper on batches of `crops`."""
     model, device = stepper.state.model, stepper.device
     crop_samples = stepper.batches.crop_samples(model.audio.sample_rate_hz)
     on_gpu = device.type == "cuda"
     upcoming = prepared_batches(crops, stepper.state.step, pin_memory=on_gpu)
     stepper.fit(crops.batch(stepper.state.step))
-    seconds_a_step(stepper, upcoming, WARMUP_STEPS, Stopwatch(nothing))
+    seconds_a_step(stepper, upcoming, WARMUP_STEPS, Stopwatch(no_wait))
 
-    data_watch, watch = Stopwatch(nothing), Stopwatch(partial(torch.cuda.synchronize, device) if on_gpu else nothing)
+    data_watch, watch = Stopwatch(no_wait), Stopwatch(partial(torch.cuda.synchronize, device) if on_gpu else no_wait)
     step_s = seconds_a_step(stepper, upcoming, steps, data_watch)
     stepper.phase = watch
     watched_s = seconds_a_step(stepper, upcoming, steps, watch)
@@ -222,7 +222,7 @@ def seconds_a_step(stepper: Stepper, upcoming: Iterator[Tensor], steps: int, wat
     return (perf_counter() - started) / steps
 
 
-def nothing() -> None:
+def no_wait() -> None:
     """Wait for a device whose work is done when a call returns."""
 
 
@@ -239,7 +239,7 @@ def step_flop(network: nn.Module, model: ModelSpec, batch_size: int, crop_sample
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating point operations per second of a product of two large matrices, the best within MATRIX_S."""
-    side, wait = (8192, partial(torch.cuda.synchronize, device)) if device.type == "cuda" else (2048, nothing)
+    side, wait = (8192, partial(torch.cuda.synchronize, device)) if device.type == "cuda" else (2048, no_wait)
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     fastest_s, ends = float("inf"), perf_counter() + MATRIX_S
     while perf_counter() < ends:

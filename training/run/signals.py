@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-PATIENCE_S = 4.5
+PATIENCE_S = 3.5
 """Seconds until the thread ends the process. `docker stop` waits ten; saving takes some of them, on a busy machine more."""
+SHORT_PATIENCE_S = 1.5
+"""The same for a process that has nothing to save yet."""
 
 
-def nothing() -> None:
+def save_nothing() -> None:
     """Save nothing."""
 
 
@@ -27,7 +29,7 @@ class StopRequest:
 
     signal: int | None = None
     event: threading.Event = field(default_factory=threading.Event)
-    save: Callable[[], None] = nothing
+    save: Callable[[], None] = save_nothing
     """Saves what is not saved yet. Called from another thread if the process does not stop by itself."""
     noted_at: float | None = None
 
@@ -40,12 +42,13 @@ class StopRequest:
     @property
     def left_s(self) -> float:
         """Seconds until the process is ended; infinity before a signal."""
-        return float("inf") if self.noted_at is None else max(0.0, self.noted_at + PATIENCE_S - time.monotonic())
+        patience_s = SHORT_PATIENCE_S if self.save is save_nothing else PATIENCE_S
+        return float("inf") if self.noted_at is None else max(0.0, self.noted_at + patience_s - time.monotonic())
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within the block, turn the first SIGTERM or SIGINT into a stop request, and end the process PATIENCE_S later."""
+    """Within the block, turn the first SIGTERM or SIGINT into a stop request, and end the process seconds later."""
     request = StopRequest()
     over = threading.Event()
 
@@ -77,7 +80,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def watch_signals(receiver: int, request: StopRequest, over: threading.Event) -> None:
-    """End the process PATIENCE_S after the first signal, unless the run is over by then."""
+    """End the process a few seconds after the first signal, unless the run is over by then."""
     number = 0
     while not over.is_set() and number not in (signal.SIGTERM, signal.SIGINT):
         number = os.read(receiver, 1)[0]

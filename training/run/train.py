@@ -46,6 +46,10 @@ CLOSING_S = 10
 """Seconds that mirror and tracker may each take at the end of a run that nobody stops."""
 
 
+Saved = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and facts of a checkpoint."""
+
+
 @dataclass(frozen=True)
 class Places:
     """The places of a run: its own folder, a cache that runs share, and copies in object storage."""
@@ -86,18 +90,7 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
         config = ranks.from_first(config)
         ranks.require_share_of(config.batches.batch_size)
 
-        state = RunState(
-            config.model, config.optimization, machine.device, seed=config.seed, precision=config.precision
-        )
-        if ranks.first:
-            say(f"training on {machine.name} in {state.precision.name}")
-        if saved is not None:
-            state.restore(*saved)
-        elif config.init is not None:
-            start_from(config.init, state, quiet=not ranks.first)
-        if ranks.world_size > 1:
-            synced(state.network, machine.device)
-
+        state = initial_state(config, machine, saved)
         recorded = ranks.from_first(recorded_songs(places.run_dir, checkpoints) if ranks.first and resume else [])
         data = list_dataset(config.data, places.cache / "data", config.validation.valid_share)
         complete = wait or config.deterministic or ranks.world_size > 1
@@ -152,6 +145,21 @@ def try_places(places: Places, preset: str, going_on: bool) -> None:
         raise failure
     if failure is not None:
         say(f"{failure}; the run goes on, {places.run_dir}/spool keeps what it reports")
+
+
+def initial_state(config: TrainConfig, machine: Machine, saved: Saved | None) -> RunState:
+    """The state of a checkpoint; without one a fresh state, with the weights of `--init` if given."""
+    first = machine.ranks.first
+    state = RunState(config.model, config.optimization, machine.device, seed=config.seed, precision=config.precision)
+    if first:
+        say(f"training on {machine.name} in {state.precision.name}")
+    if saved is not None:
+        state.restore(*saved)
+    elif config.init is not None:
+        start_from(config.init, state, quiet=not first)
+    if machine.ranks.world_size > 1:
+        synced(state.network, machine.device)
+    return state
 
 
 def open_excerpts(
@@ -209,9 +217,7 @@ def recorded_songs(run_dir: Path, checkpoints: Checkpoints) -> list[tuple[int, l
     return [(entry["from_step"], entry["songs"]) for entry in json.loads(path.read_text())]
 
 
-def find_saved(
-    checkpoints: Checkpoints, places: Places, resume: bool
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def find_saved(checkpoints: Checkpoints, places: Places, resume: bool) -> Saved | None:
     """The newest intact checkpoint; None if there is none. Raises ConfigError if there is one and `resume` is false."""
     newest = checkpoints.newest()
     if newest is None:
@@ -219,7 +225,7 @@ def find_saved(
             say(f"nothing to resume in {places.run_dir}: a new run starts")
         return None
     if not resume:
-        raise ConfigError(f"{newest} is of a run already: go on with --resume, or name another --run-dir")
+        raise ConfigError(f"{newest} belongs to a run: go on with --resume, or name another --run-dir")
     best = places.run_dir / "best.safetensors"
     if best.exists() or checkpoints.fetch(best.name):
         checkpoints.mirror(best)

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,11 @@ def point_back(uri: str, name: str, alias: str) -> Version:
     history = alias_history(client, name, alias)
     if len(history) < 2:
         raise TrackingError(f"{name}@{alias} has named no other version: there is nothing to go back to")
-    *history, _ = history
+    *history, worse = history
     client.set_registered_model_tag(name, history_tag(alias), json.dumps(history))
+    client.set_model_version_tag(
+        name, history[-1], f"{alias}.reason", f"version {worse} was rolled back on {date.today()}"
+    )
     client.set_registered_model_alias(name, alias, history[-1])
     return find_version(uri, f"models:/{name}/{history[-1]}")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from serving.errors import EngineError
 from serving.model.engines.eager import EagerEngine
 from serving.model.networks import Network
+from serving.model.spec import ModelSpec
 from serving.settings import EngineName
 
 logger = logging.getLogger(__name__)
@@ -27,14 +28,14 @@ class Engine(Protocol):
 
 
 def start_engine(
-    wanted: EngineName, architecture: str, network: nn.Module, device: torch.device, weights_sha256: str, cache: Path
+    wanted: EngineName, spec: ModelSpec, network: nn.Module, device: torch.device, weights_sha256: str, cache: Path
 ) -> Engine:
     """The engine that was asked for, ready to work.
 
     `auto` takes OpenVINO on a CPU where it is installed and agrees with torch, else torch, and the log says why. Conversions
     are kept in `cache` by the hash of the weights. Raises EngineError where OpenVINO was asked for by name and cannot run.
     """
-    eager = EagerEngine(architecture, network, device)
+    eager = EagerEngine(spec.architecture, network, device)
     if wanted == "torch":
         return eager
     try:
@@ -46,7 +47,7 @@ def start_engine(
             raise EngineError(f"{type(network).__name__} has no real-valued core that OpenVINO could run")
         from serving.model.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine.start(network, weights_sha256, cache)
+        return OpenVinoEngine.start(network, spec, weights_sha256, cache)
     except EngineError as error:
         if wanted == "openvino":
             raise

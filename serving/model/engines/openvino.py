@@ -4,16 +4,22 @@ import logging
 import math
 import tempfile
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
+from xml.etree import ElementTree
 
 import openvino
+import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from serving.errors import EngineError
-from serving.model.networks import Core, Network
+from serving.model.networks import Core, Network, RealCore
+from serving.model.probe import probe
 from serving.model.processor import computes_bfloat16
+from serving.model.spec import ModelSpec
+from serving.model.spectrogram import Stft
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +29,10 @@ FLOAT32_DB = 80.0
 BFLOAT16_DB = 45.0
 """bfloat16 is taken if every stem of the test signal stays so far from float32's."""
 
-TEST_S = 3
 EXAMPLE_FRAMES = 64
+
+CONVERSION = 2
+"""The number of this way to convert: conversions that were made in another way are not taken."""
 
 
 class OpenVinoEngine:
@@ -39,16 +47,14 @@ class OpenVinoEngine:
         return stems
 
     @classmethod
-    def start(cls, network: Network, weights_sha256: str, cache: Path) -> Self:
+    def start(cls, network: Network, spec: ModelSpec, weights_sha256: str, cache: Path) -> Self:
         """The engine in the fastest precision that stays near enough to torch on a test signal.
 
         Raises EngineError where float32 strays too far.
         """
         runtime = openvino.Core()
-        model = converted(network, runtime, weights_sha256, cache)
-        mixture = example_mixture(network)
+        model, mixture, wanted = converted(network, spec, runtime, weights_sha256, cache)
         with torch.inference_mode():
-            wanted = network(mixture)
             if computes_bfloat16():
                 core = compiled(runtime, model, "bf16")
                 distance = distance_db(network(mixture, core), wanted)
@@ -64,40 +70,56 @@ class OpenVinoEngine:
         return cls(network, core, "float32", distance)
 
 
-def converted(network: Network, runtime: openvino.Core, weights_sha256: str, cache: Path) -> Any:
-    """The core as an OpenVINO model, from the cache, or converted now and put there under its final name when whole."""
+def converted(
+    network: Network, spec: ModelSpec, runtime: openvino.Core, weights_sha256: str, cache: Path
+) -> tuple[Any, Tensor, Tensor]:
+    """The core as an OpenVINO model, and for its trial a mixture spectrogram with torch's stems of it.
+
+    From the cache, or made now and put there under its final name when whole.
+    """
     version = openvino.get_version().split("-")[0]
-    kept = cache / f"core-{type(network).__name__.lower()}-{weights_sha256[:32]}-openvino-{version}"
-    if (kept / "core.xml").is_file():
-        return runtime.read_model(kept / "core.xml")
-    logger.info("converting the network for OpenVINO %s, once for these weights; it is kept in %s", version, cache)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # tracing warns of every shape that it follows; `start` compares the result with torch
-        model = openvino.convert_model(RealCore(network), example_input=network.core_example(EXAMPLE_FRAMES))
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".core-") as folder:
-            whole = Path(folder, "whole")
-            whole.mkdir()
-            openvino.save_model(model, whole / "core.xml", compress_to_fp16=False)
-            if not kept.exists():  # another worker may have been faster
-                whole.rename(kept)
-    except OSError as error:
-        logger.warning("the conversion cannot be kept (%s): the next start converts again", error)
-    return model
+    kept = cache / f"core{CONVERSION}-{type(network).__name__.lower()}-{weights_sha256[:32]}-openvino-{version}"
+    if not kept.is_dir():
+        logger.info("converting the network for OpenVINO %s, once for these weights; it is kept in %s", version, cache)
+        with torch.no_grad(), warnings.catch_warnings():
+            # Tracing warns of every shape that it follows; `start` compares the result with torch.
+            warnings.simplefilter("ignore")
+            model = openvino.convert_model(RealCore(network), example_input=network.core_example(EXAMPLE_FRAMES))
+        with torch.inference_mode():
+            mixture = Stft(spec.stft)(torch.from_numpy(probe(spec.audio.sample_rate_hz)))[None]
+            stems = network(mixture)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".core-") as folder:
+                whole = Path(folder, "whole")
+                whole.mkdir()
+                openvino.save_model(model, whole / "core.xml", compress_to_fp16=False)
+                keep_float32(whole / "core.xml", network.kept_float32)
+                trial = {
+                    "mixture": torch.view_as_real(mixture).contiguous(),
+                    "stems": torch.view_as_real(stems).contiguous(),
+                }
+                safetensors.torch.save_file(trial, whole / "trial.safetensors")
+                if not kept.exists():  # another worker may have been faster
+                    whole.rename(kept)
+        except OSError as error:
+            logger.warning("the conversion cannot be kept (%s): the next start converts again", error)
+            return model, mixture, stems
+    trial = safetensors.torch.load_file(kept / "trial.safetensors")
+    mixture, stems = (torch.view_as_complex(trial[name]) for name in ("mixture", "stems"))
+    return runtime.read_model(kept / "core.xml"), mixture, stems
 
 
-class RealCore(nn.Module):
-    """The core as a module, which is what OpenVINO converts."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network.core(x)
+def keep_float32(xml: Path, modules: Collection[str]) -> None:
+    """Mark the operations of some modules as those to compute in float32. From Python that works in the file alone."""
+    tree = ElementTree.parse(xml)
+    for layer in tree.iter("layer"):
+        name = layer.get("name", "")
+        if layer.get("type") != "Const" and any(f"network.{module}/" in name for module in modules):
+            marks = layer.find("rt_info")
+            marks = ElementTree.SubElement(layer, "rt_info") if marks is None else marks
+            ElementTree.SubElement(marks, "attribute", name="precise", version="0")
+    tree.write(xml)
 
 
 def compiled(runtime: openvino.Core, model: Any, precision: str) -> Core:
@@ -114,20 +136,6 @@ def compiled(runtime: openvino.Core, model: Any, precision: str) -> Core:
         return torch.from_numpy(result.copy())  # the request writes into its own memory again
 
     return run
-
-
-def example_mixture(network: Network) -> Tensor:
-    """A spectrogram (1, 2, f, t) of no song: partials of a gliding voice over noise that falls with frequency."""
-    generator = torch.Generator().manual_seed(0)
-    bins, frames = network.bins_heard, 32 * TEST_S
-    noise = torch.randn(1, 2, bins, frames, 2, generator=generator)
-    tilt = 30 / (1 + torch.arange(bins) / 20)
-    mixture = torch.view_as_complex(noise) * tilt[:, None]
-    pitch = 15 + 3 * torch.sin(torch.arange(frames) / 6)
-    for partial in range(1, 12):
-        rows = (partial * pitch).round().long() % bins
-        mixture[:, :, rows, torch.arange(frames)] += 400 / partial
-    return mixture
 
 
 def distance_db(found: Tensor, wanted: Tensor) -> float:

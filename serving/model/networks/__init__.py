@@ -11,7 +11,7 @@ import torch
 from serving.errors import SpecError
 from serving.model.networks.banded import Banded
 from serving.model.networks.classic import Classic
-from serving.model.networks.network import Core, Network
+from serving.model.networks.network import Core, Network, RealCore
 from serving.model.networks.spleeter import Spleeter
 from serving.model.spec import ModelSpec
 
@@ -20,7 +20,7 @@ BEARS_BFLOAT16 = frozenset({"classic"})
 three others leave, with the errors of them all."""
 
 
-__all__ = ["BEARS_BFLOAT16", "Core", "Network", "build"]
+__all__ = ["BEARS_BFLOAT16", "Core", "Network", "RealCore", "build"]
 
 
 def build(spec: ModelSpec) -> Network:

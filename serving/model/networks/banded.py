@@ -11,6 +11,8 @@ any number. Without that bound training takes longer to come as far. The last st
 Axes: b batch, s stem, c channel, f bin, r row of bins, t frame, k number for each bin.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -112,6 +114,10 @@ class Banded(Network):
         bins = bins.unflatten(1, (-1, FRAMES)).transpose(2, 3).flatten(2, 3)[:, :, :frames]
         mask, across = bins.split(self.parts, dim=1)
         return torch.cat([mask.softmax(dim=1), across], dim=1)
+
+    @property
+    def around_the_core(self) -> Mapping[str, float]:
+        return {"floor": FLOOR, "compression": COMPRESSION, "phase_weight": PHASE_WEIGHT}
 
     def core_example(self, frames: int) -> Tensor:
         return torch.randn(2, frames, FEATURES, sum(self.bands.bins))

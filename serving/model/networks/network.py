@@ -5,7 +5,7 @@ can run it.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -21,6 +21,9 @@ class Network(nn.Module):
     """
 
     trained_channels = 1
+    kept_float32: tuple[str, ...] = ()
+    """Modules, by name, that an engine computes in float32 where it takes bfloat16 for the others: rounding hurts them most."""
+
     bins_heard: int
     """Bins of the spectrogram, f."""
 
@@ -36,6 +39,22 @@ class Network(nn.Module):
     def core(self, x: Tensor) -> Tensor:
         """The real-valued part: weights and nothing complex."""
 
+    @property
+    def around_the_core(self) -> Mapping[str, float]:
+        """The numbers that `stems` computes with beside the core and the spec, for programs that do it elsewhere."""
+        return {}
+
     @abstractmethod
     def core_example(self, frames: int) -> Tensor:
         """An input of the core, for a conversion that traces it."""
+
+
+class RealCore(nn.Module):
+    """The core of a network as a module, which is what can be converted."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.core(x)

@@ -8,6 +8,7 @@ Hennequin et al., "Spleeter: a fast and efficient music source separation tool w
 Axes: b batch, c channel, f bin, t frame; k channel of a convolution.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,9 @@ from serving.model.spec import ModelSpec, require
 
 SLOPE = 0.2
 NORM_EPS = 1e-3
-POWER_FLOOR = 1e-10
+SILENCE = 1e-5
+"""A magnitude far below that of any sound: where both are silent the mask is a half."""
+
 STEREO = 2
 
 
@@ -49,6 +52,10 @@ class Spleeter(Network):
         self.bins_heard = spec.stft.bins
         self.bins, self.piece_frames = bins, piece_frames
         self.vocals, self.accompaniment = MagnitudeUNet(channels), MagnitudeUNet(channels)
+        nets = ("vocals", "accompaniment")
+        self.kept_float32 = tuple(
+            f"{net}.{name}.{n}" for net in nets for name in ("down", "down_norms") for n in range(3)
+        )
 
     def stems(self, mixture: Tensor, core: Core) -> Tensor:
         magnitude = mixture[:, :, : self.bins].abs()
@@ -77,9 +84,13 @@ class Spleeter(Network):
     def core(self, x: Tensor) -> Tensor:
         """Vocal mask (b, 2, f, t) of magnitudes (b, 2, f, t), where t is a multiple of 2 ** levels."""
         x = x.transpose(2, 3).contiguous(memory_format=torch.channels_last)  # the published kernels have frames first
-        vocals, accompaniment = (net(x).float().square() for net in (self.vocals, self.accompaniment))
-        mask: Tensor = (vocals + POWER_FLOOR / 2) / (vocals + accompaniment + POWER_FLOOR)
+        vocals, accompaniment = ((net(x) / SILENCE).square() for net in (self.vocals, self.accompaniment))
+        mask: Tensor = (vocals + 0.5) / (vocals + accompaniment + 1)
         return mask.transpose(2, 3)
+
+    @property
+    def around_the_core(self) -> Mapping[str, float]:
+        return {"bins": self.bins, "piece_frames": self.piece_frames}
 
     def core_example(self, frames: int) -> Tensor:
         return torch.rand(1, STEREO, self.bins, self.piece_frames * -(-frames // self.piece_frames))
@@ -117,7 +128,9 @@ class MagnitudeUNet(nn.Module):
         for up, norm in zip(self.up, self.up_norms, strict=True):
             x = norm(functional.relu(up(x)[:, :, 1:-2, 1:-2]))
             x = torch.cat([skips.pop(), x], dim=1) if skips else x
-        return torch.sigmoid(self.mask(x).float()) * magnitude
+        # The gradient of these few weights sums over all bins: at the scale that training starts with, float16 overflows.
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.sigmoid(self.mask(x.float())) * magnitude
 
 
 class FixedNorm(nn.BatchNorm2d):

@@ -85,7 +85,7 @@ def cluster(buckets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "OMP_NUM_THREADS": "1",
-            "STEMWRIGHT_ENGINE": "torch",
+            "STEMWRIGHT_ENGINE": os.environ["STEMWRIGHT_ENGINE"],
         }
         start = f"start --head --block --node-ip-address=127.0.0.1 --port={port} --include-dashboard=false --num-cpus=2"
         ray = [str(Path(sys.executable).with_name("ray")), *start.split(), "--object-store-memory=200000000"]

@@ -38,7 +38,9 @@ class Socket:
 
 
 @pytest.fixture
-def served(tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path) -> Handler:
+def served(tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Handler:
+    """Run by torch, so that a test can put another network in."""
+    monkeypatch.setenv("STEMWRIGHT_ENGINE", "torch")
     write_archive(tmp_path / "tiny.mar", tiny_spec, tiny_network, {"run": "r1"})
     served = Handler()
     served.initialize(context_for({}, tmp_path / "tiny.mar"))

@@ -1,6 +1,7 @@
 """Engines: each gives torch's stems, and the choice among them is told."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from serving.errors import EngineError
 from serving.model.archive import write_archive
 from serving.model.engines import start_engine
-from serving.model.networks import Network
+from serving.model.networks import Network, build
+from serving.model.processor import computes_bfloat16
 from serving.model.separator import Separator
-from serving.model.spec import ModelSpec
+from serving.model.spec import AudioSpec, ModelSpec, StftSpec
+from serving.model.starter_spec import SPEC
 from tests.stubs import Share
 
 CPU = torch.device("cpu")
@@ -31,15 +34,21 @@ def mixtures(batch: int, channels: int, bins: int, frames: int) -> Tensor:
 
 
 @pytest.fixture(params=["classic", "banded"])
-def network(request: pytest.FixtureRequest, tiny_network: Network, tiny_banded: tuple[ModelSpec, Network]) -> Network:
-    return tiny_network if request.param == "classic" else tiny_banded[1]
+def model(
+    request: pytest.FixtureRequest,
+    tiny_spec: ModelSpec,
+    tiny_network: Network,
+    tiny_banded: tuple[ModelSpec, Network],
+) -> tuple[ModelSpec, Network]:
+    return (tiny_spec, tiny_network) if request.param == "classic" else tiny_banded
 
 
 def test_openvino_gives_torchs_stems_for_any_batch_channels_and_frames(
-    network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
+    model: tuple[ModelSpec, Network], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino, "computes_bfloat16", lambda: False)
-    engine = openvino.OpenVinoEngine.start(network, type(network).__name__, cache)
+    spec, network = model
+    engine = openvino.OpenVinoEngine.start(network, spec, type(network).__name__, cache)
     assert "float32" in engine.description
     with torch.inference_mode():
         for batch, channels, frames in ((1, 2, 40), (3, 1, 9), (1, 5, 1), (2, 2, 70)):
@@ -48,53 +57,81 @@ def test_openvino_gives_torchs_stems_for_any_batch_channels_and_frames(
 
 
 def test_a_conversion_is_kept_by_the_hash_of_the_weights(
-    tiny_network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_spec: ModelSpec, tiny_network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converted: list[object] = []
     convert = openvino.openvino.convert_model
     monkeypatch.setattr(openvino.openvino, "convert_model", lambda *a, **k: (converted.append(1), convert(*a, **k))[1])
     for weights in ("one", "one", "two"):
-        openvino.OpenVinoEngine.start(tiny_network, weights, tmp_path)
+        openvino.OpenVinoEngine.start(tiny_network, tiny_spec, weights, tmp_path)
     assert len(converted) == 2
     assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(("distance", "taken"), [(44.9, "float32"), (45.0, "bfloat16")])
 def test_bfloat16_is_taken_from_45_db_on(
-    tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch, distance: float, taken: str
+    tiny_spec: ModelSpec,
+    tiny_network: Network,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    distance: float,
+    taken: str,
 ) -> None:
     distances = iter([distance, 130.0])
     monkeypatch.setattr(openvino, "computes_bfloat16", lambda: True)
     monkeypatch.setattr(openvino, "distance_db", lambda *_: next(distances))
-    engine = openvino.OpenVinoEngine.start(tiny_network, "Classic", cache)
+    engine = openvino.OpenVinoEngine.start(tiny_network, tiny_spec, "Classic", cache)
     assert taken in engine.description
 
 
 def test_an_engine_that_strays_from_torch_is_not_taken(
-    tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_spec: ModelSpec,
+    tiny_network: Network,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(openvino, "distance_db", lambda *_: 30.0)
     with pytest.raises(EngineError, match=r"30\.0 dB from torch"):
-        start_engine("openvino", "classic", tiny_network, CPU, "Classic", cache)
-    assert "torch" in start_engine("auto", "classic", tiny_network, CPU, "Classic", cache).description
+        start_engine("openvino", tiny_spec, tiny_network, CPU, "Classic", cache)
+    assert "torch" in start_engine("auto", tiny_spec, tiny_network, CPU, "Classic", cache).description
     assert "engine torch, because OpenVINO" in caplog.text
 
 
-def test_a_network_without_a_core_runs_in_torch(cache: Path) -> None:
+def test_a_network_without_a_core_runs_in_torch(tiny_spec: ModelSpec, cache: Path) -> None:
     network: nn.Module = Share(0.5, 0.5)
-    assert "torch" in start_engine("auto", "classic", network, CPU, "x", cache).description
+    assert "torch" in start_engine("auto", tiny_spec, network, CPU, "x", cache).description
     with pytest.raises(EngineError, match="no real-valued core"):
-        start_engine("openvino", "classic", network, CPU, "x", cache)
+        start_engine("openvino", tiny_spec, network, CPU, "x", cache)
 
 
 def test_a_missing_openvino_names_the_remedy(
-    tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_spec: ModelSpec, tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.model.engines.find_spec", lambda _: None)
-    assert "torch" in start_engine("auto", "classic", tiny_network, CPU, "x", cache).description
+    assert "torch" in start_engine("auto", tiny_spec, tiny_network, CPU, "x", cache).description
     with pytest.raises(EngineError, match="pip install"):
-        start_engine("openvino", "classic", tiny_network, CPU, "x", cache)
+        start_engine("openvino", tiny_spec, tiny_network, CPU, "x", cache)
+
+
+@pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")
+def test_what_a_network_keeps_in_float32_is_computed_in_it(tmp_path: Path) -> None:
+    small = {"bins": 64, "piece_frames": 64, "channels": (4, 8)}
+    spec = replace(SPEC, dimensions=small, stft=StftSpec(512, 128), audio=AudioSpec(8_000))
+    torch.manual_seed(0)
+    network = build(spec).eval()
+    assert "vocals.down.0" in network.kept_float32
+    distances = []
+    everything = tuple(name for name, _ in network.named_modules())
+    for number, kept in enumerate((everything, ())):
+        network.kept_float32 = kept
+        runtime = openvino.openvino.Core()
+        converted, mixture, stems = openvino.converted(network, spec, runtime, str(number), tmp_path)
+        core = openvino.compiled(runtime, converted, "bf16")
+        with torch.inference_mode():
+            distances.append(openvino.distance_db(network(mixture, core), stems))
+    assert distances[0] > distances[1] + 2, distances
 
 
 def test_a_song_of_several_windows_is_the_same_in_both_engines(

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from serving.errors import ArchiveError, StorageError
-from serving.model.source import resolve
+from serving.model.source import resolve, version_behind
 
 CONTENTS = b"what an archive holds is not looked at here"
 
@@ -96,7 +96,10 @@ def test_a_tracking_server_that_is_away_is_named_soon(
         try:
             start = time.monotonic()
             with pytest.raises(StorageError, match="MLFLOW_TRACKING_URI"):
-                resolve("models:/stemwright@champion", tmp_path)
+                if silent:
+                    resolve("models:/stemwright@champion", tmp_path)
+                else:
+                    version_behind("models:/stemwright@champion")
             assert time.monotonic() - start < 20
         finally:
             mlflow.set_tracking_uri(before)
@@ -130,4 +133,6 @@ def test_without_a_tracking_server_the_variable_is_named(tmp_path: Path, monkeyp
     mlflow.set_tracking_uri(None)
     with pytest.raises(StorageError, match="set MLFLOW_TRACKING_URI"):
         resolve("models:/stemwright@champion", tmp_path)
+    with pytest.raises(StorageError, match="set MLFLOW_TRACKING_URI"):
+        version_behind("models:/stemwright@champion")
     assert not Path("mlflow.db").exists()

@@ -5,11 +5,11 @@ import pytest
 import soundfile
 from torch import nn
 
-from serving.errors import AudioError, RequestError
+from serving.errors import AudioError, AudioTooLong, RequestError
 from serving.model.separator import Separator
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
 from serving.songs.fact_sheet import FactSheet, SongFacts, sha256_of
-from serving.songs.request import Request
+from serving.songs.request import Limits, Request
 
 SPEC = ModelSpec(
     architecture="banded",
@@ -199,3 +199,34 @@ def test_the_answer_is_named_after_the_song(sent: str, zip_name: str, dispositio
 def test_one_stem_is_named_after_the_song_and_itself() -> None:
     headers = {"content-disposition": 'attachment; filename="song.wav"', "accept": "audio/mpeg", "x-stems": "drums"}
     assert Request.from_headers(headers, SPEC).file_name == "song (drums).mp3"
+
+
+def test_temporary_files_are_bounded_before_one_is_written(
+    tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path
+) -> None:
+    separator, song = Separator(tiny_spec, tiny_network), tmp_path / "song.flac"
+    soundfile.write(song, np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, 2)), 8_000, "PCM_24")
+    stem_bytes = 20_000 * 2 * 3
+    zipped, one = Request(tiny_spec.stems, "wav", zipped=True), Request(("vocals",), "wav", zipped=False)
+    for request, waiting in ((zipped, 1), (one, 0)):
+        needed = song.stat().st_size + waiting * stem_bytes
+        assert next(request.answer(separator, song, Limits(temporary_bytes=needed)))
+        with pytest.raises(AudioTooLong, match=r"take 0 MB of temporary files, .* ask for one stem, for mp3, or send"):
+            next(request.answer(separator, song, Limits(temporary_bytes=needed - 1)))
+    limits = Limits(temporary_bytes=song.stat().st_size + 2 * stem_bytes - 1)
+    with pytest.raises(AudioTooLong):
+        next(zipped.writing(separator, song, tmp_path / "stems", limits=limits))
+    assert not (tmp_path / "stems").exists()
+    assert next(Request(tiny_spec.stems, "mp3", zipped=True).answer(separator, song, limits))
+
+
+def test_a_song_is_hashed_after_the_first_byte_of_its_answer(
+    tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    separator, song = Separator(tiny_spec, tiny_network), tmp_path / "song.wav"
+    soundfile.write(song, np.zeros((20_000, 2)), 8_000)
+    hashed: list[object] = []
+    monkeypatch.setattr("serving.songs.fact_sheet.sha256_of", lambda source: hashed.append(source) or "a" * 64)
+    pieces = Request(tiny_spec.stems, "wav", zipped=True).answer(separator, song)
+    assert next(pieces) and not hashed
+    assert b'"sha256": "' + b"a" * 64 in b"".join(pieces) and hashed == [song]

@@ -67,7 +67,7 @@ def row_of(comparison: Comparison, name: str, stems: tuple[str, ...]) -> Row:
 
 def test_rows_are_what_evaluate_says(separators: dict[str, Separator], songs: list[Song]) -> None:
     comparison = compare(paths("even", "loud"), songs, CPU, progress=False)
-    assert [row.name for row in comparison.archives] == ["even", "loud"]
+    assert [(row.name, row.licence) for row in comparison.archives] == [("even", "unknown"), ("loud", "unknown")]
     assert [row.name for row in comparison.bounds] == ["mask 2048/512, 44.1 kHz", "mixture"]
     for name in ("even", "loud"):
         row, report = row_of(comparison, name, FOUR), evaluate(separators[name], songs, progress=False)
@@ -121,7 +121,7 @@ def comparison_of(*rows: Row) -> Comparison:
 
 def row(name: str, cost: Cost | None, **stems: tuple[float, float]) -> Row:
     scores = {stem: Score(*values) for stem, values in stems.items()}
-    return Row(name, Evaluation((SongScores("S", scores),)), cost)
+    return Row(name, Evaluation((SongScores("S", scores),)), cost, cost and "academic, non-commercial")
 
 
 def test_the_table_has_a_block_for_each_set_of_stems_and_marks_the_best() -> None:
@@ -132,9 +132,15 @@ def test_the_table_has_a_block_for_each_set_of_stems_and_marks_the_best() -> Non
     ).table()
     head, units, studio, other, _, second, _, silent, _, foot = table.splitlines()
     assert head.split()[:3] == ["vocals", "drums", "mean"] and second.split()[:3] == ["vocals", "accompaniment", "mean"]
-    assert " ".join(studio.split()) == "studio 8.00 9.00* 4.00 5.00 6.00 7.00* 9.88 18.46 0.213 1235"
-    assert " ".join(other.split()) == "other 7.00 8.00 5.00 6.00* 6.00 7.00* 9.88 18.46 0.213 1235"
-    assert " ".join(silent.split()) == "silent - -6.50 11.00 12.00 - 2.75 - - - -", "alone, nothing is the best"
+    assert (
+        " ".join(studio.split())
+        == "studio 8.00 9.00* 4.00 5.00 6.00 7.00* 9.88 18.46 0.213 1235 academic, non-commercial"
+    )
+    assert (
+        " ".join(other.split())
+        == "other 7.00 8.00 5.00 6.00* 6.00 7.00* 9.88 18.46 0.213 1235 academic, non-commercial"
+    )
+    assert " ".join(silent.split()) == "silent - -6.50 11.00 12.00 - 2.75 - - - - -", "alone, nothing is the best"
     assert len({len(line) for line in (head, units, studio, other)}) == 1
     assert foot.startswith("1 songs") and foot.endswith("cpu")
 
@@ -143,6 +149,7 @@ def test_json_holds_every_score_and_cost() -> None:
     found = comparison_of(row("silent", COST, vocals=(float("nan"), 3.0), other=(10.0, 5.0))).to_json()
     (stored,) = json.loads(json.dumps(found, allow_nan=False))["archives"]
     assert stored["name"] == "silent" and stored["cost"]["parameters"] == 9_876_543
+    assert stored["licence"] == "academic, non-commercial"
     assert stored["mean"] == {"csdr_db": None, "usdr_db": 4.0}
     assert stored["stems"]["other"] == {"csdr_db": 10.0, "usdr_db": 5.0, "recovered_percent": 90.0}
     assert stored["songs"] == [{"song": "S", "stems": stored["stems"]}]

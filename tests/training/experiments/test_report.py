@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 import training.evaluation.compare
+from serving.model.licences import Licences
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
 from tests.data_sets import write_folder
@@ -30,7 +31,11 @@ def compared(tiny_spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Two songs have a quarter of their energy in the vocals: "even" gives them a quarter and "loud" all."""
     songs = [StemFolder(name, write_folder(tmp_path / name, samples=132_300)) for name in ("A - <0>", "B - 1")]
     spec = replace(tiny_spec, audio=replace(tiny_spec.audio, sample_rate_hz=44_100))
-    found = {"even": Separator(spec, Share(0.25, 0.75), CPU), "loud": Separator(spec, Share(0.9, 0.1), CPU)}
+    free = Licences("Apache-2.0", weights="CC-BY-4.0")
+    found = {
+        "even": Separator(spec, Share(0.25, 0.75), CPU, licences=free),
+        "loud": Separator(spec, Share(0.9, 0.1), CPU),
+    }
     monkeypatch.setattr(training.evaluation.compare.Separator, "open", lambda path, _: found[path.stem])
     monkeypatch.setattr(training.evaluation.compare, "cost", lambda *_: Cost(2_000_000, 1.5, 0.25, 3_000_000))
     collected = Collector()
@@ -43,6 +48,7 @@ def test_the_page_holds_verdicts_scores_and_sound_and_needs_no_network(compared:
     page = report(*compared, "even against loud", curves, {"even": {"trained_s": 120.0, "trained_audio_s": 7200.0}})
     assert "even is better on vocals by" in page and "on 2 of 2 songs" in page
     assert "<td>2.0</td><td>2.0</td>" in page, "minutes and hours of its training"
+    assert "<td>CC-BY-4.0</td>" in page and "<td>unknown</td>" in page
     assert "A - &lt;0&gt;" in page and "<0></" not in page, "names are text"
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page) and "http" not in page
     stored = re.search(r'<script type="application/json" id="songs">(.*?)</script>', page, re.DOTALL)

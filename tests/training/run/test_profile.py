@@ -19,7 +19,7 @@ from training.config import TrainConfig
 from training.data.crops import Crops
 from training.data.decoded import DecodedSong
 from training.presets import PRESETS
-from training.run.profile import Profile, Stopwatch, matrix_rate, measure, step_flop
+from training.run.profile import Profile, Stopwatch, matrix_rate, profile_steps, step_flop
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARTS = ("data wait", "to device", "augment, STFT", "forward", "backward", "optimizer", "rest")
@@ -78,7 +78,7 @@ def test_the_parts_make_up_the_step(config: TrainConfig, crops: Crops) -> None:
     stepper = stepper_of(config, CPU)
     started = time.perf_counter()
 
-    profiled = measure(stepper, crops, 4, "classic")
+    profiled = profile_steps(stepper, crops, 4, "classic")
 
     assert tuple(profiled.parts_s) == PARTS
     assert all(part_s > 0 for part_s in profiled.parts_s.values())
@@ -98,7 +98,7 @@ def test_batches_that_come_too_late_are_told_from_slow_steps(
 
     monkeypatch.setattr(crops, "batch", slow)
 
-    profiled = measure(stepper_of(config, CPU), crops, 2, "classic")
+    profiled = profile_steps(stepper_of(config, CPU), crops, 2, "classic")
 
     assert 0.1 < profiled.data_wait < 1
     assert profiled.parts_s["forward"] < late_s  # the wait is none of the network's time, however busy the machine

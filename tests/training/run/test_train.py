@@ -59,7 +59,8 @@ def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.Ml
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr(training.run.loop, "LOG_INTERVAL_STEPS", 1)
-    monkeypatch.setattr(training.run.signals, "PATIENCE_S", 600)  # else a stop may end pytest on a busy machine
+    for name in ("PATIENCE_S", "SHORT_PATIENCE_S"):
+        monkeypatch.setattr(training.run.signals, name, 600)  # else a stop may end pytest on a busy machine
     yield mlflow.MlflowClient(uri)
 
 
