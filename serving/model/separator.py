@@ -51,6 +51,7 @@ class Separator:
         device: torch.device | str | None = None,
         weights_sha256: str = "",
         engine: Engine | None = None,
+        *,
         licences: Licences = UNSTATED,
     ) -> None:
         self.spec = spec
