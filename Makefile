@@ -4,7 +4,7 @@
 # make bench     the benchmarks
 # make anywhere  the checks of infra/sky by SkyPilot, in an environment of its own
 # make up        the team server on this machine: object store, MLflow, and passwords for them; needs Docker Compose
-# make soak      the tests that kill and mutilate at random, many times over
+# make soak      the tests that kill and mutilate at random, many times over, and those of large amounts
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,7 +30,7 @@ bench: .venv/installed
 	$(BIN)/python -m pytest -q -s tests/benchmarks/bench_*.py
 
 soak: .venv/installed
-	$(BIN)/python -m pytest --soak -k random --ignore=tests/containers
+	$(BIN)/python -m pytest --soak -k 'random or hundred_thousand' --ignore=tests/containers
 
 anywhere: .venv/installed .sky/installed
 	$(BIN)/python -m pytest tests/infra

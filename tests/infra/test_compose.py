@@ -1,6 +1,7 @@
 """The services of infra/compose.yaml: names that the program knows, command lines that it reads, bounds, and closed ports."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 import training.__main__
 from tests.infra.manifests import OF_THE_PROGRAM, VARIABLES
+from tests.readme import commands
 
 INFRA = Path(__file__).parent.parent.parent / "infra"
 OF_STORAGE_AND_MLFLOW = {
@@ -72,6 +74,13 @@ def test_the_command_in_its_head_is_the_programs() -> None:
     command = re.search(r"run --rm train (train .*)", head)
     assert command
     training.__main__.parser().parse_args(command[1].split())
+
+
+def test_the_commands_of_the_readme_are_the_programs(services: dict[str, dict[str, Any]]) -> None:
+    push, train, up = (shlex.split(line) for line in commands("sh compose", "infra/README.md"))
+    for words in (push, train):
+        training.__main__.parser().parse_args(words[words.index("train") + 1 :])
+    assert up[up.index("--profile") + 1] in services["serve"]["profiles"]
 
 
 def test_passwords_are_fresh_and_every_one_that_compose_asks_for_is_there(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from serving.client import Client
 from serving.model.separator import Separator
 from serving.songs.fact_sheet import FactSheet
 from serving.songs.request import Request
+from tests.infra.monitoring import OF_PROMETHEUS, OF_SCRAPING, expressions, labels, names
 from tests.torchserve import (
     MAX_DURATION_S,
     SPEC,
@@ -244,6 +245,18 @@ def test_metrics_tell_what_was_done(server: Server, song: bytes, mixture: np.nda
     assert any(name.startswith("ts_queue_latency_microseconds") for name in after)
     (info,) = [name for name in after if name.startswith("stemwright_model_info")]
     assert facts(server)["weights_sha256"] in info
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_a_server_has(server: Server, song: bytes) -> None:
+    assert server.post(song).status == 200 and server.post(b"hello").status == 415
+    wait_for(lambda: 'stemwright_requests_total{status="415",}' in metrics(server))
+    port = server.said(r"^ready: .*metrics port (\d+)")
+    text = request("GET", f"http://127.0.0.1:{port}/metrics", timeout=10).data.decode()
+    there = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE)) | set(re.findall(r"^\w+_bucket", text, re.MULTILINE))
+    known = set(re.findall(r'(\w+)="', text)) | OF_SCRAPING
+    for expression in expressions():
+        assert names(expression) <= there | OF_PROMETHEUS, expression
+        assert labels(expression) <= known, expression
 
 
 def test_a_request_is_found_again_by_its_id(server: Server) -> None:
