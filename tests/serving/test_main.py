@@ -26,10 +26,10 @@ from tests.serving.test_client import SONG, Answer, chunked, plain, serving, ste
 
 
 def about_songs(told: str) -> str:
-    """The lines on stderr but the first, which names device and engine."""
-    first, _, rest = told.partition("\n")
-    assert first.startswith("separating on cpu, ")
-    return rest
+    """What stands on stderr but the lines about device and engine, one a command."""
+    lines = told.splitlines(keepends=True)
+    assert lines[0].startswith("separating on cpu, ")
+    return "".join(line for line in lines if not line.startswith("separating on cpu, "))
 
 
 @pytest.fixture
