@@ -9,6 +9,7 @@ Axes: b batch, c channel, f bin, t frame; k channel of a convolution.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -129,7 +130,8 @@ class MagnitudeUNet(nn.Module):
             x = norm(functional.relu(up(x)[:, :, 1:-2, 1:-2]))
             x = torch.cat([skips.pop(), x], dim=1) if skips else x
         # The gradient of these few weights sums over all bins: at the scale that training starts with, float16 overflows.
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device, on which operations are counted, knows no autocast.
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             return torch.sigmoid(self.mask(x.float())) * magnitude
 
 

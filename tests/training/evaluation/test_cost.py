@@ -13,7 +13,9 @@ from torch import Tensor, nn
 import training.evaluation.cost
 from serving.errors import ArchiveError
 from serving.model.archive import read_archive, write_archive
+from serving.model.networks import build
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec
+from serving.model.starter_spec import SPEC as SPLEETER
 from training.errors import OutOfMemory
 from training.evaluation.cost import cost, excerpt, flop, gmac_per_s, parameters, peak_process_bytes, speed_and_memory
 
@@ -64,6 +66,12 @@ def test_multiply_adds_are_those_of_a_second_of_stereo(tiny_spec: ModelSpec) -> 
 
     weights = 2 * 2 * 9 + 2, 2 * 4 * units * (bins + units + 2), 2 * units * bins + bins
     assert parameters(network) == sum(weights)
+
+
+def test_every_network_can_be_counted(tiny_spec: ModelSpec, tiny_banded: tuple[ModelSpec, nn.Module]) -> None:
+    spleeter = replace(SPLEETER, dimensions={"bins": 16, "piece_frames": 8, "channels": (4, 8)})
+    for spec in (tiny_spec, tiny_banded[0], spleeter):
+        assert gmac_per_s(build(spec), spec) > 0
 
 
 def test_the_cost_of_an_archive(archive: Path, tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
