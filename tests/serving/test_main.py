@@ -26,7 +26,7 @@ from tests.serving.test_client import SONG, Answer, chunked, plain, serving, ste
 
 
 def about_songs(told: str) -> str:
-    """What stands on stderr but the lines about device and engine, one a command."""
+    """Leave out the lines on stderr that name device and engine, one a command."""
     lines = told.splitlines(keepends=True)
     assert lines[0].startswith("separating on cpu, ")
     return "".join(line for line in lines if not line.startswith("separating on cpu, "))
