@@ -23,6 +23,7 @@ from training.__main__ import main
 from training.run import onnx_model
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+pytestmark = pytest.mark.slow
 
 RATE_HZ = 11_025
 FRONT_END = {"stft": StftSpec(256, 64), "audio": AudioSpec(8_000), "chunk": ChunkSpec(4, 1)}
