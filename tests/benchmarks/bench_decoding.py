@@ -1,7 +1,7 @@
 """The cost of decoding songs: python -m pytest -s tests/benchmarks/bench_decoding.py
 
 Ratios of one run on one machine: rivals take turns. Inputs are made here, but for MUSDB18's excerpts, where
-STEMWRIGHT_EXCERPTS names a folder `train` of `.stem.mp4` files.
+BENCH_EXCERPTS names a folder `train` of `.stem.mp4` files.
 """
 
 import io
@@ -126,7 +126,7 @@ def test_what_the_process_costs(tmp_path: Path) -> None:
 def test_stem_files_beside_musdb(tmp_path: Path) -> None:
     import musdb
 
-    folder = Path(os.environ.get("STEMWRIGHT_EXCERPTS", tmp_path / "train"))
+    folder = Path(os.environ.get("BENCH_EXCERPTS", tmp_path / "train"))
     if folder.parent == tmp_path:
         for number in range(8):
             write_stem_file(folder / f"A - {number}.stem.mp4", seconds=7)
