@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import time
 import zipfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from serving.storage.storage import exists
 from tests.containers.engine import HARDENED, ROOT, build, docker, needs_docker, wait_for_line, wait_until_healthy
 from tests.readme import commands
 from training.data.push import push
-from training.demo.local_s3 import S3Server, free_port, serve_s3
+from training.demo.local_s3 import S3Server, free_port
 from training.demo.songs import write_songs
 
 SHORT = "--steps 4 --batch-size 2 --crop-s 2"
@@ -29,15 +28,6 @@ pytestmark = needs_docker
 @pytest.fixture(scope="module", params=["train", "serve"])
 def image(request: pytest.FixtureRequest) -> str:
     return build(request.param)
-
-
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    (tmp_path / "buckets" / "stemwright").mkdir(parents=True)
-    with serve_s3(tmp_path / "buckets") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 def test_an_image_runs_as_nobody_and_holds_no_credentials(image: str) -> None:

@@ -1,11 +1,9 @@
 """The images under the very limits that infra/kubernetes sets: user, read-only root, capabilities, memory, volumes."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from serving.model.archive import write_archive
@@ -17,20 +15,11 @@ from tests.infra.manifests import KUBERNETES, Manifest, arguments, containers, e
 from tests.infra.manifests import build as kustomize
 from tests.torchserve import SPEC, encoded, request, stems_in
 from training.data.push import push
-from training.demo.local_s3 import S3Server, free_port, serve_s3
+from training.demo.local_s3 import S3Server, free_port
 from training.demo.songs import write_songs
 
 pytestmark = needs_docker
 SHORT = "--batch-size=1 --crop-s=1 --validations=1 --valid-excerpt-s=2"
-
-
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    (tmp_path / "buckets" / "stemwright").mkdir(parents=True)
-    with serve_s3(tmp_path / "buckets") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 def flags(pod: Manifest, container: Manifest, variables: dict[str, str]) -> list[str]:
