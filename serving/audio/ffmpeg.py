@@ -23,6 +23,8 @@ import numpy as np
 
 from serving.audio import Audio, ogg
 from serving.audio.decoding import Decoding, broken_off, damaged
+from serving.audio.file_section import FileSection
+from serving.audio.tags import untagged
 from serving.errors import AudioError, StemwrightError, UnsupportedAudio
 
 UNPROVEN = "nothing in it says how long it is, so that it may be cut off"
@@ -40,7 +42,7 @@ def decoder(source: bytes | bytearray | Path, name: str, scan: bool = False) -> 
     links = []
     if scan:
         with as_file(source) as file:
-            links = ogg.links(file, name)
+            links = ogg.links(untagged(FileSection.whole(file)), name)
     with asked(source, name, SCAN if scan else DECODE) as messages:
         facts = json.loads(messages.next())
         if "refused" in facts:

@@ -5,9 +5,11 @@ Only the decoder process imports this, as the bytes come from strangers. Within 
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
+
+from serving.audio.file_section import FileSection
 
 BLOCK_SAMPLES = 1 << 14
 # Containers that refer to no other file. A playlist would let FFmpeg read the server's disk.
@@ -34,7 +36,7 @@ class AudioStream:
     container: Any  # PyAV's types do not distinguish reading from writing
     stream: Any
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileSection) -> None:
         file.seek(0)
         with av.logging.Capture() as log:
             try:
@@ -92,10 +94,9 @@ class AudioStream:
         return {TAGS.get(name.lower(), name.lower()): value for name, value in found.items()}
 
 
-def keeps_index(file: BinaryIO) -> bool:
+def keeps_index(file: FileSection) -> bool:
     """True for MP4 and CAF, which may keep their index at the end."""
-    file.seek(0)
-    head = file.read(8)
+    head = file.read_at(0, 8)
     return head[:4] == b"caff" or head[4:] == b"ftyp"
 
 
