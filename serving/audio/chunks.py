@@ -7,11 +7,13 @@ An AU has no chunks: its head gives the start and the size of the samples, and n
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.audio.decoding import PIPE_BYTES
 from serving.audio.file_section import FileSection
 from serving.audio.tags import size_in_front
 
 PIECE_BYTES = 1 << 16
+UNKNOWN_SIZES = {0, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}
+RF64_SIZE = 0xFFFF_FFFF
+"""RF64's size of samples; the true one stands in the chunk ds64."""
 W64_GUID_END = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 """The end of the names of Wave64's chunks, which begin with those of RIFF."""
 
@@ -60,7 +62,7 @@ def sound_chunk(file: FileSection) -> SoundChunk | None:
     start, stop, end = found
     while size := size_in_front(file, end):
         end += size
-    return SoundChunk(start, stop, unlike_zero(file, end)) if 0 < stop - start < PIPE_BYTES else None
+    return None if stop - start in UNKNOWN_SIZES else SoundChunk(start, stop, unlike_zero(file, end))
 
 
 def sound_of_au(file: FileSection) -> tuple[int, int, int]:
@@ -75,6 +77,8 @@ def sound_of_chunks(file: FileSection, layout: Layout) -> tuple[int, int, int] |
     while chunk := chunk_at(file, layout, at):
         name, body, stop = chunk
         if name == layout.sound:
+            if stop - body == RF64_SIZE and file.read_at(12, 4) == b"ds64":
+                stop = body + int.from_bytes(file.read_at(28, 8), "little")
             if found:
                 break  # decoders read the first chunk of samples only
             found = body, stop

@@ -22,10 +22,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import av
-import av.subtitles.stream  # PyAV imports it with the first file, when the fork can open none
+import av.subtitles.codeccontext  # PyAV imports these two with the first file, when the fork can open none
+import av.subtitles.stream
 
 from serving.audio.file_section import FileSection
-from serving.audio.packets import Packets, ends_in_frame, is_mpeg_audio, promised_s, sample_count, scan
+from serving.audio.packets import Packets, is_mpeg_audio, is_unproven, promised_s, sample_count, scan
 from serving.audio.pyav import STREAMS, AudioStream, Refused, blocks
 from serving.audio.tags import untagged
 
@@ -110,7 +111,7 @@ def without_tags(whole: FileSection) -> FileSection:
 
 
 def tags_around(whole: FileSection) -> dict[str, str]:
-    """What the tags around a song say, where FFmpeg reads them."""
+    """The contents of the tags around a song, where FFmpeg reads them."""
     try:
         return AudioStream(whole).tags()
     except Refused:
@@ -122,10 +123,10 @@ def judge(facts: Facts, decoder: AudioStream, packets: Packets, file: FileSectio
     facts.samples = sample_count(decoder, packets, facts.rate_hz)
     promised = promised_s(decoder, packets, file)
     is_short = promised is not None and packets.reached_s < promised - PROMISE_S
-    if is_short or (packets.is_broken and decoder.format not in STREAMS):
+    is_cut = packets.is_broken and decoder.format not in STREAMS and not decoder.is_all(packets.reached_s)
+    if is_short or is_cut:
         facts.reached_s, facts.promised_s = packets.reached_s, promised
-    has_no_length = promised is None and decoder.format not in STREAMS | {"ogg", "avi"}
-    facts.is_unproven = has_no_length or ends_in_frame(decoder, packets)
+    facts.is_unproven = is_unproven(decoder, packets, file, promised)
 
 
 def confine() -> None:

@@ -11,6 +11,8 @@ from serving.audio.decoding import PIPE_BYTES
 from serving.audio.file_section import FileSection
 from serving.audio.pyav import STREAMS, AudioStream
 
+PROVEN_BY_FRAMES = {"aac", "ac3", "dts", "eac3", "mp3"}
+"""Formats whose end is believed where it is the end of a frame."""
 EQUAL_FRAMES = {"aac", "mp2", "mp3"}
 """Codecs whose packets all give the same number of samples, which FFmpeg says."""
 EQUAL_BYTES = {"ac3", "eac3", "dts"}
@@ -86,7 +88,7 @@ def scan(decoder: AudioStream, file: FileSection) -> Packets:
     found.is_broken &= not has_open_end(file)
     found.duration_s = duration * Fraction(decoder.stream.time_base)
     reached_s = {n: float(end * decoder.container.streams[n].time_base) for n, end in ends.items()}
-    found.reached_s = reached_s.pop(index, 0.0)
+    found.reached_s = reached_s.pop(index, float(found.duration_s))
     found.others_reached_s = max(reached_s.values(), default=0.0)
     return found
 
@@ -112,11 +114,20 @@ def promised_s(decoder: AudioStream, packets: Packets, file: FileSection) -> flo
         return length_of_asf(file)
     if decoder.format in STREAMS | {"ogg", "avi"} or decoder.length_is_guessed:
         return None
-    if decoder.stream.duration:
-        return float(decoder.stream.duration * decoder.stream.time_base)
+    if decoder.length_s:
+        return decoder.length_s
     if not decoder.container.duration or packets.others_reached_s > packets.reached_s:
         return None
     return float(decoder.container.duration / av.time_base)
+
+
+def is_unproven(decoder: AudioStream, packets: Packets, file: FileSection, promised: float | None) -> bool:
+    """True if a song may be cut off and nothing tells."""
+    if decoder.format == "avi":
+        return file.size < riff_bytes(file)
+    if decoder.format in PROVEN_BY_FRAMES:
+        return packets.is_broken or ends_in_frame(decoder, packets)
+    return promised is None and decoder.format != "ogg"
 
 
 def length_of_mp3(file: FileSection, packets: Packets) -> float | None:
@@ -151,7 +162,11 @@ def length_of_asf(file: FileSection) -> float | None:
 
 def lacks_bytes(file: FileSection) -> bool:
     """True if a RIFF file is shorter than its first chunk says, unless it was written into a pipe."""
-    return file.size < 8 + int.from_bytes(file.read_at(4, 4), "little") < PIPE_BYTES
+    return file.size < riff_bytes(file) < PIPE_BYTES
+
+
+def riff_bytes(file: FileSection) -> int:
+    return 8 + int.from_bytes(file.read_at(4, 4), "little")
 
 
 def has_open_end(file: FileSection) -> bool:
@@ -163,7 +178,7 @@ def has_open_end(file: FileSection) -> bool:
 
 def ends_in_frame(decoder: AudioStream, packets: Packets) -> bool:
     """True if a stream of frames ends inside one."""
-    if decoder.format not in STREAMS or not packets.last:
+    if not packets.last:
         return False
     if decoder.codec in EQUAL_BYTES:
         return len(packets.last) + 2 < packets.least_bytes

@@ -6,6 +6,7 @@ Axes: c channel, n sample.
 import io
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import soundfile
 
 from serving.audio import Audio, chunks, flac, ogg
-from serving.audio.decoding import PIPE_BYTES, Decoding, broken_off, damaged
+from serving.audio.decoding import PIPE_BYTES, UNPROVEN, Decoding, broken_off, damaged
 from serving.audio.file_section import FileSection
 from serving.audio.tags import untagged
 from serving.errors import AudioError
@@ -22,12 +23,16 @@ from serving.errors import AudioError
 BLOCK_SAMPLES = 1 << 16
 UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count if the header gives none
 COUNTED_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC"}
+UNCOUNTED_FORMATS = {"IRCAM", "PAF", "PVF"}
+"""Formats whose samples go on to the end of the file."""
 MAX_LINKS = 1_000
 FLAC_HEAD = b"fLaC\0\0\0\x22"
 """The magic word and the head of the first block."""
+SURROUND = re.compile(
+    rb"\x72\xf8\x1f\x4e[\x01\x0b-\x0d]|\x7f\xfe\x80\x01\xfc|\xfe\x7f\x01\x80[\0-\xff]\xfc|\xff\x1f\0\xe8[\xf0-\xff]\x07"
+)
+"""The beginnings of a burst of IEC 61937, and of a frame of DTS in words of 16 and 14 bits."""
 READ_AHEAD_BYTES = 1 << 16
-LEFT_OVER_S = 0.25
-"""Junk behind the samples of a header is shorter than that."""
 TAGS = ("title", "artist", "album", "tracknumber", "date", "genre", "comment", "copyright")
 # Speakers by number of channels as Vorbis and Opus order them: where in their order each of WAV's and FLAC's order stands.
 VORBIS_ORDER = {
@@ -49,26 +54,33 @@ class ForwardDecoder(soundfile.SoundFile):  # type: ignore[misc]
 def reads(source: bytes | bytearray | Path) -> bool:
     """True if libsndfile is to decode a song.
 
-    Not MPEG audio: it fails on large tags, junk and joined files. Not VOC: it takes the heads of blocks for samples. Not what
-    it finds empty: a WAV whose recorder never wrote the size says 0. Not a FLAC that counts fewer samples than it holds.
+    Not MPEG audio: it fails on large tags, junk and joined files. Not GSM, which it ends with noise. Not VOC: it takes the
+    heads of blocks for samples. Not what it finds empty: a WAV whose recorder never wrote the size says 0. Not a FLAC that
+    counts fewer samples than it holds. Not DTS or AC-3 that passes for samples: it would be noise.
     """
     try:
         with song_file(source) as song:
             head = song.read_at(0, 2)
-            if (head[:1] == b"\xff" and head[1:] >= b"\xe0") or flac.counts_too_few(song):
+            if (head[:1] == b"\xff" and head[1:] >= b"\xe0") or flac.counts_too_few(song) or is_surround_disc(song):
                 return False
             with sound_file(song, source) as found:
-                return not found.subtype.startswith("MPEG_") and found.format != "VOC" and found.frames > 0
+                is_misread = found.subtype.startswith(("MPEG_", "GSM")) or found.format == "VOC"
+                return not is_misread and found.frames > 0
     except soundfile.LibsndfileError:
         return False
+
+
+def is_surround_disc(song: FileSection) -> bool:
+    """True for a WAV in whose samples DTS or AC-3 is written, as on discs and S/PDIF."""
+    chunk = chunks.sound_chunk(song)
+    return chunk is not None and SURROUND.search(song.read_at(chunk.start, READ_AHEAD_BYTES)) is not None
 
 
 @contextmanager
 def decoder(source: bytes | bytearray | Path, name: str) -> Iterator[Decoding]:
     """A song that libsndfile decodes, its channels in the order of WAV's speakers.
 
-    Raises AudioError for an Ogg that ends inside a page, or whose links differ in rate or channels, and for a header that
-    leaves out samples.
+    Raises AudioError for an Ogg that ends inside a page, or whose links differ in rate or channels.
     """
     with song_file(source) as song:
         links = ogg.links(song, name)
@@ -76,7 +88,7 @@ def decoder(source: bytes | bytearray | Path, name: str) -> Iterator[Decoding]:
         if len(links) > 1:
             yield chain(song, links, name, note)
             return
-        song = counted_part(song, source, name)
+        song = counted_part(song)
         with sound_file(song, source) as sound:
             yield decoding(sound, song, name, note)
 
@@ -91,28 +103,15 @@ def decoding(sound: ForwardDecoder, song: FileSection, name: str, note: str | No
         blocks(sound, song, name),
         counted_samples=sound.frames if known and sound.format in COUNTED_FORMATS else None,
         promised_samples=sound.frames if known else None,
-        note=note,
+        note=note or (None if known and sound.format not in UNCOUNTED_FORMATS else UNPROVEN),
         tags=tags_of(sound),
     )
 
 
-def counted_part(song: FileSection, source: bytes | bytearray | Path, name: str) -> FileSection:
-    """The song without what follows a Wave64's samples, which libsndfile would read as such.
-
-    Raises AudioError if more samples may follow those that the header counts.
-    """
-    chunk = chunks.sound_chunk(song)
-    if chunk is None:
-        return song
-    with sound_file(song, source) as sound:
-        counted_s = sound.frames / sound.samplerate
-    left_over_s = counted_s * chunk.left_over / (chunk.stop - chunk.start)
-    if left_over_s > LEFT_OVER_S:
-        raise AudioError(
-            f"{name} has {counted_s:.1f} s by its header, and {left_over_s:.1f} s more behind them: save it again as WAV or FLAC"
-        )
-    is_w64 = song.read_at(0, 4) == b"riff"
-    return song.part(0, chunk.stop) if is_w64 and chunk.stop < song.size else song
+def counted_part(song: FileSection) -> FileSection:
+    """The song without what follows the samples of a Wave64, which libsndfile would read as such."""
+    chunk = chunks.sound_chunk(song) if song.read_at(0, 4) == b"riff" else None
+    return song if chunk is None or chunk.stop >= song.size else song.part(0, chunk.stop)
 
 
 def chain(file: FileSection, links: list[ogg.Link], name: str, note: str | None) -> Decoding:
@@ -141,7 +140,7 @@ def chain(file: FileSection, links: list[ogg.Link], name: str, note: str | None)
 
 
 def note_of_header(song: FileSection) -> str | None:
-    """The note on a WAV, AIFF or AU that is shorter than its header says; None for the placeholder sizes of a pipe."""
+    """The note on a WAV, AIFF, Wave64 or AU that is shorter than its header says. What writes into a pipe leaves huge sizes."""
     head = song.read_at(0, 28)
     match head[:4]:
         case b"RIFF":
@@ -156,7 +155,9 @@ def note_of_header(song: FileSection) -> str | None:
             size = int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big")
         case _:
             return None
-    return "it is shorter than its header says" if song.size + 1 < size < PIPE_BYTES else None
+    if song.size + 1 >= size:
+        return None
+    return "it is shorter than its header says" if size < PIPE_BYTES else UNPROVEN
 
 
 def blocks(sound: ForwardDecoder, file: FileSection, name: str) -> Iterator[Audio]:
