@@ -72,18 +72,20 @@ def sound_of_au(file: FileSection) -> tuple[int, int, int]:
 
 
 def sound_of_chunks(file: FileSection, layout: Layout) -> tuple[int, int, int] | None:
-    """Start and stop of the samples, and the end of the last chunk."""
+    """Start and stop of the samples, and the end of the last chunk. Only samples may go on behind the end of the file."""
     at, found = layout.head_bytes, None
     while chunk := chunk_at(file, layout, at):
         name, body, stop = chunk
         if name == layout.sound:
-            if stop - body == RF64_SIZE and file.read_at(12, 4) == b"ds64":
-                stop = body + int.from_bytes(file.read_at(28, 8), "little")
             if found:
                 break  # decoders read the first chunk of samples only
+            if stop - body == RF64_SIZE and file.read_at(12, 4) == b"ds64":
+                stop = body + int.from_bytes(file.read_at(28, 8), "little")
             found = body, stop
+        elif stop > file.size:
+            break
         at = stop + -stop % layout.alignment
-        if chunk_at(file, layout, at) is None and chunk_at(file, layout, stop):
+        if not ends_inside(file, layout, at) and ends_inside(file, layout, stop):
             at = stop  # not every program aligns
     return (*found, at) if found else None
 
@@ -96,6 +98,12 @@ def chunk_at(file: FileSection, layout: Layout, at: int) -> tuple[bytes, int, in
     name, body = head[: layout.name_bytes], at + len(head)
     size = int.from_bytes(head[layout.name_bytes :], layout.order) - (len(head) if layout.size_has_head else 0)
     return (name, body, body + size) if size >= 0 else None
+
+
+def ends_inside(file: FileSection, layout: Layout, at: int) -> bool:
+    """True if a chunk begins at `at`, and ends inside the file."""
+    chunk = chunk_at(file, layout, at)
+    return chunk is not None and chunk[2] <= file.size
 
 
 def unlike_zero(file: FileSection, start: int) -> int:
