@@ -185,10 +185,10 @@ def test_serving_is_complete_without_training() -> None:
             "mlflow",
             {
                 "serving/model/source.py",
-                "training/tracking/asking.py",
+                "training/tracking/mlflow_errors.py",
                 "training/tracking/copying.py",
                 "training/tracking/experiment.py",
-                "training/tracking/reach.py",
+                "training/tracking/probe.py",
                 "training/tracking/registry.py",
                 "training/tracking/runs.py",
                 "training/tracking/sweeps.py",
