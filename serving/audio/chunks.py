@@ -82,8 +82,8 @@ def sound_of_chunks(file: FileSection, layout: Layout) -> tuple[int, int, int] |
             if stop - body == RF64_SIZE and file.read_at(12, 4) == b"ds64":
                 stop = body + int.from_bytes(file.read_at(28, 8), "little")
             found = body, stop
-        elif stop > file.size:
-            break
+        elif stop > file.size or name[:4] in LAYOUTS:
+            break  # no chunk, or another song
         at = stop + -stop % layout.alignment
         if not ends_inside(file, layout, at) and ends_inside(file, layout, stop):
             at = stop  # not every program aligns

@@ -26,7 +26,7 @@ import av.subtitles.codeccontext  # PyAV imports these two with the first file, 
 import av.subtitles.stream
 
 from serving.audio.file_section import FileSection
-from serving.audio.packets import Packets, is_mpeg_audio, is_unproven, promised_s, sample_count, scan
+from serving.audio.packets import Packets, is_joined, is_mpeg_audio, is_unproven, promised_s, sample_count, scan
 from serving.audio.pyav import STREAMS, AudioStream, Refused, blocks
 from serving.audio.tags import untagged
 
@@ -80,6 +80,8 @@ def answer(file: BinaryIO, request: bytes, to: Outgoing) -> None:
         song = without_tags(whole)
         packets = scan(AudioStream(song), song) if request == SCAN else None
         decoder = AudioStream(song)
+        if packets is not None and is_joined(decoder, packets, song):
+            raise Refused("joined")
         frames = decoder.frames()
         first = next(frames, None)
         if first is None:

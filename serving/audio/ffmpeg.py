@@ -93,6 +93,8 @@ def refusal(name: str, reason: str, seconds: float, head: bytes = b"") -> AudioE
             return AudioError(
                 f"{name} breaks off before its index, without which it has no samples: send the whole file again"
             )
+        case "joined":
+            return AudioError(f"{name} is joined of several files: send them one by one")
         case "no samples":
             return AudioError(f"{name} has no samples that can be decoded: send a whole file")
         case "changes":

@@ -17,6 +17,9 @@ EQUAL_FRAMES = {"aac", "mp2", "mp3"}
 """Codecs whose packets all give the same number of samples, which FFmpeg says."""
 EQUAL_BYTES = {"ac3", "eac3", "dts"}
 """Codecs whose packets are all of one size, but for two bytes."""
+BEGINNINGS = {"asf": (0, 16), "flv": (0, 9), "mov": (4, 8), "tta": (0, 4), "wv": (0, 4)}
+"""Place and size of what begins a file, by format."""
+NEXT_SONG_BYTES = 1 << 24
 MAX_TAG_BYTES = 4096
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 KBITS_PER_S = {
@@ -46,6 +49,8 @@ class Packets:
     """Packets follow each other without a gap, are of the size that their heads give, and none is an encoder's tag, as where
     two MP3s were joined."""
     first_position: int = 0
+    stop: int = 0
+    """The position behind the last packet."""
     last: bytes = b""
     least_bytes: int = 0
     """Size of the smallest packet but the last."""
@@ -73,6 +78,7 @@ def scan(decoder: AudioStream, file: FileSection) -> Packets:
                 found.least_bytes = min(found.least_bytes or len(found.last), len(found.last))
             found.count += 1
             duration += packet.duration or 0
+            found.stop = max(found.stop, (packet.pos or 0) + size)
             found.last = bytes(packet)
             found.is_broken = packet.is_corrupt
             if in_frames and found.is_regular:
@@ -119,6 +125,15 @@ def promised_s(decoder: AudioStream, packets: Packets, file: FileSection) -> flo
     if not decoder.container.duration or packets.others_reached_s > packets.reached_s:
         return None
     return float(decoder.container.duration / av.time_base)
+
+
+def is_joined(decoder: AudioStream, packets: Packets, file: FileSection) -> bool:
+    """True if another song of the same container follows, which FFmpeg passes over."""
+    if decoder.format not in BEGINNINGS:
+        return False
+    begin = file.read_at(*BEGINNINGS[decoder.format])
+    is_bare = decoder.format == "mov" and not begin.startswith(b"ftyp")  # some atoms come more than once
+    return not is_bare and begin in file.read_at(max(1, packets.stop), NEXT_SONG_BYTES)
 
 
 def is_unproven(decoder: AudioStream, packets: Packets, file: FileSection, promised: float | None) -> bool:

@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,30 @@ def test_a_second_chunk_of_samples_is_not_passed_over() -> None:
     whole = by_soundfile(SONG, "WAV")
     with pytest.raises(AudioError, match=r"has 3\.0 s by its header, and 3\.0 s more"):
         read(whole + whole[36:])
+
+
+@pytest.mark.parametrize("audio_format", ["WAV", "RF64", "W64", "AIFF", "CAF", "AU"])
+def test_a_second_song_is_not_passed_over(audio_format: str) -> None:
+    with pytest.raises(AudioError, match=r"has 3\.0 s by its header, and 3\.0 s more"):
+        read(2 * by_soundfile(SONG, audio_format))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "more"),
+    [
+        ("ipod", "aac", {}),
+        ("asf", "wmav2", {"bit_rate": 128_000}),
+        ("flv", "aac", {}),
+        ("tta", "tta", {"sample_format": "s16"}),
+        ("wv", "wavpack", {"sample_format": "s16p"}),
+    ],
+)
+def test_a_second_song_in_other_containers(container: str, codec: str, more: dict[str, Any]) -> None:
+    data = encode(SONG, container, codec, **more)
+    with pytest.raises(AudioError, match=r"^the audio is joined of several files: send them one by one") as caught:
+        read(data + encode(song(seconds=1, seed=1), container, codec, **more))
+    assert caught.value.status == 422
+    assert read(data)[0].shape[1] > 0.9 * SAMPLES
 
 
 def test_a_little_junk_is_passed_over() -> None:
