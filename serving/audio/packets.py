@@ -129,8 +129,8 @@ def promised_s(decoder: AudioStream, packets: Packets, file: FileSection) -> flo
 
 def is_joined(decoder: AudioStream, packets: Packets, file: FileSection) -> bool:
     """True if another song of the same container follows, which FFmpeg passes over."""
-    if decoder.format not in BEGINNINGS:
-        return False
+    if decoder.format not in BEGINNINGS or (decoder.format == "wv" and not decoder.is_all(packets.reached_s)):
+        return False  # each block of a WavPack begins as the file does, also the one that it breaks off in
     begin = file.read_at(*BEGINNINGS[decoder.format])
     is_bare = decoder.format == "mov" and not begin.startswith(b"ftyp")  # some atoms come more than once
     return not is_bare and begin in file.read_at(max(1, packets.stop), NEXT_SONG_BYTES)
