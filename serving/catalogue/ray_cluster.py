@@ -89,10 +89,13 @@ def connected(gpus_per_worker: float, engine: EngineName) -> Iterator[Cluster]:
     # Without an address Ray would ask the last cluster of this machine, for minutes where that was killed.
     address = ray_address() or "local"
     before = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
-    )
-    signal.signal(signal.SIGTERM, before)  # Ray's own exits with 15
+    try:
+        ray.init(
+            address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
+        )
+    except SystemExit as leaving:  # of Ray's own handler, which exits with 15
+        raise SystemExit(128 + signal.SIGTERM) from leaving
+    signal.signal(signal.SIGTERM, before)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # the songs of a lost block are named at the end
