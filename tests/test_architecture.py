@@ -185,10 +185,10 @@ def test_serving_is_complete_without_training() -> None:
             "mlflow",
             {
                 "serving/model/source.py",
-                "training/tracking/asking.py",
+                "training/tracking/mlflow_errors.py",
                 "training/tracking/copying.py",
                 "training/tracking/experiment.py",
-                "training/tracking/reach.py",
+                "training/tracking/probe.py",
                 "training/tracking/registry.py",
                 "training/tracking/runs.py",
                 "training/tracking/sweeps.py",
@@ -261,4 +261,4 @@ def test_more_than_five_arguments_are_named() -> None:
                 positional = [argument.arg for argument in node.args.posonlyargs + node.args.args]
                 if len([name for name in positional if name not in ("self", "cls")]) > 5:
                     long.add(f"{path.relative_to(ROOT)}: {node.name}")
-    assert long <= {"serving/model/engines/__init__.py: start_engine"}
+    assert not long

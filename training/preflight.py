@@ -12,7 +12,7 @@ from pathlib import Path
 from serving.errors import StemwrightError, StoreUnavailable
 from serving.storage.storage import delete, exists, is_remote, store_file
 from training.errors import ConfigError, TrainingError
-from training.tracking.reach import reach
+from training.tracking.probe import probe_store
 
 DEADLINE_S = 20.0
 """Seconds that everything over the network may take, all of it at once. A busy MLflow was seen to take eleven."""
@@ -31,12 +31,12 @@ def preflight(folders: Sequence[Path], stores: Sequence[str], tracking_uri: str,
     over_http = tracking_uri.startswith(("http://", "https://"))
     attempts = {store: partial(try_storing, store) for store in stores}
     if over_http:
-        attempts[tracking_uri] = partial(reach, tracking_uri, run_dir)
+        attempts[tracking_uri] = partial(probe_store, tracking_uri, run_dir)
     failures = within(DEADLINE_S, attempts)
     for store in stores:
         if failure := failures[store]:
             raise failure
-    return failures[tracking_uri] if over_http else attempt(partial(reach, tracking_uri, run_dir))
+    return failures[tracking_uri] if over_http else attempt(partial(probe_store, tracking_uri, run_dir))
 
 
 def refuse_to_overwrite(archive: str) -> None:

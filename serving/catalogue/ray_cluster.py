@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from serving.catalogue.reach import require_cluster
+from serving.catalogue.require_cluster import require_cluster
 from serving.catalogue.task import Outcome, Task
 from serving.catalogue.worker import Form, Worker
 from serving.errors import RequestError

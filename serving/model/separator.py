@@ -83,8 +83,8 @@ class Separator:
                 opened.spec,
                 separator.network,
                 separator.device,
-                opened.weights_sha256,
-                cache or Path(folder),
+                weights_sha256=opened.weights_sha256,
+                cache=cache or Path(folder),
             )
         logger.info("engine %s", separator.engine.description)
         return separator

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,6 +171,29 @@ def test_a_song_over_http_beside_in_process_and_the_bare_network(server: Server,
     for name, values in rounds.items():
         print(f"  {name}: {statistics.median(values):.3f} ({min(values):.3f}, {max(values):.3f})")
     assert over_http.answer_bytes == sum(map(len, request.answer(separator, body)))
+
+
+def test_a_song_over_http_by_engine(archive: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    body = song(SONG_S)
+    times_s: dict[str, list[float]] = {"torch": [], "openvino": []}
+    with ExitStack() as stack:
+        servers = {}
+        for engine in times_s:
+            (tmp_path / engine).mkdir()
+            environment = {"STEMWRIGHT_ENGINE": engine, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+            servers[engine] = stack.enter_context(serving(archive, tmp_path / engine / "log", environment))
+            wait_until_ready(servers[engine])
+            visit(servers[engine], song(SHORT_S))
+        for _ in range(ROUNDS):
+            for engine, server in servers.items():
+                times_s[engine].append(visit(server, body).seconds)
+        named = servers["openvino"].said("engine (openvino, [^\n]*)")
+    ratios = [torch_s / openvino_s for torch_s, openvino_s in zip(*times_s.values(), strict=True)]
+    print(
+        f"\n{torch.get_num_threads()} threads, {SONG_S} s of MP3 over HTTP, {named}: {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f}, {max(ratios):.2f}) times as fast as torch, which took {statistics.median(times_s['torch']):.1f} s"
+    )
 
 
 def test_many_callers_beside_one_at_a_time(server: Server) -> None:

@@ -382,7 +382,7 @@ def failure(model: Path, log: Path, **environment: str) -> str:
     """The last line of a server that cannot start and must say so soon."""
     started = time.monotonic()
     with serving(model, log, environment) as failing:
-        assert failing.process.wait(timeout=40) == 1, log.read_text()
+        assert failing.process.wait(timeout=120) == 1, log.read_text()
     assert time.monotonic() - started < 40
     return log.read_text().splitlines()[-1]
 

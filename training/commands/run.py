@@ -113,7 +113,7 @@ def run_profile(given: argparse.Namespace) -> int:
 def run_export(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
     from training.run.export import publish, run_id_of
-    from training.tracking.reach import reach
+    from training.tracking.probe import probe_store
     from training.tracking.registry import register
 
     if given.onnx:
@@ -122,7 +122,7 @@ def run_export(given: argparse.Namespace) -> int:
         raise ConfigError("--model goes with --onnx: --to publishes the archive of a run, named by --run-dir")
     uri = tracking_uri(given.run_dir)
     if given.register:  # tried before anything is published
-        reach(uri, given.run_dir)
+        probe_store(uri, given.run_dir)
         run_id = run_id_of(given.run_dir)
     print(publish(given.run_dir, given.to, given.overwrite))
     if given.register:
@@ -145,11 +145,11 @@ def run_export_onnx(given: argparse.Namespace) -> int:
 
 def run_sync(given: argparse.Namespace) -> int:
     from training.config import tracking_uri
-    from training.tracking.copying import copy_run, run_id_in
+    from training.tracking.copying import copy_run, known_run_id
     from training.tracking.tracking import sync
 
     uri = tracking_uri(given.run_dir)
     print(f"{sync(uri, given.run_dir)} reports of {given.run_dir} sent to MLflow")
     if given.to is not None:
-        print(f"run {copy_run(uri, run_id_in(given.run_dir), given.to)} in {given.to}")
+        print(f"run {copy_run(uri, known_run_id(given.run_dir), given.to)} in {given.to}")
     return 0

@@ -34,12 +34,12 @@ def store(url: str) -> Finding:
 
 def mlflow(uri: str) -> Finding:
     """Read from an MLflow and write to it."""
-    from training.tracking.reach import reach
-    from training.tracking.words import without_password
+    from training.tracking.mlflow_errors import without_password
+    from training.tracking.probe import probe_store
 
     shown = without_password(uri)
     try:
-        reach(uri, Path("runs", "doctor"))
+        probe_store(uri, Path("runs", "doctor"))
     except TrainingError as error:
         return Finding("MLflow", f"{shown} does not work", "wrong", str(error))
     return Finding("MLflow", f"{shown}: read and write work")

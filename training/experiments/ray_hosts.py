@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from serving.catalogue.reach import require_cluster
+from serving.catalogue.require_cluster import require_cluster
 from training.config import environment, settings_of_runs
 from training.errors import ConfigError
 from training.experiments.sweep import Train, words_of

@@ -1,6 +1,5 @@
 """A run of one store copied to another: from the SQLite file of a laptop to the server of the team."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,24 +8,24 @@ import mlflow
 from mlflow.entities import Param, Run, RunTag
 
 from training.errors import TrackingError
-from training.tracking.asking import asking
 from training.tracking.experiment import find_or_make_experiment
+from training.tracking.mlflow_errors import mlflow_errors
 from training.tracking.registry import log_model, logged_models
+from training.tracking.stored_run import run_id_in
 
 COPY_TAG = "copied.from"
 BATCH = 1000  # MLflow takes no more metrics at once
 
 
-def run_id_in(run_dir: Path) -> str:
-    """The id of the run in a folder. Raises TrackingError where MLflow did not know it yet."""
-    facts = run_dir / "spool" / "run.json"
-    run_id = json.loads(facts.read_text())["run_id"] if facts.exists() else None
+def known_run_id(run_dir: Path) -> str:
+    """The id of the run in a folder. Raises TrackingError where MLflow does not know it yet."""
+    run_id = run_id_in(run_dir)
     if run_id is None:
         raise TrackingError(f"{run_dir} holds no run that MLflow knows: name the --run-dir of one")
-    return str(run_id)
+    return run_id
 
 
-@asking()
+@mlflow_errors()
 def copy_run(from_uri: str, run_id: str, to_uri: str) -> str:
     """Copy parameters, numbers, tags, data sets, files and models of a run; the id there. A run is copied once.
 

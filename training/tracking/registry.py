@@ -14,7 +14,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
 from training.errors import TrackingError
-from training.tracking.asking import asking
+from training.tracking.mlflow_errors import mlflow_errors
 
 CHAMPION = "champion"
 KNOWN_SETS = {
@@ -86,7 +86,7 @@ def logged_models(
     )
 
 
-@asking()
+@mlflow_errors()
 def register(uri: str, run_id: str) -> str:
     """Make the archive that a run logged the next version of the registered model of its stems; its models:/ address.
 
@@ -120,7 +120,7 @@ def versions_tag(model: LoggedModel, name: str, number: str) -> str:
     return json.dumps([*before, {"name": name, "version": number}])
 
 
-@asking()
+@mlflow_errors()
 def versions(uri: str) -> list[Version]:
     """All versions of all registered models, by name, the newest first."""
     client = mlflow.MlflowClient(uri)
@@ -142,7 +142,7 @@ def find_version(uri: str, address: str) -> Version:
     raise TrackingError(f"{what}: `stemwright models` lists what is there, as models:/name/version")
 
 
-@asking()
+@mlflow_errors()
 def point(uri: str, version: Version, alias: str, reason: str) -> None:
     """Let an alias name a version, and keep the reason with the version, the version before it with the model."""
     client = mlflow.MlflowClient(uri)
@@ -152,7 +152,7 @@ def point(uri: str, version: Version, alias: str, reason: str) -> None:
     client.set_registered_model_alias(version.name, alias, version.number)
 
 
-@asking()
+@mlflow_errors()
 def point_back(uri: str, name: str, alias: str) -> Version:
     """Let an alias name the version before the present one. Raises TrackingError where it named none."""
     client = mlflow.MlflowClient(uri)

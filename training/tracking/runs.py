@@ -8,8 +8,8 @@ from typing import Any
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from training.tracking.asking import asking
 from training.tracking.experiment import CHOSEN_BY, EXPERIMENT, NOTE_TAG, find_or_make_experiment
+from training.tracking.mlflow_errors import mlflow_errors
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RunRow:
     began_ms: int
 
 
-@asking()
+@mlflow_errors()
 def runs(uri: str) -> list[RunRow]:
     """The runs of the experiment, the best score first."""
     client = mlflow.MlflowClient(uri)
@@ -40,7 +40,7 @@ def runs(uri: str) -> list[RunRow]:
     return sorted(rows, key=lambda row: (row.usdr_db is None, -(row.usdr_db or 0.0)))
 
 
-@asking()
+@mlflow_errors()
 def history(uri: str, run_id: str | None, key: str) -> list[tuple[int, float]]:
     """(step, value) of all that the store holds of a number; nothing for a run that it does not know."""
     if run_id is None:
@@ -53,7 +53,7 @@ def history(uri: str, run_id: str | None, key: str) -> list[tuple[int, float]]:
         return []
 
 
-@asking()
+@mlflow_errors()
 def log_scores(uri: str, run_id: str, scores: Mapping[str, float]) -> bool:
     """Log scores with a run that has ended, in place of those before; False for a run that the store does not know."""
     client = mlflow.MlflowClient(uri)
@@ -69,7 +69,7 @@ def log_scores(uri: str, run_id: str, scores: Mapping[str, float]) -> bool:
     return True
 
 
-@asking()
+@mlflow_errors()
 def new_comparison(uri: str, title: str, table: str, scores: Mapping[str, Any], report: Path | None) -> str:
     """A finished run of kind `comparison` that holds scores and report; its id."""
     client = mlflow.MlflowClient(uri)

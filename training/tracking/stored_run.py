@@ -23,11 +23,10 @@ from PIL import Image
 
 from training.errors import TrackingError
 from training.progress import say
-from training.tracking.asking import bound_requests
 from training.tracking.experiment import find_or_make_experiment
+from training.tracking.mlflow_errors import bound_requests, innermost
 from training.tracking.registry import dataset_digest, dataset_name, log_model
 from training.tracking.spool import Operation
-from training.tracking.words import innermost
 
 SPOOL_TAG = "stemwright.spool"
 DATA_CONTEXT = "mlflow.data.context"
@@ -66,8 +65,7 @@ class StoredRun:
     def __init__(self, uri: str, run_dir: Path, origin: Continued) -> None:
         self._uri = uri
         self._run_dir = run_dir
-        self._facts = run_dir / "spool" / "run.json"
-        facts = json.loads(self._facts.read_text()) if self._facts.exists() else {}
+        facts = kept_facts(run_dir)
         self.run_id: str | None = facts.get("run_id") or origin.run_id
         self.experiment_id: str | None = None
         self._step = origin.step
@@ -116,9 +114,25 @@ class StoredRun:
 
     def _save_facts(self) -> None:
         facts = {"run_id": self.run_id, "spool_id": self._spool_id, "began_ms": self._began_ms}
-        partial = self._facts.with_name(".run.json.partial")
+        path = facts_path(self._run_dir)
+        partial = path.with_name(".run.json.partial")
         partial.write_text(json.dumps(facts))
-        partial.replace(self._facts)
+        partial.replace(path)
+
+
+def run_id_in(run_dir: Path) -> str | None:
+    """The id in MLflow of the run in a folder; None where MLflow does not know it yet."""
+    run_id: str | None = kept_facts(run_dir).get("run_id")
+    return run_id
+
+
+def kept_facts(run_dir: Path) -> dict[str, Any]:
+    path = facts_path(run_dir)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def facts_path(run_dir: Path) -> Path:
+    return run_dir / "spool" / "run.json"
 
 
 class Contact:

@@ -1,6 +1,5 @@
 """A sweep in MLflow: a parent run, under which the page folds the children, with the best of them and a table."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Self
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from training.tracking.asking import asking
 from training.tracking.experiment import CHOSEN_BY, NOTE_TAG, find_or_make_experiment
+from training.tracking.mlflow_errors import mlflow_errors
+from training.tracking.stored_run import run_id_in
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Child:
     @property
     def run_id(self) -> str | None:
         """The id in MLflow; None for a run that MLflow does not know."""
-        facts = self.run_dir / "spool" / "run.json"
-        return json.loads(facts.read_text())["run_id"] if facts.exists() else None
+        return run_id_in(self.run_dir)
 
 
 class Parent:
@@ -35,7 +34,7 @@ class Parent:
         self.client, self.run_id, self.name = client, run_id, name
 
     @classmethod
-    @asking()
+    @mlflow_errors()
     def open(cls, uri: str, folder: Path) -> Self:
         """The run of the sweep in a folder, a new one where there is none. Raises TrackingError."""
         client, name = mlflow.MlflowClient(uri), folder.resolve().name
@@ -47,7 +46,7 @@ class Parent:
         run = client.create_run(experiment_id, tags={"kind": "sweep", "sweep.folder": address}, run_name=name)
         return cls(client, run.info.run_id, name)
 
-    @asking()
+    @mlflow_errors()
     def show(self, children: Sequence[Child]) -> None:
         """Fold the children below this run, by names that tell in a flat list, too, and show the best of them."""
         for child in children:

@@ -21,10 +21,10 @@ from training.config import TrainConfig, leaves, public_uri
 from training.errors import NotFinite, TrackingError
 from training.progress import say
 from training.tracking.experiment import NOTE_TAG, scores_link
+from training.tracking.mlflow_errors import without_password
 from training.tracking.spool import Sender, Spool, send_all
 from training.tracking.stored_run import ArchiveFacts, Continued, StoredRun, now_ms
 from training.tracking.system_metrics import SystemMetrics
-from training.tracking.words import without_password
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import

@@ -28,7 +28,7 @@ class Engine(Protocol):
 
 
 def start_engine(
-    wanted: EngineName, spec: ModelSpec, network: nn.Module, device: torch.device, weights_sha256: str, cache: Path
+    wanted: EngineName, spec: ModelSpec, network: nn.Module, device: torch.device, *, weights_sha256: str, cache: Path
 ) -> Engine:
     """The engine that was asked for, ready to work.
 

@@ -94,25 +94,27 @@ def test_an_engine_that_strays_from_torch_is_not_taken(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(openvino, "distance_db", lambda *_: 30.0)
     with pytest.raises(EngineError, match=r"30\.0 dB from torch"):
-        start_engine("openvino", tiny_spec, tiny_network, CPU, "Classic", cache)
-    assert "torch" in start_engine("auto", tiny_spec, tiny_network, CPU, "Classic", cache).description
+        start_engine("openvino", tiny_spec, tiny_network, CPU, weights_sha256="Classic", cache=cache)
+    assert (
+        "torch" in start_engine("auto", tiny_spec, tiny_network, CPU, weights_sha256="Classic", cache=cache).description
+    )
     assert "engine torch, because OpenVINO" in caplog.text
 
 
 def test_a_network_without_a_core_runs_in_torch(tiny_spec: ModelSpec, cache: Path) -> None:
     network: nn.Module = Share(0.5, 0.5)
-    assert "torch" in start_engine("auto", tiny_spec, network, CPU, "x", cache).description
+    assert "torch" in start_engine("auto", tiny_spec, network, CPU, weights_sha256="x", cache=cache).description
     with pytest.raises(EngineError, match="no real-valued core"):
-        start_engine("openvino", tiny_spec, network, CPU, "x", cache)
+        start_engine("openvino", tiny_spec, network, CPU, weights_sha256="x", cache=cache)
 
 
 def test_a_missing_openvino_names_the_remedy(
     tiny_spec: ModelSpec, tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.model.engines.find_spec", lambda _: None)
-    assert "torch" in start_engine("auto", tiny_spec, tiny_network, CPU, "x", cache).description
+    assert "torch" in start_engine("auto", tiny_spec, tiny_network, CPU, weights_sha256="x", cache=cache).description
     with pytest.raises(EngineError, match="pip install"):
-        start_engine("openvino", tiny_spec, tiny_network, CPU, "x", cache)
+        start_engine("openvino", tiny_spec, tiny_network, CPU, weights_sha256="x", cache=cache)
 
 
 @pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")

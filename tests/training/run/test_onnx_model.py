@@ -31,6 +31,7 @@ BANDED = {
     **{"band_bins": (64, 64), "band_widths": (2, 4)},
     **{"channels": (4, 8), "paths": 1, "units": 4, "memory_inputs": 8, "memory_units": 4},
 }
+SPLEETER = replace(starter_spec.SPEC, dimensions={"bins": 64, "piece_frames": 64, "channels": (4, 8)}, **FRONT_END)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,7 @@ def spec_of(architecture: str, tiny_spec: ModelSpec, tiny_banded: tuple[ModelSpe
         return replace(tiny_spec, dimensions={**tiny_spec.dimensions, "channels": (4, 8)}, **FRONT_END)
     if architecture == "banded":
         return replace(tiny_banded[0], dimensions=BANDED, **FRONT_END)
-    small = {"bins": 64, "piece_frames": 64, "channels": (4, 8)}
-    return replace(starter_spec.SPEC, dimensions=small, **FRONT_END)
+    return SPLEETER
 
 
 def distance_db(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -118,15 +118,11 @@ def test_a_full_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_model_that_strays_from_torch_is_not_left_behind(
-    tiny_spec: ModelSpec,
-    tiny_network: nn.Module,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gains = onnx_model.gains
     monkeypatch.setattr(onnx_model, "gains", lambda network, x: 1.001 * gains(network, x))
-    write_archive(tmp_path / "x.mar", tiny_spec, tiny_network, {})
+    write_archive(tmp_path / "x.mar", SPLEETER, build(SPLEETER).eval(), {})
     assert main(["export", "--model", str(tmp_path / "x.mar"), "--onnx", str(tmp_path / "x")]) == 1
     assert "60.0 dB from torch" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["x.mar"]

@@ -7,7 +7,7 @@ import pytest
 
 from tests.training.tracking.test_tracking import FACTS
 from training.errors import TrackingError
-from training.tracking.copying import copy_run, run_id_in
+from training.tracking.copying import copy_run, known_run_id
 from training.tracking.registry import register
 from training.tracking.tracking import Tracker
 
@@ -23,7 +23,7 @@ def test_a_copy_holds_what_the_run_holds_and_is_made_once(tmp_path: Path) -> Non
         tracker.facts("config.json", {"a": 1})
         (tmp_path / "classic.mar").write_bytes(b"archive")
         tracker.archive(tmp_path / "classic.mar", FACTS)
-    run_id = run_id_in(tmp_path / "run")
+    run_id = known_run_id(tmp_path / "run")
     copied = copy_run(here, run_id, there)
     assert copy_run(here, run_id, there) == copied
     source, target = mlflow.MlflowClient(here).get_run(run_id), mlflow.MlflowClient(there).get_run(copied)
@@ -39,4 +39,4 @@ def test_a_copy_holds_what_the_run_holds_and_is_made_once(tmp_path: Path) -> Non
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="holds no run that MLflow knows"):
-        run_id_in(tmp_path)
+        known_run_id(tmp_path)

@@ -11,15 +11,14 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from training.errors import TrackingError
-from training.tracking.asking import bound_requests
 from training.tracking.experiment import find_or_make_experiment
-from training.tracking.words import innermost, without_password
+from training.tracking.mlflow_errors import bound_requests, innermost, without_password
 
 SQLITE = "sqlite:///"
 TRIED_TAG = "stemwright.tried"
 
 
-def reach(uri: str, run_dir: Path) -> None:
+def probe_store(uri: str, run_dir: Path) -> None:
     """Read from an MLflow store and write to it: the experiment of the runs, made where it is missing, gets a tag.
 
     `run_dir` is the folder of a run; a store in a file keeps its artifacts beside it. Raises TrackingError.

@@ -1,5 +1,6 @@
-"""Requests to MLflow that a person waits for: each is given up on soon, and what goes wrong is one sentence."""
+"""Errors of MLflow as one sentence each, without passwords; and the bound on how long a request may take."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,13 +8,12 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 from mlflow.exceptions import MlflowException
 
 from training.errors import TrackingError
-from training.tracking.words import innermost
 
 REQUEST_TIMEOUT_S = 30
 
 
 @contextmanager
-def asking() -> Iterator[None]:
+def mlflow_errors() -> Iterator[None]:
     """Turn an error of MLflow in the block, or in the function that this decorates, into a TrackingError."""
     bound_requests()
     try:
@@ -29,3 +29,15 @@ def bound_requests() -> None:
     for setting, value in ((MLFLOW_HTTP_REQUEST_MAX_RETRIES, 0), (MLFLOW_HTTP_REQUEST_TIMEOUT, REQUEST_TIMEOUT_S)):
         if not setting.is_set():
             setting.set(value)
+
+
+def innermost(error: BaseException) -> str:
+    """The message of the exception that led to this one; MLflow wraps it in pages."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return without_password(str(error).partition("\n")[0])
+
+
+def without_password(text: str) -> str:
+    """The text with the user and password of every URL masked."""
+    return re.sub(r"//[^/@\s]+@", "//***@", text)
