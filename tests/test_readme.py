@@ -28,7 +28,8 @@ pytestmark = pytest.mark.slow
 
 SHORT = "--steps 2 --batch-size 2 --crop-s 1 --validations 1 --valid-excerpt-s 2"
 HAS_CURL = shutil.which("curl") is not None  # a bare machine has none
-SERVERS = ("stemwright serve", "mlflow ui")
+SERVERS = {"stemwright serve": "", "mlflow ui": "--workers 1"}
+"""Commands that stay, and what spares them processes."""
 ENDPOINT = "127.0.0.1:8080"
 
 
@@ -58,14 +59,15 @@ class Shell:
         for server, port in self.ports.items():
             if line.startswith(server):
                 self.serve(
-                    f"{line} --port {port}", f"http://127.0.0.1:{port}/{'health' if 'mlflow' in server else 'ping'}"
+                    f"{line} --port {port} {SERVERS[server]}",
+                    f"http://127.0.0.1:{port}/{'health' if 'mlflow' in server else 'ping'}",
                 )
                 return
         self.run(line)
 
     def here(self, text: str) -> str:
         """The text with the port of this server."""
-        return text.replace(ENDPOINT, f"127.0.0.1:{self.ports[SERVERS[0]]}")
+        return text.replace(ENDPOINT, f"127.0.0.1:{self.ports['stemwright serve']}")
 
     def run(self, line: str) -> None:
         output = self.folder / "output.log"
@@ -128,6 +130,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with serve_s3(buckets) as s3:
         environ = {**kept, **s3.environment, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # of no use here, and seven processes
         shell = Shell(tmp_path_factory.mktemp("user"), environ)
         try:
             shell.page("README.md")
