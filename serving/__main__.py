@@ -173,7 +173,7 @@ def run_separate(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ExitStack() as stack:
-        songs = [stack.enter_context(standard_input()) if str(song) == "-" else song for song in options.songs]
+        songs = [stack.enter_context(as_file(song)) for song in options.songs]
         planned = select(songs, options.out)
         request, weights_sha256, separate = (by_server if options.server else here)(options)
         failed = separate_all(planned, separate, lambda job: not options.again and job.is_done(request, weights_sha256))
@@ -181,12 +181,16 @@ def run_separate(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def standard_input() -> Iterator[Path]:
-    """A song from standard input, as a file with the name stdin."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "stdin")
+def as_file(song: Path) -> Iterator[Path]:
+    """A song as a file: standard input (-) and pipes are read to their end first, as songs are read more than once."""
+    if str(song) != "-" and not song.is_fifo():
+        yield song
+        return
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        source = sys.stdin.buffer if str(song) == "-" else stack.enter_context(song.open("rb"))
+        path = Path(folder, "stdin" if str(song) == "-" else song.name)
         with path.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+            shutil.copyfileobj(source, file)
         yield path
 
 

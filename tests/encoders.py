@@ -1,4 +1,4 @@
-"""Songs in the formats that people have, encoded by PyAV, and FFmpeg's own decode of them."""
+"""Songs in the formats that people have, encoded by PyAV and libsndfile, and FFmpeg's own decode of them."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import soundfile
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 FRAME_SAMPLES = 4_096
@@ -18,6 +19,13 @@ def song(channels: int = 2, seconds: float = 3.0, rate_hz: int = 44_100, seed: i
     noise = 0.05 * np.random.default_rng(seed).standard_normal((channels, len(time_s)))
     tones = [0.4 * np.sin(2 * np.pi * 220 * (channel + 1) * time_s) for channel in range(channels)]
     return (np.stack(tones) + noise).astype(np.float32)
+
+
+def by_soundfile(audio: np.ndarray, audio_format: str, subtype: str | None = None, rate_hz: int = 44_100) -> bytes:
+    """A file with audio (c, n), encoded by libsndfile."""
+    file = io.BytesIO()
+    soundfile.write(file, audio.T, rate_hz, format=audio_format, subtype=subtype)
+    return file.getvalue()
 
 
 def encode(

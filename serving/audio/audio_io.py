@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 
 from serving.audio import Audio, ffmpeg, sndfile
+from serving.audio.chunks import sound_chunk
 from serving.audio.decoding import Decoding, broken_off
 from serving.audio.sndfile import BLOCK_SAMPLES, TAGS, VORBIS_ORDER
 from serving.errors import AudioError, AudioTooLong
@@ -32,6 +33,8 @@ MAX_CHANNELS = 8
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 LONG_S, BEGINNING_S = 600, 30
 """A longer song is decoded only in its beginning before work on it begins, if its samples can be counted."""
+LEFT_OVER_S = 0.25
+"""Junk behind the samples is shorter than that."""
 MAX_TAG_LENGTH = 1_000
 
 
@@ -97,6 +100,7 @@ def open_audio(
         decode, decode_first = (partial(ffmpeg.decoder, source, name, scan) for scan in (False, True))
     with decode_first() as decoding:
         info = measure(decoding, name, max_duration_s, max_samples)
+    check_header(source, name, info)
     yield AudioFile(info, source, name, decode)
 
 
@@ -115,6 +119,20 @@ def write(path: Path, audio: Audio, rate_hz: int, subtype: str | None = None) ->
         unfinished = Path(folder, path.name)
         soundfile.write(unfinished, audio.T, rate_hz, subtype=subtype)
         unfinished.replace(path)
+
+
+def check_header(source: FileOrBytes, name: str, info: AudioInfo) -> None:
+    """Raises AudioError for a header that counts so few samples that others may follow them."""
+    with sndfile.song_file(source) as song:
+        chunk = sound_chunk(song)
+    if chunk is None:
+        return
+    counted_s = info.samples / info.rate_hz
+    left_over_s = counted_s * chunk.left_over / (chunk.stop - chunk.start)
+    if left_over_s > LEFT_OVER_S:
+        raise AudioError(
+            f"{name} has {counted_s:.1f} s by its header, and {left_over_s:.1f} s more behind them: save it again as FLAC"
+        )
 
 
 def sound(decoding: Decoding, name: str) -> Iterator[Audio]:

@@ -22,10 +22,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import av
-import av.subtitles.stream  # PyAV imports it with the first file, when the fork can open none
+import av.subtitles.codeccontext  # PyAV imports these two with the first file, when the fork can open none
+import av.subtitles.stream
 
-from serving.audio.packets import Packets, ends_in_frame, promised_s, sample_count, scan
+from serving.audio.file_section import FileSection
+from serving.audio.packets import Packets, is_mpeg_audio, is_unproven, promised_s, sample_count, scan
 from serving.audio.pyav import STREAMS, AudioStream, Refused, blocks
+from serving.audio.tags import untagged
 
 SCAN, DECODE = b"s", b"d"
 """Decode a song, after a look at all of its packets or without."""
@@ -72,9 +75,11 @@ class Outgoing:
 
 
 def answer(file: BinaryIO, request: bytes, to: Outgoing) -> None:
+    whole = FileSection.whole(file)
     try:
-        packets = scan(AudioStream(file), file) if request == SCAN else None
-        decoder = AudioStream(file)
+        song = without_tags(whole)
+        packets = scan(AudioStream(song), song) if request == SCAN else None
+        decoder = AudioStream(song)
         frames = decoder.frames()
         first = next(frames, None)
         if first is None:
@@ -83,9 +88,9 @@ def answer(file: BinaryIO, request: bytes, to: Outgoing) -> None:
         to.send_json({"refused": str(refused)})
         return
     facts = Facts(first.sample_rate, first.layout.nb_channels, decoder.codec, decoder.subtype(first.format.name))
-    facts.tags = decoder.tags()
+    facts.tags = decoder.tags() if song is whole else decoder.tags() | tags_around(whole)
     if packets is not None:
-        judge(facts, decoder, packets, file)
+        judge(facts, decoder, packets, song)
     to.send_json(asdict(facts))
     reason = None
     try:
@@ -97,15 +102,31 @@ def answer(file: BinaryIO, request: bytes, to: Outgoing) -> None:
     to.send_json({"refused": reason})
 
 
-def judge(facts: Facts, decoder: AudioStream, packets: Packets, file: BinaryIO) -> None:
+def without_tags(whole: FileSection) -> FileSection:
+    """A song without the tags around it; with them where it is MPEG audio, which FFmpeg expects between tags."""
+    song = untagged(whole)
+    if song.size == whole.size or is_mpeg_audio(song.read_at(0, 7)) or AudioStream(song).format == "mp3":
+        return whole
+    return song
+
+
+def tags_around(whole: FileSection) -> dict[str, str]:
+    """The contents of the tags around a song, where FFmpeg reads them."""
+    try:
+        return AudioStream(whole).tags()
+    except Refused:
+        return {}
+
+
+def judge(facts: Facts, decoder: AudioStream, packets: Packets, file: FileSection) -> None:
     """Add what the packets tell."""
     facts.samples = sample_count(decoder, packets, facts.rate_hz)
     promised = promised_s(decoder, packets, file)
     is_short = promised is not None and packets.reached_s < promised - PROMISE_S
-    if is_short or (packets.is_broken and decoder.format not in STREAMS):
+    is_cut = packets.is_broken and decoder.format not in STREAMS and not decoder.is_all(packets.reached_s)
+    if is_short or is_cut:
         facts.reached_s, facts.promised_s = packets.reached_s, promised
-    has_no_length = promised is None and decoder.format not in STREAMS | {"ogg", "avi"}
-    facts.is_unproven = has_no_length or ends_in_frame(decoder, packets)
+    facts.is_unproven = is_unproven(decoder, packets, file, promised)
 
 
 def confine() -> None:
@@ -126,7 +147,7 @@ def warm_up() -> None:
     head = struct.pack(
         "<4sI4s4sIHHIIHH4sI", b"RIFF", 548, b"WAVE", b"fmt ", 16, 1, 1, 8_000, 16_000, 2, 16, b"data", 512
     )
-    frames = AudioStream(io.BytesIO(head + bytes(512))).frames()
+    frames = AudioStream(FileSection.whole(io.BytesIO(head + bytes(512)))).frames()
     list(blocks(next(frames), frames))
 
 

@@ -8,6 +8,8 @@ from serving.errors import AudioError
 
 PIPE_BYTES = 0x7FFF_0000
 """Sizes from here on are placeholders, written by programs that did not know the size yet."""
+UNPROVEN = "nothing in it says how long it is, so that it may be cut off"
+"""A note."""
 
 
 @dataclass(frozen=True)

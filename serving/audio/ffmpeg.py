@@ -21,11 +21,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from serving.audio import Audio, ogg
-from serving.audio.decoding import Decoding, broken_off, damaged
+from serving.audio import Audio, content, ogg
+from serving.audio.decoding import UNPROVEN, Decoding, broken_off, damaged
+from serving.audio.file_section import FileSection
+from serving.audio.tags import untagged
 from serving.errors import AudioError, StemwrightError, UnsupportedAudio
 
-UNPROVEN = "nothing in it says how long it is, so that it may be cut off"
 PROCESS = "serving.audio.decoder_process"
 SCAN, DECODE = b"s", b"d"  # same constant as there, which needs PyAV to import
 
@@ -40,11 +41,13 @@ def decoder(source: bytes | bytearray | Path, name: str, scan: bool = False) -> 
     links = []
     if scan:
         with as_file(source) as file:
-            links = ogg.links(file, name)
+            links = ogg.links(untagged(FileSection.whole(file)), name)
     with asked(source, name, SCAN if scan else DECODE) as messages:
         facts = json.loads(messages.next())
         if "refused" in facts:
-            raise refusal(name, facts["refused"], 0.0)
+            with as_file(source) as file:
+                head = untagged(FileSection.whole(file)).read_at(0, content.HEAD_BYTES)
+            raise refusal(name, facts["refused"], 0.0, head)
         if facts["reached_s"] is not None:
             raise broken_off(name, facts["reached_s"], facts["promised_s"])
         rate_hz, codec = facts["rate_hz"], facts["codec"]
@@ -71,12 +74,19 @@ def blocks(messages: "Messages", name: str, rate_hz: int, channels: int) -> Iter
         raise refusal(name, reason, samples / rate_hz)
 
 
-def refusal(name: str, reason: str, seconds: float) -> AudioError:
+def refusal(name: str, reason: str, seconds: float, head: bytes = b"") -> AudioError:
+    """The error for a reason of the decoder process. `head` is the beginning of the file."""
     match reason:
         case "no audio":
-            return UnsupportedAudio(
-                f"{name} is no audio: send WAV, FLAC, Ogg, MP3, AIFF, M4A or what else FFmpeg reads"
-            )
+            return UnsupportedAudio(content.refusal(name, head))
+        case "no sound: video":
+            return UnsupportedAudio(f"{name} holds video but no sound: send a file with a sound track")
+        case "no sound: image":
+            return UnsupportedAudio(f"{name} holds an image but no sound: send the song itself")
+        case "no sound: subtitles":
+            return UnsupportedAudio(f"{name} holds subtitles but no sound: send a file with a sound track")
+        case "no sound: data":
+            return UnsupportedAudio(f"{name} holds no sound: send a file with a sound track")
         case "no codec":
             return UnsupportedAudio(f"{name} is encrypted or in a codec that FFmpeg does not know: send WAV or FLAC")
         case "no index":

@@ -3,14 +3,12 @@
 A link is a song with its own start and end; recordings of streams have several. libsndfile reads only the first.
 """
 
-import io
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from serving.audio.decoding import broken_off, damaged
+from serving.audio.file_section import FileSection
 
 HEAD = struct.Struct("<4sBBqIIIB")
 """Capture pattern, version, flags, granule position, serial number, sequence number, checksum, number of segments."""
@@ -35,11 +33,10 @@ class Link:
         return self.granule / self.rate_hz if self.rate_hz else 0.0
 
 
-def links(file: BinaryIO, name: str) -> list[Link]:
+def links(file: FileSection, name: str) -> list[Link]:
     """The links of a file; [] if it is no Ogg. Raises AudioError if a page is cut, or bytes between pages are wrong."""
     found: list[Link] = []
-    end = file.seek(0, os.SEEK_END)
-    at = file.seek(0)
+    end, at = file.size, file.seek(0)
     while at < end:
         head = file.read(HEAD.size)
         if not head.startswith(b"OggS"[: len(head)]):
@@ -91,35 +88,7 @@ def rate_of(packet: bytes) -> int:
     return 0
 
 
-class FileSection(io.RawIOBase):
-    """Bytes [start, stop) of a file, as a file of its own."""
-
-    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
-        self._file, self._start, self._stop, self._at = file, start, stop, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        size = self._stop - self._start
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, into: memoryview) -> int:  # type: ignore[override]
-        self._file.seek(self._start + self._at)
-        data = self._file.read(max(0, min(len(into), self._stop - self._start - self._at)))
-        into[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
-def link_files(file: BinaryIO, found: list[Link]) -> Iterator[FileSection]:
+def link_files(file: FileSection, found: list[Link]) -> Iterator[FileSection]:
     """Yield each link as a file."""
     for link in found:
-        yield FileSection(file, link.start, link.stop)
+        yield file.part(link.start, link.stop)

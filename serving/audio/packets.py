@@ -1,17 +1,18 @@
 """A scan of a song's packets without decoding: the number of samples, and whether the song is whole."""
 
-import os
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import BinaryIO
 
 import av
 
 from serving.audio.decoding import PIPE_BYTES
+from serving.audio.file_section import FileSection
 from serving.audio.pyav import STREAMS, AudioStream
 
+PROVEN_BY_FRAMES = {"aac", "ac3", "dts", "eac3", "mp3"}
+"""Formats whose end is believed where it is the end of a frame."""
 EQUAL_FRAMES = {"aac", "mp2", "mp3"}
 """Codecs whose packets all give the same number of samples, which FFmpeg says."""
 EQUAL_BYTES = {"ac3", "eac3", "dts"}
@@ -50,7 +51,7 @@ class Packets:
     """Size of the smallest packet but the last."""
 
 
-def scan(decoder: AudioStream, file: BinaryIO) -> Packets:
+def scan(decoder: AudioStream, file: FileSection) -> Packets:
     """Scan all packets. The stream is at its end then."""
     found, position = Packets(), None
     duration = 0
@@ -87,7 +88,7 @@ def scan(decoder: AudioStream, file: BinaryIO) -> Packets:
     found.is_broken &= not has_open_end(file)
     found.duration_s = duration * Fraction(decoder.stream.time_base)
     reached_s = {n: float(end * decoder.container.streams[n].time_base) for n, end in ends.items()}
-    found.reached_s = reached_s.pop(index, 0.0)
+    found.reached_s = reached_s.pop(index, float(found.duration_s))
     found.others_reached_s = max(reached_s.values(), default=0.0)
     return found
 
@@ -105,7 +106,7 @@ def sample_count(decoder: AudioStream, packets: Packets, rate_hz: int) -> int | 
     return None
 
 
-def promised_s(decoder: AudioStream, packets: Packets, file: BinaryIO) -> float | None:
+def promised_s(decoder: AudioStream, packets: Packets, file: FileSection) -> float | None:
     """The length in the container; None if it gives none, or none that is reliable."""
     if decoder.format == "mp3":
         return length_of_mp3(file, packets)
@@ -113,20 +114,29 @@ def promised_s(decoder: AudioStream, packets: Packets, file: BinaryIO) -> float 
         return length_of_asf(file)
     if decoder.format in STREAMS | {"ogg", "avi"} or decoder.length_is_guessed:
         return None
-    if decoder.stream.duration:
-        return float(decoder.stream.duration * decoder.stream.time_base)
+    if decoder.length_s:
+        return decoder.length_s
     if not decoder.container.duration or packets.others_reached_s > packets.reached_s:
         return None
     return float(decoder.container.duration / av.time_base)
 
 
-def length_of_mp3(file: BinaryIO, packets: Packets) -> float | None:
+def is_unproven(decoder: AudioStream, packets: Packets, file: FileSection, promised: float | None) -> bool:
+    """True if a song may be cut off and nothing tells."""
+    if decoder.format == "avi":
+        return file.size < riff_bytes(file)
+    if decoder.format in PROVEN_BY_FRAMES:
+        return packets.is_broken or ends_in_frame(decoder, packets)
+    return promised is None and decoder.format != "ogg"
+
+
+def length_of_mp3(file: FileSection, packets: Packets) -> float | None:
     """Seconds in the tag of an MP3's encoder (Xing's layout: name, flags, frames, bytes).
 
     None if the file has as many frames, or if the number of bytes shows that the tag is wrong and the file whole.
     """
     start = max(0, packets.first_position - MAX_TAG_BYTES)
-    head = os.pread(file.fileno(), packets.first_position - start, start)  # FFmpeg shares the file's position
+    head = file.read_at(start, packets.first_position - start)
     at = max(head.rfind(b"Xing"), head.rfind(b"Info"))
     if at < 0 or len(head) < at + 16 or packets.count == 0:
         return None
@@ -134,14 +144,14 @@ def length_of_mp3(file: BinaryIO, packets: Packets) -> float | None:
     has_frames, has_bytes = flags & 1, flags & 2
     if not has_frames or frames <= packets.count:
         return None
-    if has_bytes and start + at + n_bytes <= size_of(file) + 64:  # counted from up to 36 bytes before the tag
+    if has_bytes and start + at + n_bytes <= file.size + 64:  # counted from up to 36 bytes before the tag
         return None
     return float(frames * packets.duration_s / packets.count)
 
 
-def length_of_asf(file: BinaryIO) -> float | None:
+def length_of_asf(file: FileSection) -> float | None:
     """Seconds in the header of a WMA, which FFmpeg omits if the file is cut. [MS-ASF], file properties object."""
-    head = os.pread(file.fileno(), 1 << 16, 0)
+    head = file.read_at(0, 1 << 16)
     at = head.find(ASF_PROPERTIES)
     if at < 0 or len(head) < at + 92:
         return None
@@ -150,25 +160,25 @@ def length_of_asf(file: BinaryIO) -> float | None:
     return None if is_broadcast else float(play_time / 1e7 - preroll_ms / 1e3)
 
 
-def lacks_bytes(file: BinaryIO) -> bool:
+def lacks_bytes(file: FileSection) -> bool:
     """True if a RIFF file is shorter than its first chunk says, unless it was written into a pipe."""
-    return size_of(file) < 8 + int.from_bytes(os.pread(file.fileno(), 4, 4), "little") < PIPE_BYTES
+    return file.size < riff_bytes(file) < PIPE_BYTES
 
 
-def has_open_end(file: BinaryIO) -> bool:
+def riff_bytes(file: FileSection) -> int:
+    return 8 + int.from_bytes(file.read_at(4, 4), "little")
+
+
+def has_open_end(file: FileSection) -> bool:
     """True for a CAF or WAV whose samples go on to the end of the file: its writer did not come back to give their size."""
-    head = os.pread(file.fileno(), 1 << 16, 0)
+    head = file.read_at(0, 1 << 16)
     unknown = {b"caff": b"\xff" * 8, b"RIFF": bytes(4)}.get(head[:4])
     return unknown is not None and b"data" + unknown in head
 
 
-def size_of(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_size
-
-
 def ends_in_frame(decoder: AudioStream, packets: Packets) -> bool:
     """True if a stream of frames ends inside one."""
-    if decoder.format not in STREAMS or not packets.last:
+    if not packets.last:
         return False
     if decoder.codec in EQUAL_BYTES:
         return len(packets.last) + 2 < packets.least_bytes
@@ -194,3 +204,9 @@ def frame_bytes(head: bytes) -> int:
     rate_hz = (44_100, 48_000, 32_000)[rate] >> {3: 0, 2: 1, 0: 2}[version_bits]
     frame_samples = 576 if (version, layer) == (2, 3) else 1152
     return frame_samples // 8 * 1000 * table[kbits - 1] // rate_hz + (bits >> 9 & 1)
+
+
+def is_mpeg_audio(head: bytes) -> bool:
+    """True if these seven bytes begin a frame of MPEG audio of any layer, not of AAC."""
+    is_aac = head[1:2] and head[1] & 6 == 0
+    return not is_aac and frame_bytes(head) > 0

@@ -6,24 +6,32 @@ Axes: c channel, n sample.
 import io
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile
 
-from serving.audio import Audio, ogg
-from serving.audio.decoding import PIPE_BYTES, Decoding, broken_off, damaged
+from serving.audio import Audio, chunks, flac, ogg
+from serving.audio.decoding import PIPE_BYTES, UNPROVEN, Decoding, broken_off, damaged
+from serving.audio.file_section import FileSection
+from serving.audio.tags import untagged
 from serving.errors import AudioError
 
 BLOCK_SAMPLES = 1 << 16
 UNKNOWN_SAMPLES = 2**63 - 1  # libsndfile's count if the header gives none
 COUNTED_FORMATS = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC"}
+UNCOUNTED_FORMATS = {"IRCAM", "PAF", "PVF"}
+"""Formats whose samples go on to the end of the file."""
 MAX_LINKS = 1_000
 FLAC_HEAD = b"fLaC\0\0\0\x22"
 """The magic word and the head of the first block."""
+SURROUND = re.compile(
+    rb"\x72\xf8\x1f\x4e[\x01\x0b-\x0d]|\x7f\xfe\x80\x01\xfc|\xfe\x7f\x01\x80[\0-\xff]\xfc|\xff\x1f\0\xe8[\xf0-\xff]\x07"
+)
+"""The beginnings of a burst of IEC 61937, and of a frame of DTS in words of 16 and 14 bits."""
 READ_AHEAD_BYTES = 1 << 16
 TAGS = ("title", "artist", "album", "tracknumber", "date", "genre", "comment", "copyright")
 # Speakers by number of channels as Vorbis and Opus order them: where in their order each of WAV's and FLAC's order stands.
@@ -46,18 +54,26 @@ class ForwardDecoder(soundfile.SoundFile):  # type: ignore[misc]
 def reads(source: bytes | bytearray | Path) -> bool:
     """True if libsndfile is to decode a song.
 
-    Not MPEG audio: it fails on large tags, junk and joined files. Not VOC: it takes the heads of blocks for samples. Not what
-    it finds empty: a WAV whose recorder never wrote the size says 0.
+    Not MPEG audio: it fails on large tags, junk and joined files. Not GSM, which it ends with noise. Not VOC: it takes the
+    heads of blocks for samples. Not what it finds empty: a WAV whose recorder never wrote the size says 0. Not a FLAC that
+    counts fewer samples than it holds. Not DTS or AC-3 that passes for samples: it would be noise.
     """
     try:
-        with as_file(source) as file:
-            head = file.read(3)
-        if head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
-            return False
-        with as_file(source) as file, sound_file(file, source) as found:
-            return not found.subtype.startswith("MPEG_") and found.format != "VOC" and found.frames > 0
+        with song_file(source) as song:
+            head = song.read_at(0, 2)
+            if (head[:1] == b"\xff" and head[1:] >= b"\xe0") or flac.counts_too_few(song) or is_surround_disc(song):
+                return False
+            with sound_file(song, source) as found:
+                is_misread = found.subtype.startswith(("MPEG_", "GSM")) or found.format == "VOC"
+                return not is_misread and found.frames > 0
     except soundfile.LibsndfileError:
         return False
+
+
+def is_surround_disc(song: FileSection) -> bool:
+    """True for a WAV in whose samples DTS or AC-3 is written, as on discs and S/PDIF."""
+    chunk = chunks.sound_chunk(song)
+    return chunk is not None and SURROUND.search(song.read_at(chunk.start, READ_AHEAD_BYTES)) is not None
 
 
 @contextmanager
@@ -66,28 +82,39 @@ def decoder(source: bytes | bytearray | Path, name: str) -> Iterator[Decoding]:
 
     Raises AudioError for an Ogg that ends inside a page, or whose links differ in rate or channels.
     """
-    with as_file(source) as file:
-        links = ogg.links(file, name)
-        note = ogg.note(links) or note_of_header(file)
+    with song_file(source) as song:
+        links = ogg.links(song, name)
+        note = ogg.note(links) or note_of_header(song)
         if len(links) > 1:
-            yield chain(file, links, name, note)
+            yield chain(song, links, name, note)
             return
-    with as_file(source) as file, sound_file(file, source) as sound:
-        known = sound.frames < UNKNOWN_SAMPLES
-        yield Decoding(
-            sound.samplerate,
-            sound.channels,
-            sound.format,
-            sound.subtype,
-            blocks(sound, file, name),
-            counted_samples=sound.frames if known and sound.format in COUNTED_FORMATS else None,
-            promised_samples=sound.frames if known else None,
-            note=note,
-            tags=tags_of(sound),
-        )
+        song = counted_part(song)
+        with sound_file(song, source) as sound:
+            yield decoding(sound, song, name, note)
 
 
-def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) -> Decoding:
+def decoding(sound: ForwardDecoder, song: FileSection, name: str, note: str | None) -> Decoding:
+    known = sound.frames < UNKNOWN_SAMPLES
+    return Decoding(
+        sound.samplerate,
+        sound.channels,
+        sound.format,
+        sound.subtype,
+        blocks(sound, song, name),
+        counted_samples=sound.frames if known and sound.format in COUNTED_FORMATS else None,
+        promised_samples=sound.frames if known else None,
+        note=note or (None if known and sound.format not in UNCOUNTED_FORMATS else UNPROVEN),
+        tags=tags_of(sound),
+    )
+
+
+def counted_part(song: FileSection) -> FileSection:
+    """The song without what follows the samples of a Wave64, which libsndfile would read as such."""
+    chunk = chunks.sound_chunk(song) if song.read_at(0, 4) == b"riff" else None
+    return song if chunk is None or chunk.stop >= song.size else song.part(0, chunk.stop)
+
+
+def chain(file: FileSection, links: list[ogg.Link], name: str, note: str | None) -> Decoding:
     """The links of an Ogg as one song."""
     if len(links) > MAX_LINKS:
         raise AudioError(f"{name} is chained of {len(links):,} songs: send {MAX_LINKS:,} or fewer in one")
@@ -112,11 +139,9 @@ def chain(file: BinaryIO, links: list[ogg.Link], name: str, note: str | None) ->
     )
 
 
-def note_of_header(file: BinaryIO) -> str | None:
-    """The note on a WAV, AIFF or AU that is shorter than its header says; None for the placeholder sizes of a pipe."""
-    end = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(28)
+def note_of_header(song: FileSection) -> str | None:
+    """The note on a WAV, AIFF, Wave64 or AU that is shorter than its header says. What writes into a pipe leaves huge sizes."""
+    head = song.read_at(0, 28)
     match head[:4]:
         case b"RIFF":
             size = 8 + int.from_bytes(head[4:8], "little")
@@ -130,10 +155,12 @@ def note_of_header(file: BinaryIO) -> str | None:
             size = int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big")
         case _:
             return None
-    return "it is shorter than its header says" if end + 1 < size < PIPE_BYTES else None
+    if song.size + 1 >= size:
+        return None
+    return "it is shorter than its header says" if size < PIPE_BYTES else UNPROVEN
 
 
-def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.FileSection, name: str) -> Iterator[Audio]:
+def blocks(sound: ForwardDecoder, file: FileSection, name: str) -> Iterator[Audio]:
     # Not SoundFile.blocks(): it repeats old samples where a file ends before its header says.
     order = VORBIS_ORDER.get(sound.channels) if sound.format == "OGG" else None
     channels = slice(None) if order is None else list(order)
@@ -147,41 +174,38 @@ def blocks(sound: ForwardDecoder, file: BinaryIO | ogg.FileSection, name: str) -
             yield np.ascontiguousarray(block.T[channels])
     except soundfile.LibsndfileError as error:
         seconds = max(samples, sound.tell()) / sound.samplerate
-        if is_counted_flac and at_end(file):
+        if is_counted_flac and position(sound, file) >= file.size:
             raise broken_off(name, seconds, sound.frames / sound.samplerate) from error
         raise damaged(name, seconds) from error
-    if is_counted_flac and another_follows(file):
+    if is_counted_flac and another_follows(sound, file):
         raise AudioError(f"{name} is joined of several FLAC files: send them one by one")
 
 
-def position(file: BinaryIO | ogg.FileSection) -> int:
+def position(sound: ForwardDecoder, file: FileSection) -> int:
     """The position up to which libsndfile has read."""
-    try:
-        return os.lseek(file.fileno(), 0, os.SEEK_CUR)
-    except io.UnsupportedOperation:
-        return file.tell()
+    return os.lseek(sound.name, 0, os.SEEK_CUR) if isinstance(sound.name, int) else file.tell()
 
 
-def at_end(file: BinaryIO | ogg.FileSection) -> bool:
-    """True if libsndfile has read the whole file."""
-    return position(file) >= file.seek(0, os.SEEK_END)
-
-
-def another_follows(file: BinaryIO | ogg.FileSection) -> bool:
+def another_follows(sound: ForwardDecoder, file: FileSection) -> bool:
     """True if a second FLAC begins where libsndfile has come to the end of the first."""
-    file.seek(max(1, position(file) - READ_AHEAD_BYTES))  # 0 is the head of the first
-    return FLAC_HEAD in file.read(2 * READ_AHEAD_BYTES)
+    start = max(1, position(sound, file) - READ_AHEAD_BYTES)  # 0 is the head of the first
+    return FLAC_HEAD in file.read_at(start, 2 * READ_AHEAD_BYTES)
 
 
 def tags_of(sound: ForwardDecoder) -> dict[str, str]:
     return {name: value for name, value in sound.copy_metadata().items() if name in TAGS}
 
 
-def sound_file(file: BinaryIO | ogg.FileSection, source: bytes | bytearray | Path | None) -> ForwardDecoder:
-    # By descriptor: libsndfile takes a name ending in .raw for headerless samples.
-    return ForwardDecoder(file.fileno() if isinstance(source, Path) else file, closefd=False)
+def sound_file(file: FileSection, source: bytes | bytearray | Path | None) -> ForwardDecoder:
+    if isinstance(source, Path) and file.is_whole:
+        # By a descriptor, which is quick. Not by name: libsndfile takes a name ending in .raw for headerless samples.
+        return ForwardDecoder(os.open(source, os.O_RDONLY), closefd=True)
+    file.seek(0)
+    return ForwardDecoder(file)
 
 
-def as_file(source: bytes | bytearray | Path) -> BinaryIO:
-    """A source as an open file."""
-    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+@contextmanager
+def song_file(source: bytes | bytearray | Path) -> Iterator[FileSection]:
+    """A source without the tags around it."""
+    with source.open("rb", buffering=0) if isinstance(source, Path) else io.BytesIO(source) as file:
+        yield untagged(FileSection.whole(file))

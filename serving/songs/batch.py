@@ -12,44 +12,14 @@ from serving.errors import RequestError, SpecError, StemwrightError
 from serving.songs.fact_sheet import FactSheet, printable
 from serving.songs.request import Request
 
-AUDIO_SUFFIXES = {
-    *(
-        ".wav",
-        ".wave",
-        ".bwf",
-        ".rf64",
-        ".w64",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".ogv",
-        ".opus",
-        ".spx",
-        ".mp3",
-        ".mp2",
-        ".mp1",
-        ".mpga",
-    ),
-    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".aac", ".adts", ".m4a", ".m4b", ".m4r", ".mp4", ".m4v", ".mov"),
-    *(".3gp", ".mka", ".mkv", ".webm", ".weba", ".wma", ".asf", ".wmv", ".wv", ".tta", ".ape", ".ac3", ".eac3", ".dts"),
-    *(
-        ".mpc",
-        ".tak",
-        ".amr",
-        ".ra",
-        ".rm",
-        ".avi",
-        ".flv",
-        ".ts",
-        ".mpg",
-        ".mpeg",
-        ".voc",
-        ".svx",
-        ".nist",
-        ".sph",
-        ".mat",
-    ),
-}
+AUDIO_NAMES = """
+wav wave bwf rf64 w64 flac ogg oga ogv opus spx mp3 mp2 mp1 mpa mpga aif aiff aifc au snd caf aac adts loas latm
+m4a m4b m4p m4r mp4 m4v mov qt 3gp 3g2 f4a f4v mka mkv webm weba wma asf wmv wv tta ape ac3 eac3 ec3 dts dtshd thd mlp
+mpc tak shn ofr osq qoa amr awb gsm qcp ra rm rmvb avi flv ts m2ts mts mpg mpeg vob dv mxf nut wtv dsf dff oma aa3
+voc vqf svx 8svx iff nist sph ircam sf mat aa aax xwma
+"""
+AUDIO_SUFFIXES = {f".{name}" for name in AUDIO_NAMES.split()}
+"""Files of these names are songs, read or refused each by its name; others are counted."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +54,7 @@ def select(paths: Sequence[Path], out: Path) -> Selection:
     folder or if there are none.
     """
     skipped: list[str] = []
-    found = [(song, out / song.parent.relative_to(top)) for top, song in songs(paths, out, skipped)]
+    found = {song: out / song.parent.relative_to(top) for top, song in songs(paths, out, skipped)}.items()
     names = Counter(folder / folder_name(song) for song, folder in found)
     jobs = [
         Job(song, folder / (folder_name(song) if names[folder / folder_name(song)] == 1 else song.name))
@@ -111,7 +81,8 @@ def songs(paths: Sequence[Path], out: Path, skipped: list[str]) -> Iterator[tupl
         of_old_stems = stems if stems != top and stems.is_relative_to(top) else None
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-            if hidden or not file.is_file() or (of_old_stems and file.resolve().is_relative_to(of_old_stems)):
+            is_song = file.is_file() or (file.is_symlink() and not file.exists())  # a link to nothing is told of
+            if hidden or not is_song or (of_old_stems and file.resolve().is_relative_to(of_old_stems)):
                 continue
             if is_stem(file):
                 continue
@@ -187,10 +158,12 @@ def tell(job: Job, message: str) -> None:
 def refused(error: OSError, job: Job) -> str:
     """One sentence on what the system refused, with the remedy."""
     where = error.filename or job.out
+    not_folders = [part for part in (job.out, *job.out.parents) if part.exists() and not part.is_dir()]
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return f"no space is left for the stems in {job.out}: free some, or name another folder with --out"
         case errno.EEXIST | errno.ENOTDIR | errno.EISDIR:
+            where = not_folders[0] if not_folders else where
             return f"{where} is in the way of the folder {job.out}: move it, or name another folder with --out"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return (

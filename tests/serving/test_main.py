@@ -1,10 +1,12 @@
 """The command line as a process: what it writes, how it ends."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -174,6 +176,27 @@ def test_a_song_from_standard_input(tiny_spec: ModelSpec, tiny_network: nn.Modul
     with (songs / "a.wav").open("rb") as song:
         subprocess.run(command, stdin=song, check=True, capture_output=True)
     assert sorted(path.name for path in (tmp_path / "out" / "stdin").iterdir()) == ["stems.json", "vocals.wav"]
+
+
+def test_a_song_from_a_pipe(tiny_spec: ModelSpec, tiny_network: nn.Module, songs: Path, tmp_path: Path) -> None:
+    write_archive(tmp_path / "tiny.mar", tiny_spec, tiny_network, {})
+    pipe = tmp_path / "song.wav"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes((songs / "a.wav").read_bytes()))
+    writer.start()
+    where = ["--model", str(tmp_path / "tiny.mar"), "--stems", "vocals", "--out", str(tmp_path / "out")]
+    assert main(["separate", str(pipe), *where]) == 0
+    writer.join()
+    assert sorted(path.name for path in (tmp_path / "out" / "song").iterdir()) == ["stems.json", "vocals.wav"]
+
+
+def test_the_file_in_the_way_is_named(
+    songs: Path, tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_archive(tmp_path / "tiny.mar", tiny_spec, tiny_network, {})
+    song = songs / "a.wav"
+    assert main(["separate", str(song), "--model", str(tmp_path / "tiny.mar"), "--out", str(song)]) == 1
+    assert f"a.wav: {song} is in the way of the folder {song}/a: move it" in capsys.readouterr().err
 
 
 def test_names_that_standard_output_cannot_print_are_escaped(

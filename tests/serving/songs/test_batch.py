@@ -54,12 +54,27 @@ def test_a_folder_keeps_its_shape(tmp_path: Path) -> None:
 
 def test_every_kind_that_is_read_singly_is_found() -> None:
     named = "wav w64 flac ogg oga opus spx mp3 mp2 aif aiff aifc au caf aac m4a m4b mp4 mov mka mkv webm wma wv tta ac3"
-    assert {f".{kind}" for kind in named.split()} <= AUDIO_SUFFIXES
+    others = "thd mlp dts eac3 m4p m2ts loas"
+    assert {f".{kind}" for kind in f"{named} {others}".split()} <= AUDIO_SUFFIXES
 
 
 def test_files_are_taken_at_their_word(tmp_path: Path) -> None:
     paths = [tmp_path / "song", tmp_path / "x" / "other.bin"]
     assert relative(paths, tmp_path / "out", tmp_path) == {"song": "out/song", "x/other.bin": "out/other"}
+
+
+def test_a_song_named_twice_is_one_song(tmp_path: Path) -> None:
+    files(tmp_path / "in", "a.wav")
+    paths = [tmp_path / "in", tmp_path / "in" / "a.wav", tmp_path / "in" / "a.wav"]
+    assert len(select(paths, tmp_path / "out").jobs) == 1
+
+
+def test_a_link_to_nothing_is_told_of_and_a_ring_of_links_ends(tmp_path: Path) -> None:
+    files(tmp_path / "in", "a.wav")
+    (tmp_path / "in" / "b.wav").symlink_to("nothing.wav")
+    (tmp_path / "in" / "ring").symlink_to(".")
+    os.mkfifo(tmp_path / "in" / "pipe.wav")
+    assert [job.song.name for job in select([tmp_path / "in"], tmp_path / "out").jobs] == ["a.wav", "b.wav"]
 
 
 @pytest.mark.parametrize("name", ["...wav", "..wav", "....wav", "...", "..a.wav"])
