@@ -277,14 +277,18 @@ def run_catalogue(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     form = Form(options.stems or "", options.format, options.bit_depth, options.quality)
-    summary = catalogue(
-        options.songs,
-        options.to,
-        options.model,
-        form,
-        gpus_per_worker=options.gpus_per_worker,
-        price_per_hour=options.price_per_hour,
-    )
+    try:
+        summary = catalogue(
+            options.songs,
+            options.to,
+            options.model,
+            form,
+            gpus_per_worker=options.gpus_per_worker,
+            price_per_hour=options.price_per_hour,
+        )
+    except (KeyboardInterrupt, SystemExit):
+        print("stopped: the same command goes on with the songs that are left", file=sys.stderr)
+        raise
     print(json.dumps(summary.to_json(options.price_per_hour), indent=2))
     return 1 if summary.states["failed"] else 0
 

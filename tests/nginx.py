@@ -15,7 +15,8 @@ import urllib3
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "infra" / "proxy" / "nginx.conf"
 IS_THERE = all(map(shutil.which, ("nginx", "openssl")))
-KEY = "sesame"
+KEY = "0123456789ab" * 4
+"""As long as the first one of `make up`."""
 
 
 @contextmanager

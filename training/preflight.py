@@ -14,8 +14,8 @@ from serving.storage.storage import delete, exists, is_remote, store_file
 from training.errors import ConfigError, TrainingError
 from training.tracking.probe import probe_store
 
-DEADLINE_S = 8.0
-"""Seconds that everything over the network may take, all of it at once."""
+DEADLINE_S = 20.0
+"""Seconds that everything over the network may take, all of it at once. A busy MLflow was seen to take eleven."""
 
 Failure = TrainingError | StemwrightError
 
@@ -24,7 +24,7 @@ def preflight(folders: Sequence[Path], stores: Sequence[str], tracking_uri: str,
     """Write to every place that a run will write to. Returns why MLflow would refuse the run, None if it accepts it.
 
     `folders` are local, `stores` are prefixes or .mar addresses, s3:// or plain. Each gets a small object, which is
-    removed. Raises ConfigError or StorageError for the first that fails, within 10 s.
+    removed. Raises ConfigError or StorageError for the first that fails, within DEADLINE_S.
     """
     for folder in folders:
         try_writing(folder)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import signal
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,15 +47,17 @@ class Cluster:
     def outcomes(self, references: list[Any], archive: bytes, form: Form) -> Iterator[Outcome]:
         """Yield outcomes in any order. A song whose workers are lost again and again has none."""
         songs = ray.data.from_arrow_refs(references).repartition(target_num_rows_per_block=1)
-        done = songs.map(
-            Actor,  # type: ignore[arg-type]  # a class is called with its instance
-            fn_constructor_args=(ray.put(archive), form, "cuda" if self.gpus_per_worker else "cpu", self.engine),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=None),
-            num_cpus=1,
-            num_gpus=self.gpus_per_worker,
-            max_restarts=-1,
-            max_task_retries=LOST_WORKERS_A_SONG,
-        )
+        with warnings.catch_warnings():
+            # Ray means to rename `max_task_retries`; its version is pinned until it has.
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            done = songs.map(
+                Actor,  # type: ignore[arg-type]  # a class is called with its instance
+                fn_constructor_args=(ray.put(archive), form, "cuda" if self.gpus_per_worker else "cpu", self.engine),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=None),
+                num_cpus=1,
+                num_gpus=self.gpus_per_worker,
+                max_task_retries=LOST_WORKERS_A_SONG,
+            )
         batch: Any
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
             yield from (Outcome(**row) for row in batch.to_pylist())
@@ -80,11 +83,19 @@ class Actor:
 @contextmanager
 def connected(gpus_per_worker: float, engine: EngineName) -> Iterator[Cluster]:
     """Connect to the cluster, or start Ray on this machine, for the block."""
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it would tell that its own token guards it
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs a traceback for every lost worker
     require_cluster(ray_address())
+    # Without an address Ray would ask the last cluster of this machine, for minutes where that was killed.
+    address = ray_address() or "local"
     before = signal.getsignal(signal.SIGTERM)
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    signal.signal(signal.SIGTERM, before)  # Ray's own exits with 15
+    try:
+        ray.init(
+            address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False
+        )
+    except SystemExit as leaving:  # of Ray's own handler, which exits with 15
+        raise SystemExit(128 + signal.SIGTERM) from leaving
+    signal.signal(signal.SIGTERM, before)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # the songs of a lost block are named at the end

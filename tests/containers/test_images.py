@@ -1,6 +1,7 @@
 """Both images, built from their Dockerfiles, and the whole path through them. Runs wherever a Docker engine answers."""
 
 import json
+import re
 import shlex
 import subprocess
 import time
@@ -108,7 +109,9 @@ def test_a_stopped_run_goes_on_where_it_was(s3: S3Server, tmp_path: Path) -> Non
         wait_for_line(container, "; step ")
         docker("stop", "--time", "30", container)
         assert json.loads(docker("inspect", container).stdout)[0]["State"]["ExitCode"] == 143
-        stopped = int(docker("logs", container).stderr.rsplit("stopped at step ", 1)[1].split(";")[0])
+        # A run that a busy machine lets no time for words has saved all the same.
+        saved = docker("run", "--rm", *flags, "--entrypoint", "ls", image, "/runs/first").stdout
+        stopped = max(int(step) for step in re.findall(r"step-(\d+)", saved))
         assert stopped >= 10
         last = ["train", "--run-dir", "/runs/first", "--resume", "--steps"]
         done = docker("run", "--rm", *flags, image, *last, str(stopped + 2))

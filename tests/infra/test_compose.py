@@ -1,4 +1,4 @@
-"""The services of infra/compose.yaml: names that the program knows, command lines that it reads, bounds, and closed ports."""
+"""The services of infra/compose.yaml: command lines that the program reads, bounds, and closed ports."""
 
 import re
 import shlex
@@ -11,21 +11,9 @@ import pytest
 import yaml
 
 import training.__main__
-from tests.infra.manifests import OF_THE_PROGRAM, VARIABLES
 from tests.readme import commands
 
 INFRA = Path(__file__).parent.parent.parent / "infra"
-OF_STORAGE_AND_MLFLOW = {
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"),
-    *(
-        "MLFLOW_TRACKING_USERNAME",
-        "MLFLOW_TRACKING_PASSWORD",
-        "MLFLOW_BACKEND_STORE_URI",
-        "MLFLOW_SERVER_ALLOWED_HOSTS",
-    ),
-    *("MLFLOW_AUTH_CONFIG_PATH", "MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"),
-}
-"""boto3's and MLflow's own variables; those of MLflow's server stand in `mlflow.environment_variables` and its auth plugin."""
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +41,6 @@ def test_a_service_waits_for_those_that_it_needs(services: dict[str, dict[str, A
             healthy = how["condition"] == "service_healthy"
             own_check = "healthcheck" in services[other] or services[other]["image"] == "stemwright-serve"
             assert own_check or not healthy, f"{name} waits for {other}, which nobody looks at"
-
-
-def test_variables_are_those_of_the_program(services: dict[str, dict[str, Any]]) -> None:
-    for name, service in services.items():
-        environment = service.get("environment", {})
-        unknown = {key for key in environment if key.startswith(OF_THE_PROGRAM)} - VARIABLES - OF_STORAGE_AND_MLFLOW
-        assert not unknown, f"{name} sets {unknown}"
 
 
 def test_songs_are_finished_before_the_server_is_killed(services: dict[str, dict[str, Any]]) -> None:

@@ -34,6 +34,7 @@ WITHIN_S = 8
 # The function that never returns, and the number of calls that do.
 HANGS = {
     "decoding": ("training.run.train", "decode", 0),
+    "description": ("training.run.train", "show_data", 0),
     "a step": ("training.optimization.step", "augment", 3),  # one of them to see if a batch fits
     "validation": ("training.run.validate", "evaluate_song", 0),
     "a picture": ("training.run.showcase", "spectrogram_figure", 0),
@@ -114,7 +115,11 @@ def test_what_never_returns_does_not_keep_a_run_from_stopping(
     process.join(WITHIN_S)
     assert process.exitcode == 128 + signal.SIGTERM
     saved = sorted(int(path.name[5:13]) for path in run_dir.glob("step-*.safetensors"))
-    assert saved[-1:] == {"decoding": [], "a step": [2], "validation": [3], "a picture": [3]}.get(hang, [STEPS])
+    assert saved[-1:] == {"decoding": [], "description": [], "a step": [2], "validation": [3], "a picture": [3]}.get(
+        hang, [STEPS]
+    )
+    if hang != "decoding":  # which comes before the run in MLflow
+        assert '"op": "end", "status": "KILLED"' in (run_dir / "spool" / "journal.jsonl").read_text()
     assert_as_if_never_stopped(config, run_dir, whole)
 
 

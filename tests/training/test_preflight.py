@@ -50,7 +50,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket: Path, tmp_path: Path) -> No
     assert not list(bucket.rglob("*.try*"))
 
 
-def test_a_store_and_a_server_that_never_answer_cost_less_than_ten_seconds_together(
+def test_a_store_and_a_server_that_never_answer_cost_the_deadline_once(
     silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.preflight.DEADLINE_S", 2.0)

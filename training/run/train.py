@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -32,7 +33,7 @@ from training.preflight import preflight, refuse_to_overwrite
 from training.progress import ProgressBar, say
 from training.run.excerpts import Excerpts
 from training.run.export import export, publish, published_as
-from training.run.loop import Output, Run, write_json
+from training.run.loop import LAST_WAIT_S, Output, Run, write_json
 from training.run.origin import Origin
 from training.run.plan import Plan
 from training.run.pretrained import take_weights
@@ -106,6 +107,7 @@ def train(config: TrainConfig, places: Places, machine: Machine, *, resume: bool
             output = Output(places.run_dir, checkpoints, tracker)
             try:
                 if tracker is not None:
+                    stop.save = partial(tracker.close, "interrupted", LAST_WAIT_S)  # until there are steps to save
                     tracker.tag({"data.digest": data.digest})
                     show_data(tracker, data, [name for _, names in state.songs for name in names])
                     checkpoints.mirror(write_json(places.run_dir / "config.json", config.to_json()))

@@ -3,6 +3,7 @@
 It knows nothing of the receiver. A receiver that is slow, hangs or is gone costs the run nothing but disk.
 """
 
+import fcntl
 import json
 import os
 import threading
@@ -46,6 +47,14 @@ class Spool:
             self._file.truncate(self._size_bytes)  # a crash of the machine may leave half a line
         self.sent_bytes = min(self._size_bytes, read_count(folder / "sent"))
 
+    def take(self) -> bool:
+        """Take the spool for this process until it ends; False if another process has it, or the disk knows no locks."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
     def append(self, operation: Operation) -> None:
         """Store an operation. Once this returns, the end of the process does not lose it."""
         line = json.dumps(operation).encode() + b"\n"
@@ -71,10 +80,12 @@ class Spool:
         with self._explained(), self.journal.open("rb") as file:
             file.seek(self.sent_bytes)
             lines = [line for line, _ in zip(file, range(BATCH_OPERATIONS), strict=False) if line.endswith(b"\n")]
-        try:
-            return [json.loads(line) for line in lines], self.sent_bytes + sum(map(len, lines))
-        except ValueError as error:
-            raise TrackingError(f"{self.journal} is damaged ({error}): remove the line, then it goes on") from error
+        return [self._read(line) for line in lines], self.sent_bytes + sum(map(len, lines))
+
+    def operations(self) -> Iterator[Operation]:
+        """Yield all operations, sent or not."""
+        with self._explained(), self.journal.open("rb") as file:
+            yield from map(self._read, file)
 
     def mark_sent(self, up_to_bytes: int) -> None:
         with self._explained():
@@ -87,6 +98,13 @@ class Spool:
     @property
     def is_sent(self) -> bool:
         return self.sent_bytes >= self._size_bytes
+
+    def _read(self, line: bytes) -> Operation:
+        try:
+            operation: Operation = json.loads(line)
+        except ValueError as error:
+            raise TrackingError(f"{self.journal} is damaged ({error}): remove the line, then it goes on") from error
+        return operation
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure  # slow to import
 
 START_S = 20.0
-END_S = 30.0
+END_S = 60.0
 END_AFTER_INTERRUPT_S = 2.0
 SYSTEM_INTERVAL_S = 10.0
 
@@ -61,6 +61,7 @@ class Tracker:
         self._uri = uri
         self._run_dir = run_dir
         self._spool = Spool(run_dir / "spool")
+        self._spool.take()
         self._run = StoredRun(uri, run_dir, origin)
         self._spool.append({"op": "begin"})
         self._sender = Sender(self._spool, self._run.send, f"MLflow at {without_password(uri)}")
@@ -211,10 +212,24 @@ class Tracker:
 
 
 def sync(uri: str, run_dir: Path) -> int:
-    """Send what the spool of a run that has ended still holds; the number of reports. Raises TrackingError."""
+    """Send what the spool of a run still holds; the number of reports. Raises TrackingError.
+
+    A run whose process was killed said no end: it ends as interrupted, at its last report.
+    """
     if not (run_dir / "spool").is_dir():
         raise TrackingError(f"{run_dir} holds no reports of a run: name the --run-dir of one")
-    return send_all(Spool(run_dir / "spool"), StoredRun(uri, run_dir, Continued()).send)
+    spool = Spool(run_dir / "spool")
+    if spool.take() and not has_ended(spool):
+        last_report_ms = int(spool.journal.stat().st_mtime * 1000)
+        spool.append({"op": "tags", "tags": {"end": "interrupted"}})
+        spool.append({"op": "end", "status": STATUS["interrupted"], "time_ms": last_report_ms})
+    return send_all(spool, StoredRun(uri, run_dir, Continued()).send)
+
+
+def has_ended(spool: Spool) -> bool:
+    """False for a run that began, or went on, and has reported no end."""
+    ends = [operation["op"] == "end" for operation in spool.operations() if operation["op"] in ("begin", "end")]
+    return not ends or ends[-1]
 
 
 def finite_numbers(values: Mapping[str, float]) -> dict[str, float]:

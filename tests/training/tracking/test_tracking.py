@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from training.config import Budget
 from training.errors import NotFinite, TrackingError
 from training.presets import classic
 from training.tracking import spool, tracking
+from training.tracking.copying import run_id_in
 from training.tracking.stored_run import ArchiveFacts
 from training.tracking.tracking import Tracker, sync
 
@@ -321,6 +323,33 @@ def test_what_a_dead_server_did_not_get_is_sent_later(
     assert sync(uri, runs / "dead") == 0
     (run,) = mlflow.MlflowClient(server.uri).search_runs(["1"], "run_name = 'dead'")
     assert history(server.uri, run.info.run_id) == [(1, 1.0)] and run.info.status == "FINISHED"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from training.tracking.tracking import Tracker, sync
+tracker = Tracker.open(sys.argv[1], Path(sys.argv[2]), None)
+tracker.numbers({"train/loss": 1.0}, 1)
+sync(sys.argv[1], Path(sys.argv[2]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_sync_ends_a_run_that_was_killed_and_none_that_goes_on(runs: Path, uri: str) -> None:
+    folder = runs / "killed"
+    with Tracker.open(uri, folder, None):  # a run that went on
+        pass
+    killed = subprocess.run([sys.executable, "-c", KILLED, uri, str(folder)], stderr=subprocess.PIPE, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_id = run_id_in(folder)
+    client = mlflow.MlflowClient(uri)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    assert sync(uri, folder) == 2
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED" and run.data.tags["end"] == "interrupted"
+    assert run.info.end_time <= time.time_ns() // 1_000_000
+    assert sync(uri, folder) == 0
 
 
 def test_a_folder_without_reports_is_named(runs: Path, uri: str) -> None:
