@@ -67,7 +67,7 @@ class Team:
         return self.run("make", "up", f"COMPOSE={shlex.join(self.command)}")
 
     def containers(self) -> dict[str, dict[str, Any]]:
-        """What the engine knows of each running service."""
+        """The engine's facts of each running service."""
         ids = docker("ps", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}").stdout.split()
         facts = json.loads(docker("inspect", *ids).stdout)
         return {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in facts}
