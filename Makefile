@@ -1,5 +1,6 @@
 # make demo      the whole path on this machine, in under ten minutes
-# make test      linters, types and all tests that need no Docker engine
+# make test      linters, types, and the tests that need no Docker engine
+# make test-long the rest of them: one case of each kind is in `make test`, these take most of a minute each
 # make images    both images, built and run; needs a Docker engine
 # make bench     the benchmarks
 # make anywhere  the checks of infra/sky by SkyPilot, in an environment of its own
@@ -8,15 +9,19 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore=tests/containers
 COMPOSE ?= docker compose -f infra/compose.yaml
 
-.PHONY: demo test lint images bench soak anywhere up clean
+.PHONY: demo test test-long lint images bench soak anywhere up clean
 
 demo: .venv/installed
 	$(BIN)/python -m training demo
 
 test: .venv/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/containers
+	$(PYTEST) -m 'not long'
+
+test-long: .venv/installed
+	$(PYTEST) -m long
 
 images: .venv/installed
 	$(BIN)/python -m pytest tests/containers

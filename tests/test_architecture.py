@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -75,8 +76,13 @@ CATCH_ALL = {
 VAGUE_WORDS = ("What", "Where", "Whether", "Who", "Of")
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -118,14 +124,14 @@ def cycle(graph: Mapping[str, object]) -> list[str]:
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node) or ""
 
 
 def catches_all(path: Path) -> bool:
     """True if an `except` of the file takes whatever comes, under any name and in any tuple."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ExceptHandler):
             caught = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)} if node.type else {"all"}
             if caught & {"all", "Exception", "BaseException"}:
@@ -247,7 +253,7 @@ def test_the_top_level_is_the_designs() -> None:
 def test_a_class_shares_its_name_with_no_other() -> None:
     homes: dict[str, list[str]] = {}
     for path in SERVING + TRAINING:
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
@@ -256,7 +262,7 @@ def test_a_class_shares_its_name_with_no_other() -> None:
 def test_more_than_five_arguments_are_named() -> None:
     long = set()
     for path in SERVING + TRAINING:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 positional = [argument.arg for argument in node.args.posonlyargs + node.args.args]
                 if len([name for name in positional if name not in ("self", "cls")]) > 5:

@@ -64,6 +64,7 @@ def test_the_commands_of_the_readme_are_the_programs(services: dict[str, dict[st
     assert up[up.index("--profile") + 1] in services["serve"]["profiles"]
 
 
+@pytest.mark.slow
 def test_passwords_are_fresh_and_every_one_that_compose_asks_for_is_there(tmp_path: Path) -> None:
     written = []
     for name in ("one", "two"):

@@ -13,6 +13,8 @@ import serving.__main__
 import training.__main__
 from tests.infra.manifests import KUBERNETES, Manifest, arguments, build, containers, faults, load, named
 
+pytestmark = pytest.mark.slow
+
 FOLDERS = sorted(path.parent.name for path in KUBERNETES.glob("*/kustomization.yaml"))
 
 

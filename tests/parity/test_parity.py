@@ -14,6 +14,8 @@ from serving.model.separator import Separator
 from serving.model.spec import ChunkSpec, ModelSpec
 from serving.model.spectrogram import Stft
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def song() -> Audio:

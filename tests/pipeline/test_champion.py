@@ -23,7 +23,7 @@ from tests.training.tracking.test_tracking import FACTS
 from training.tracking.registry import find_version, point, point_back, register
 from training.tracking.tracking import Tracker
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 NAME = "stemwright-2stems"
 CALLERS = 4

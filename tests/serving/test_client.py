@@ -31,6 +31,8 @@ from serving.errors import (
 )
 from serving.songs.fact_sheet import FactSheet, ModelFacts, SongFacts, SongFile, sha256_of
 
+pytestmark = pytest.mark.slow
+
 SONG = b"a song" * 1_000
 STEMS = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 2, 20_000)).astype(np.float32)
 NAMES = ["vocals", "accompaniment"]

@@ -26,6 +26,8 @@ from serving.model.spec import ModelSpec
 from serving.model.starter import write_starter
 from tests.serving.test_client import SONG, Answer, chunked, plain, serving, stems_zip
 
+pytestmark = pytest.mark.slow
+
 
 def about_songs(told: str) -> str:
     """Leave out the lines on stderr that name device and engine, one a command."""
@@ -182,7 +184,7 @@ def test_a_song_from_a_pipe(tiny_spec: ModelSpec, tiny_network: nn.Module, songs
     write_archive(tmp_path / "tiny.mar", tiny_spec, tiny_network, {})
     pipe = tmp_path / "song.wav"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes((songs / "a.wav").read_bytes()))
+    writer = threading.Thread(target=lambda: pipe.write_bytes((songs / "a.wav").read_bytes()), daemon=True)
     writer.start()
     where = ["--model", str(tmp_path / "tiny.mar"), "--stems", "vocals", "--out", str(tmp_path / "out")]
     assert main(["separate", str(pipe), *where]) == 0

@@ -25,6 +25,8 @@ from training.preflight import preflight
 from training.run.export import publish
 from training.run.train import Places, RunResult, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def silent() -> Iterator[str]:

@@ -15,6 +15,8 @@ from serving.audio.audio_io import AudioInfo, open_audio, read, write
 from serving.audio.decoding import Decoding
 from serving.errors import AudioError, AudioTooLong, UnsupportedAudio
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = 70_001  # more than one block of 65,536
 
 # Format, subtype, rate, and the error that the encoding may bring: half a step of the quantiser, more where it is lossy.

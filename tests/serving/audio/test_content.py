@@ -13,6 +13,8 @@ from serving.audio.audio_io import read
 from serving.errors import UnsupportedAudio
 from tests.encoders import encode, song
 
+pytestmark = pytest.mark.slow
+
 
 def film(container: str, codec: str = "mpeg4", frames: int = 20) -> bytes:
     file = io.BytesIO()

@@ -14,6 +14,8 @@ from serving.audio.flac import counts_too_few
 from serving.errors import AudioError
 from tests.encoders import by_ffmpeg, by_soundfile, encode, song
 
+pytestmark = pytest.mark.slow
+
 SONG = song()
 SAMPLES = SONG.shape[1]
 

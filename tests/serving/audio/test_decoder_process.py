@@ -19,6 +19,8 @@ from serving.audio.decoder_process import MEMORY_BYTES
 from serving.errors import AudioError, StemwrightError, UnsupportedAudio
 from tests.encoders import encode, song
 
+pytestmark = pytest.mark.slow
+
 M4A = encode(song(seconds=1), "ipod", "aac")
 
 

@@ -15,6 +15,8 @@ from serving.audio.delivery import FACT_SHEET, PIECE_BYTES, arriving, folder_of_
 from serving.audio.encoding import AudioFormat, Encoding, Written, wav_header
 from serving.errors import StemwrightError
 
+pytestmark = pytest.mark.slow
+
 FORMS: list[tuple[AudioFormat, str]] = [
     ("wav", "PCM_16"),
     ("wav", "PCM_24"),

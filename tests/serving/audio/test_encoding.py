@@ -14,6 +14,8 @@ from serving.audio.audio_io import AudioInfo, open_audio, read
 from serving.audio.encoding import AudioFormat, Encoding, StemFile, format_chunk, wav_header
 from serving.errors import RequestError
 
+pytestmark = pytest.mark.slow
+
 TAGS = {"title": "Jóga", "artist": "Björk", "album": "Homogenic", "date": "1997", "genre": "Pop", "comment": "odd"}
 LOSSLESS: list[tuple[AudioFormat, str, float]] = [
     ("wav", "PCM_16", 2**-15),

@@ -12,6 +12,8 @@ from serving.audio.encoding import Encoding
 from serving.errors import AudioError
 from tests.encoders import by_ffmpeg, by_soundfile, encode, song
 
+pytestmark = pytest.mark.slow
+
 
 def info_of(data: bytes) -> AudioInfo:
     """The song's facts, after it was read to its end."""

@@ -14,6 +14,8 @@ from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
 from serving.songs.request import Limits, Request
 
+pytestmark = pytest.mark.slow
+
 ALL = Request(("vocals", "accompaniment"), "wav", zipped=True)
 LIMITS = Limits(duration_s=3600)
 

@@ -13,6 +13,8 @@ from serving.audio.tags import untagged
 from serving.errors import AudioError, UnsupportedAudio
 from tests.encoders import by_soundfile, encode, song
 
+pytestmark = pytest.mark.slow
+
 SONG = song(seconds=1)
 
 

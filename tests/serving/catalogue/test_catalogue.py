@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
@@ -27,10 +28,12 @@ from serving.model.archive import write_archive
 from serving.model.networks import build
 from serving.storage.storage import list_files
 from tests.torchserve import SPEC, wait_for
-from training.demo.local_s3 import free_port, serve_s3
+from training.demo.local_s3 import S3Server, free_port, serve_s3
 
-pytest.importorskip("ray", reason="no Ray: pip install 'stemwright[catalogue]'")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="no Ray: pip install 'stemwright[catalogue]'"),
+]
 
 RATE_HZ = 8_000
 SONGS = "s3://stemwright/songs"
@@ -78,12 +81,18 @@ def name_of(process: psutil.Process) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster(buckets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def store(buckets: Path) -> Iterator[S3Server]:
+    with serve_s3(buckets) as s3:
+        yield s3
+
+
+@pytest.fixture(scope="module")
+def cluster(store: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     port, log = free_port(), tmp_path_factory.mktemp("ray") / "log"
-    with serve_s3(buckets) as s3, log.open("w") as output:
+    with log.open("w") as output:
         environment = {
             **os.environ,
-            **s3.environment,
+            **store.environment,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -164,6 +173,7 @@ def separated(cluster: Cluster, model: Path, songs: Path, out: Path) -> dict[str
     }
 
 
+@pytest.mark.long
 def test_stems_are_those_of_separate(buckets: Path, cluster: Cluster, model: Path, tmp_path: Path) -> None:
     to = "s3://stemwright/stems"
     summary = run(cluster, model, to, "--price-per-hour", "2")
@@ -177,12 +187,11 @@ def test_stems_are_those_of_separate(buckets: Path, cluster: Cluster, model: Pat
 
 
 def test_a_song_is_skipped_until_something_else_is_asked_for(
-    buckets: Path, cluster: Cluster, model: Path, monkeypatch: pytest.MonkeyPatch
+    buckets: Path, store: S3Server, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker by itself: Ray adds nothing to what is done already."""
-    for name, value in cluster.environment.items():
-        if name.startswith("AWS_"):
-            monkeypatch.setenv(name, value)
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
     to = "s3://stemwright/by-a-worker"
 
     def states(form: Form) -> Counter[str]:
@@ -198,6 +207,7 @@ def test_a_song_is_skipped_until_something_else_is_asked_for(
     assert names == {"vocals.flac", "stems.json"}, "stems of the former request are left"
 
 
+@pytest.mark.long
 def test_what_is_killed_at_random_is_done_by_the_next_run(
     buckets: Path, cluster: Cluster, model: Path, tmp_path: Path, times: Callable[[int, int], int]
 ) -> None:
@@ -232,6 +242,7 @@ def test_what_is_killed_at_random_is_done_by_the_next_run(
     assert_are(buckets, to, wanted)
 
 
+@pytest.mark.long
 def test_a_cluster_of_before_is_not_asked(model: Path, tmp_path: Path) -> None:
     """Ray notes the last cluster of a machine; where that was killed, the note outlives it."""
     (tmp_path / "songs").mkdir()
@@ -286,6 +297,7 @@ with connected(0, "torch") as cluster:
 """
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_keys_are_listed_in_little_memory(
     cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

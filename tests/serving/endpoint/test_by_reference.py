@@ -31,6 +31,8 @@ from serving.model.spec import ModelSpec
 from serving.songs.fact_sheet import FactSheet
 from tests.s3 import bucket_fixture  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 SONG = b"a song" * 1_000
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

@@ -26,6 +26,8 @@ from serving.errors import AudioTooLong
 from serving.model.archive import write_archive
 from serving.model.spec import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 
 class Socket:
     """The socket that a worker writes to."""

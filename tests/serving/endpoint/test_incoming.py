@@ -14,6 +14,8 @@ from serving.errors import AudioTooLong, RequestError, UnsupportedAudio
 from serving.settings import Settings
 from tests.serving.endpoint.test_by_reference import Answer, web
 
+pytestmark = pytest.mark.slow
+
 SONG = bytes(range(256)) * 1_000
 
 

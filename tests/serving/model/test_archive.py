@@ -22,6 +22,8 @@ from serving.model.archive import FORMAT_VERSION, Archive, read_archive, write_a
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 ORIGIN = {"run_id": "1f3a", "commit": "c0ffee", "scores": {"vocals": {"csdr_db": 5.5}}, "note": None}
 
 

@@ -12,6 +12,8 @@ from serving.model.spec import ModelSpec
 from training.config import Budget
 from training.presets import studio, studio_small
 
+pytestmark = pytest.mark.slow
+
 
 def mixtures(frames: int, batch: int = 1, bins: int = 513) -> Tensor:
     return torch.randn(batch, 2, bins, frames, dtype=torch.complex64, generator=torch.Generator().manual_seed(frames))

@@ -11,6 +11,8 @@ from serving.model.spec import ModelSpec
 from training.config import Budget
 from training.presets import classic
 
+pytestmark = pytest.mark.slow
+
 
 def magnitudes(frames: int, batch: int = 1) -> Tensor:
     return torch.rand(batch, 1, 1025, frames, generator=torch.Generator().manual_seed(frames))

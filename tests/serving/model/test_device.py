@@ -16,6 +16,8 @@ from tests.encoders import encode, song
 from training.__main__ import main
 from training.commands import options
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_there_is_taken() -> None:
     usual = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -18,6 +18,8 @@ from serving.model.spec import AudioSpec, ModelSpec, StftSpec
 from serving.model.starter_spec import SPEC
 from tests.stubs import Share
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 openvino = pytest.importorskip("serving.model.engines.openvino", reason="the extra openvino is not installed")

@@ -15,6 +15,8 @@ from serving.model.separator import KEYS, Separator
 from serving.model.spec import AudioSpec, ChunkSpec, ModelSpec, StftSpec
 from tests.stubs import Share
 
+pytestmark = pytest.mark.slow
+
 RATES_HZ = [8_000, 22_050, 44_100, 48_000, 96_000, 384_000]
 
 

@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 from serving.errors import ArchiveError, StorageError
 from serving.model.source import resolve, version_behind
 
+pytestmark = pytest.mark.slow
+
 CONTENTS = b"what an archive holds is not looked at here"
 
 

@@ -14,6 +14,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_fft=.* is too large")  # librosa's, for the shortest of these lengths
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("samples", LENGTHS)

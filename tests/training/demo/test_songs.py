@@ -8,6 +8,8 @@ from training.errors import DataError
 from training.data.song import SOURCES
 from training.demo.songs import FIRST_TEST_NUMBER, compose, song_name, write_songs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def song() -> dict[str, np.ndarray]:

@@ -13,6 +13,8 @@ from training.__main__ import main
 from training.doctor.finding import Finding, findings_table
 from training.doctor.machine import in_wheel, memory
 
+pytestmark = pytest.mark.slow
+
 
 def test_everything_asked_for_works(
     bucket: Path,

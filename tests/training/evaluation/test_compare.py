@@ -25,6 +25,8 @@ from training.evaluation.compare import Comparison, Row, compare, names, resolve
 from training.evaluation.cost import Cost
 from training.evaluation.evaluate import Evaluation, Score, SongScores, evaluate
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 COST = Cost(parameters=9_876_543, gmac_per_s=18.456, real_time_factor=0.2134, peak_bytes=1_234_567_890)
 PAIR, FOUR = ("vocals", "accompaniment"), ("vocals", "drums", "bass", "other")

@@ -19,6 +19,8 @@ from serving.model.starter_spec import SPEC as SPLEETER
 from training.errors import OutOfMemory
 from training.evaluation.cost import cost, excerpt, flop, gmac_per_s, parameters, peak_process_bytes, speed_and_memory
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -18,6 +18,8 @@ from training.evaluation.evaluate import Evaluation, Report, Score, SongScores, 
 from training.evaluation.metrics import frame_sdr, usdr
 from training.evaluation.oracle import ideal_ratio_mask
 
+pytestmark = pytest.mark.slow
+
 RATE_HZ = 8_000
 
 

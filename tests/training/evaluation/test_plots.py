@@ -18,6 +18,8 @@ from training.evaluation.plots import (
     spectrogram_figure,
 )
 
+pytestmark = pytest.mark.slow
+
 RATE_HZ = 22_050
 
 

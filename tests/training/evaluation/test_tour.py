@@ -15,6 +15,8 @@ from tests.stubs import Share
 from training.errors import ConfigError, DataError
 from training.evaluation.tour import SLICES, load, percent, slices_of, tour
 
+pytestmark = pytest.mark.slow
+
 
 def write_song(path: Path, seconds: float, rate_hz: int = 44_100) -> Path:
     time_s = np.arange(int(seconds * rate_hz)) / rate_hz

@@ -23,6 +23,8 @@ from training.experiments.promotion import CANDIDATE, PRESENT, objections, promo
 from training.tracking.registry import find_version, register
 from training.tracking.tracking import Tracker
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -23,6 +23,8 @@ from training.evaluation.compare import Comparison, compare
 from training.evaluation.cost import Cost
 from training.experiments.report import SLICES, Collector, loudest, report, slice_sdr
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

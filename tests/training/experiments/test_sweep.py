@@ -13,6 +13,8 @@ from training.experiments.sweep import drawn, grid, one_by_one, sweep
 from training.tracking.sweeps import Child
 from training.tracking.tracking import Tracker
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_sweep_goes_on_where_it_stopped_and_shows_the_best(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -73,7 +75,7 @@ def test_each_child_is_a_command_whose_exit_code_is_told(tmp_path: Path) -> None
     assert list(one_by_one(["--steps", "1", "--data", "d"])(children)) == [(child, 2) for child in children]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_takes_a_child_to_each_host_and_tells_its_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ from training.demo.local_s3 import free_port
 from training.errors import ConfigError
 from training.optimization.ranks import Ranks, alone, synced
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 WORKER = """

@@ -37,6 +37,7 @@ def networks(state: RunState) -> list[torch.nn.Module]:
     return [state.network, *(average.network for average in state.averages)]
 
 
+@pytest.mark.slow
 def test_a_state_that_was_restored_goes_on_bit_for_bit(tiny_spec: ModelSpec, tmp_path: Path) -> None:
     whole = new_state(tiny_spec)
     advance(whole)

@@ -13,6 +13,8 @@ from training.optimization.machine import Machine
 from training.optimization.state import RunState, optimizer_of
 from training.optimization.step import SKIPPED_IN_A_ROW, Stepper
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 BATCH = 4
 BATCHES = Batches(batch_size=BATCH, crop_s=0.5)

@@ -72,7 +72,14 @@ def distance_db(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(10 * np.log10(np.square(wanted).sum() / np.square(found - wanted).sum()))
 
 
-@pytest.mark.parametrize("architecture", ["classic", "banded", "spleeter"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "spleeter",
+        pytest.param("classic", marks=pytest.mark.long),  # LSTMs take the exporter half a minute and more
+        pytest.param("banded", marks=pytest.mark.long),
+    ],
+)
 def test_its_program_gives_the_stems_of_separate(
     architecture: str,
     tiny_spec: ModelSpec,

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -12,6 +13,8 @@ from serving.model.spec import ModelSpec
 from serving.model.spectrogram import Stft
 from training.evaluation.metrics import usdr
 from training.optimization.losses import relative_error_db
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 RATE_HZ = 44_100
 STEPS = 400

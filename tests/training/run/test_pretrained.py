@@ -14,6 +14,8 @@ from serving.model.spec import ModelSpec
 from training.errors import ConfigError
 from training.run.pretrained import take_weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def archive(tmp_path: Path, tiny_spec: ModelSpec, tiny_network: nn.Module) -> str:

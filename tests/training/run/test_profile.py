@@ -21,6 +21,8 @@ from training.data.decoded import DecodedSong
 from training.presets import PRESETS
 from training.run.profile import Profile, Stopwatch, matrix_rate, profile_steps, step_flop
 
+pytestmark = pytest.mark.slow
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PARTS = ("data wait", "to device", "augment, STFT", "forward", "backward", "optimizer", "rest")
 

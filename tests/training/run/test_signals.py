@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TWICE = """
 import os, signal, sys
 from training.run.signals import stop_requests

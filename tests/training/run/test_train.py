@@ -38,6 +38,8 @@ from training.optimization.step import Stepper
 from training.run.train import Places, RunResult, stored_config, train
 from training.run.validate import Scored, Validator
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

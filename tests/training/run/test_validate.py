@@ -14,6 +14,8 @@ from training.optimization.machine import Machine
 from training.run.signals import StopRequest
 from training.run.validate import Validator
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -11,6 +11,8 @@ from training.tracking.copying import copy_run, known_run_id
 from training.tracking.registry import register
 from training.tracking.tracking import Tracker
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_copy_holds_what_the_run_holds_and_is_made_once(tmp_path: Path) -> None:
     (tmp_path / "team").mkdir()

@@ -15,6 +15,8 @@ from training.tracking.runs import runs
 from training.tracking.stored_run import ArchiveFacts
 from training.tracking.tracking import Tracker
 
+pytestmark = pytest.mark.slow
+
 FOUR = ("vocals", "drums", "bass", "other")
 
 

@@ -27,6 +27,8 @@ from training.tracking.copying import run_id_in
 from training.tracking.stored_run import ArchiveFacts
 from training.tracking.tracking import Tracker, sync
 
+pytestmark = pytest.mark.slow
+
 FACTS = ArchiveFacts(
     preset="classic",
     stems=("vocals", "accompaniment"),
@@ -280,7 +282,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "LONGEST_PAUSE_S", 0.2)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_hangs_from_the_start_gets_everything_once_it_answers(
     runs: Path, server: MlflowServer, gate: Gate, capsys: pytest.CaptureFixture[str]
@@ -304,7 +305,6 @@ def test_a_server_that_hangs_from_the_start_gets_everything_once_it_answers(
     assert "secret" not in said + capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_what_a_dead_server_did_not_get_is_sent_later(
     runs: Path, server: MlflowServer, gate: Gate, capsys: pytest.CaptureFixture[str]
@@ -368,7 +368,6 @@ with Tracker.open(sys.argv[1], Path(sys.argv[2]), None) as tracker:
 """
 
 
-@pytest.mark.slow
 def test_a_server_that_hangs_does_not_keep_the_process(runs: Path, gate: Gate) -> None:
     gate.hang()
     command = [sys.executable, "-c", HANGS_AND_ENDS, f"http://127.0.0.1:{gate.port}", str(runs / "leaves")]
@@ -376,7 +375,6 @@ def test_a_server_that_hangs_does_not_keep_the_process(runs: Path, gate: Gate) -
     assert "MLflow did not get everything" in ended.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_is_killed_in_the_middle_and_started_again_holds_every_step_once(
     runs: Path, server: MlflowServer, capsys: pytest.CaptureFixture[str]

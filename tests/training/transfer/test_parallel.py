@@ -52,6 +52,7 @@ def test_the_first_error_drops_what_has_not_begun_and_waits_for_what_has() -> No
     assert ended == [1]
 
 
+@pytest.mark.slow
 def test_a_stop_ends_what_listens_at_once_and_leaves_the_rest_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "GRACE_S", 0.2)
     stopping, deaf = threading.Event(), threading.Event()
@@ -70,6 +71,7 @@ def test_a_stop_ends_what_listens_at_once_and_leaves_the_rest_behind(monkeypatch
     deaf.set()
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_process_whose_work_hangs() -> None:
     """As Ctrl-C and SIGTERM do; a pool of concurrent.futures would wait for the work at the end of the process."""
     code = """
