@@ -36,7 +36,8 @@ class StopRequest:
     def note(self, number: float) -> None:
         """Record a signal by its number, 0 for none. Only the first counts."""
         if number and self.signal is None:
-            self.signal, self.noted_at = int(number), time.monotonic()
+            self.noted_at = time.monotonic()  # before `signal`, which another thread looks at first
+            self.signal = int(number)
             self.event.set()
 
     @property

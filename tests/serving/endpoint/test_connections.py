@@ -9,14 +9,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 
 
 def test_clients_come_and_go() -> None:
+    """Callers of another server that had this port before may knock, too."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert connections(port) == []
         with socket.create_connection(("127.0.0.1", port)) as client:
+            ours = Connection(client.getsockname()[1], unsent_bytes=0)
             accepted, _ = listener.accept()
             with accepted:
-                assert connections(port) == [Connection(client.getsockname()[1], unsent_bytes=0)]
-        assert connections(port) == []
+                assert ours in connections(port)
+        assert ours not in connections(port)
 
 
 def test_what_a_client_does_not_read_is_unsent() -> None:
@@ -31,5 +32,4 @@ def test_what_a_client_does_not_read_is_unsent() -> None:
                         accepted.send(bytes(1 << 20))
                     except BlockingIOError:
                         break
-                (client,) = connections(port) or ()
-                assert client.unsent_bytes > 0
+                assert max(connection.unsent_bytes for connection in connections(port)) > 0

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
@@ -129,7 +128,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
 
     def step_and_be_told_to_stop(self: Stepper, decoded: torch.Tensor, learning_rate: float) -> None:
         if self.state.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         real_step(self, decoded, learning_rate)
 
     monkeypatch.setattr(Stepper, "__call__", step_and_be_told_to_stop)
@@ -167,7 +166,7 @@ def test_a_stop_that_comes_during_validation_leaves_it_for_the_next_time(
 
     def score_and_be_told_to_stop(*arguments: object) -> SongScores:
         scored.append(arguments)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return evaluate_song(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
@@ -285,7 +284,7 @@ def test_a_signal_while_the_ranks_agree_is_not_lost(
     def agree_and_be_told_to_stop(self: Ranks, *values: float) -> list[float]:
         agreed = agree(self, *values)
         if len(values) == 2 and next(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return agreed
 
     calls = itertools.count()
