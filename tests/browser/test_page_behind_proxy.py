@@ -40,7 +40,7 @@ def test_the_key_is_asked_for_once_and_what_is_sent_is_counted(
         tab.reload()
         expect(tab.get_by_text("This model gives")).to_be_visible()
         note_statuses(tab)
-        throttle(tab, up_bytes_per_s=1_000_000)
+        throttle(tab, up_bytes_per_s=500_000)
         tab.set_input_files("#files", tmp_path / "Song.wav")
         expect(tab.locator("[data-state=done]")).to_be_visible()
         assert tab.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == "h2"
