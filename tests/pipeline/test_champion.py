@@ -92,7 +92,7 @@ def test_promotions_and_a_rollback_drop_no_request(tmp_path: Path, times: Callab
                 point(uri, champion, "champion", "better")
                 change(f"serving version {champion.number} of models:/{NAME}@champion in place of {before.number}")
             point_back(uri, NAME, "champion")
-            change("serving version 3 of")
+            change(f"serving version 3 of models:/{NAME}@champion in place of 4")
             point(uri, champions[4], "champion", "broken")
             change(f"version 3 of models:/{NAME}@champion stays: ")
         finally:
