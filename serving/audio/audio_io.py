@@ -22,6 +22,7 @@ from serving.audio import Audio, ffmpeg, sndfile
 from serving.audio.chunks import sound_chunk
 from serving.audio.decoding import Decoding, broken_off
 from serving.audio.sndfile import BLOCK_SAMPLES, TAGS, VORBIS_ORDER
+from serving.audio.tags import song_file
 from serving.errors import AudioError, AudioTooLong
 
 __all__ = ["BLOCK_SAMPLES", "VORBIS_ORDER", "AudioFile", "AudioInfo", "FileOrBytes", "open_audio", "read", "write"]
@@ -123,7 +124,7 @@ def write(path: Path, audio: Audio, rate_hz: int, subtype: str | None = None) ->
 
 def check_header(source: FileOrBytes, name: str, info: AudioInfo) -> None:
     """Raises AudioError for a header that counts so few samples that others may follow them."""
-    with sndfile.song_file(source) as song:
+    with song_file(source) as song:
         chunk = sound_chunk(song)
     if chunk is None:
         return

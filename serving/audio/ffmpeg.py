@@ -23,8 +23,7 @@ import numpy as np
 
 from serving.audio import Audio, content, ogg
 from serving.audio.decoding import UNPROVEN, Decoding, broken_off, damaged
-from serving.audio.file_section import FileSection
-from serving.audio.tags import untagged
+from serving.audio.tags import song_file
 from serving.errors import AudioError, StemwrightError, UnsupportedAudio
 
 PROCESS = "serving.audio.decoder_process"
@@ -40,13 +39,13 @@ def decoder(source: bytes | bytearray | Path, name: str, scan: bool = False) -> 
     """
     links = []
     if scan:
-        with as_file(source) as file:
-            links = ogg.links(untagged(FileSection.whole(file)), name)
+        with song_file(source) as song:
+            links = ogg.links(song, name)
     with asked(source, name, SCAN if scan else DECODE) as messages:
         facts = json.loads(messages.next())
         if "refused" in facts:
-            with as_file(source) as file:
-                head = untagged(FileSection.whole(file)).read_at(0, content.HEAD_BYTES)
+            with song_file(source) as song:
+                head = song.read_at(0, content.HEAD_BYTES)
             raise refusal(name, facts["refused"], 0.0, head)
         if facts["reached_s"] is not None:
             raise broken_off(name, facts["reached_s"], facts["promised_s"])

@@ -3,7 +3,6 @@
 Axes: c channel, n sample.
 """
 
-import io
 import math
 import os
 import re
@@ -17,7 +16,7 @@ import soundfile
 from serving.audio import Audio, chunks, flac, ogg
 from serving.audio.decoding import PIPE_BYTES, UNPROVEN, Decoding, broken_off, damaged
 from serving.audio.file_section import FileSection
-from serving.audio.tags import untagged
+from serving.audio.tags import song_file
 from serving.errors import AudioError
 
 BLOCK_SAMPLES = 1 << 16
@@ -202,10 +201,3 @@ def sound_file(file: FileSection, source: bytes | bytearray | Path | None) -> Fo
         return ForwardDecoder(os.open(source, os.O_RDONLY), closefd=True)
     file.seek(0)
     return ForwardDecoder(file)
-
-
-@contextmanager
-def song_file(source: bytes | bytearray | Path) -> Iterator[FileSection]:
-    """A source without the tags around it."""
-    with source.open("rb", buffering=0) if isinstance(source, Path) else io.BytesIO(source) as file:
-        yield untagged(FileSection.whole(file))

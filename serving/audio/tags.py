@@ -3,8 +3,12 @@
 Programs put them around every container, though most containers know nothing of them.
 """
 
+import io
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from serving.audio.file_section import FileSection
 
@@ -15,6 +19,13 @@ APE = struct.Struct("<8sIIII8x")
 APE_HAS_HEADER = 1 << 31
 LYRICS_1_BYTES = 5_100 + len(b"LYRICSBEGIN" + b"LYRICSEND")
 LYRICS_2_END_BYTES = len(b"000000LYRICS200")
+
+
+@contextmanager
+def song_file(source: bytes | bytearray | Path) -> Iterator[FileSection]:
+    """A source without the tags around it."""
+    with source.open("rb", buffering=0) if isinstance(source, Path) else io.BytesIO(source) as file:
+        yield untagged(FileSection.whole(file))
 
 
 def untagged(file: FileSection) -> FileSection:

@@ -266,7 +266,7 @@ def stored(steps: Iterable[object], files: Sequence[Path], reach: Reach, output:
     for _ in steps:
         yield b" "
     urls = yield from awaited(lambda _: reach.store(files, output))
-    yield json.dumps({"stems": {path.stem: url for path, url in zip(files[:-1], urls, strict=False)}}).encode()
+    yield json.dumps({"stems": {path.stem: url for path, url in zip(files[:-1], urls[:-1], strict=True)}}).encode()
 
 
 def awaited(work: Callable[[Deadline], Result], seconds: float = math.inf) -> Generator[bytes, None, Result]:

@@ -49,6 +49,17 @@ def in_turns(rounds: int, **works: Callable[[], object]) -> dict[str, list[float
     return spent
 
 
+def tell(name: str, ours: Callable[[], object], theirs: Callable[[], object]) -> None:
+    """Print our rate for a song of `SONG_S`, and its ratio to soundfile's."""
+    ours()
+    spent = in_turns(ROUNDS, ours=ours, theirs=theirs)
+    ratios = [b / a for a, b in zip(spent["ours"], spent["theirs"], strict=True)]
+    print(
+        f"\n{name}: {SONG_S / statistics.median(spent['ours']):.0f} times real time; {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f}, {max(ratios):.2f}) times the rate of soundfile"
+    )
+
+
 @pytest.mark.parametrize("audio_format", ["WAV", "FLAC", "MP3"])
 def test_a_song_beside_libsndfile(audio_format: str, tmp_path: Path) -> None:
     """Measured and read, which is to decode it twice, beside soundfile reading it twice."""
@@ -66,14 +77,7 @@ def test_a_song_beside_libsndfile(audio_format: str, tmp_path: Path) -> None:
                 while len(file.read(1 << 16, dtype="float32")):
                     pass
 
-    ours()
-    spent = in_turns(ROUNDS, ours=ours, theirs=theirs)
-    ratios = [b / a for a, b in zip(spent["ours"], spent["theirs"], strict=True)]
-    rate = SONG_S / statistics.median(spent["ours"])
-    print(
-        f"\n{audio_format}: {rate:.0f} times real time, measured and read; {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f}, {max(ratios):.2f}) times the rate of soundfile"
-    )
+    tell(f"{audio_format}, measured and read", ours, theirs)
 
 
 def test_one_pass_of_mp3(tmp_path: Path) -> None:
@@ -91,13 +95,7 @@ def test_one_pass_of_mp3(tmp_path: Path) -> None:
             while len(file.read(1 << 16, dtype="float32")):
                 pass
 
-    ours()
-    spent = in_turns(ROUNDS, ours=ours, theirs=theirs)
-    ratios = [b / a for a, b in zip(spent["ours"], spent["theirs"], strict=True)]
-    print(
-        f"\nMP3: one pass at {SONG_S / statistics.median(spent['ours']):.0f} times real time; {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f}, {max(ratios):.2f}) times the rate of soundfile"
-    )
+    tell("MP3, one pass", ours, theirs)
 
 
 @pytest.mark.parametrize("audio_format", ["FLAC", "MP3"])
