@@ -23,8 +23,7 @@ from training.config import Budget
 from training.errors import NotFinite, TrackingError
 from training.presets import classic
 from training.tracking import spool, tracking
-from training.tracking.copying import run_id_in
-from training.tracking.stored_run import ArchiveFacts
+from training.tracking.stored_run import ArchiveFacts, run_id_in
 from training.tracking.tracking import Tracker, sync
 
 pytestmark = pytest.mark.slow
