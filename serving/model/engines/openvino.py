@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 from xml.etree import ElementTree
 
+import numpy as np
 import openvino
+import openvino.opset13 as opset
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -123,7 +125,9 @@ def keep_float32(xml: Path, modules: Collection[str]) -> None:
 
 
 def compiled(runtime: openvino.Core, model: Any, precision: str) -> Core:
-    """The core, compiled with as many threads as torch has."""
+    """The core, compiled with as many threads as torch has. Its result is valid until its next call."""
+    if precision == "bf16":
+        model = with_rounded_factors(model)
     hints = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -132,10 +136,29 @@ def compiled(runtime: openvino.Core, model: Any, precision: str) -> Core:
     request = runtime.compile_model(model, "CPU", hints).create_infer_request()
 
     def run(x: Tensor) -> Tensor:
-        (result,) = request.infer([x.contiguous().numpy()], share_inputs=True).values()
-        return torch.from_numpy(result.copy())  # the request writes into its own memory again
+        (result,) = request.infer([x.contiguous().numpy()], share_inputs=True, share_outputs=True).values()
+        return torch.from_numpy(result)
 
     return run
+
+
+def with_rounded_factors(model: Any) -> Any:
+    """The model with constants in bfloat16 where a product multiplies a constant with a tensor.
+
+    OpenVINO leaves constants in float32. A product whose first factor is one then runs in float32, and its input and output
+    are converted. The mark keeps the constant in bfloat16 where constants are folded.
+    """
+    rounded = model.clone()
+    for product in rounded.get_ops():
+        factor = product.input_value(0).get_node() if product.get_type_name() == "MatMul" else None
+        if factor is not None and factor.get_type_name() == "Constant":
+            tensor = openvino.Tensor(openvino.Type.bf16, factor.shape)
+            bits = torch.tensor(factor.get_data()).to(torch.bfloat16).view(torch.int16)
+            tensor.data.view(np.int16)[...] = bits.numpy()
+            widened = opset.convert(openvino.op.Constant(tensor), "f32")
+            widened.get_rt_info()["decompression_0"] = ""
+            product.input(0).replace_source_output(widened.output(0))
+    return rounded
 
 
 def distance_db(found: Tensor, wanted: Tensor) -> float:

@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 
 Core = Callable[[Tensor], Tensor]
-"""Real tensor in, real tensor out; the first axis is a batch, and one axis is frames, any number of them."""
+"""Real tensor in, real tensor out; the first axis is a batch, and one axis is frames, any number of them.
+
+The result may lie in memory that the next call overwrites.
+"""
 
 
 class Network(nn.Module):

@@ -86,6 +86,21 @@ def test_bfloat16_is_taken_from_45_db_on(
     assert taken in engine.description
 
 
+@pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")
+def test_products_run_in_bfloat16_and_leave_float32_as_it_was(
+    tiny_spec: ModelSpec, tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = openvino.openvino.Core()
+    converted, _, _ = openvino.converted(tiny_network, tiny_spec, runtime, "Classic", cache)
+    rounded = openvino.with_rounded_factors(converted)
+    graph = runtime.compile_model(rounded, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}).get_runtime_model()
+    facts = [dict(node.get_rt_info()) for node in graph.get_ops()]
+    assert {f["runtimePrecision"].astype(str) for f in facts if f["layerType"].astype(str) == "MatMul"} == {"bf16"}
+    monkeypatch.setattr(openvino, "BFLOAT16_DB", float("inf"))
+    description = openvino.OpenVinoEngine.start(tiny_network, tiny_spec, "Classic", cache).description
+    assert float(description.split("float32, ")[1].split()[0]) > 120, description
+
+
 def test_an_engine_that_strays_from_torch_is_not_taken(
     tiny_spec: ModelSpec,
     tiny_network: Network,
