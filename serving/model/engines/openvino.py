@@ -33,7 +33,7 @@ BFLOAT16_DB = 45.0
 
 EXAMPLE_FRAMES = 64
 
-CONVERSION = 2
+CONVERSION = 3
 """The number of this way to convert: conversions that were made in another way are not taken."""
 
 

@@ -54,9 +54,8 @@ class Spleeter(Network):
         self.bins, self.piece_frames = bins, piece_frames
         self.vocals, self.accompaniment = MagnitudeUNet(channels), MagnitudeUNet(channels)
         nets = ("vocals", "accompaniment")
-        self.kept_float32 = tuple(
-            f"{net}.{name}.{n}" for net in nets for name in ("down", "down_norms") for n in range(3)
-        )
+        first = [f"{name}.{n}" for name in ("down", "down_norms") for n in range(3)]
+        self.kept_float32 = tuple(f"{net}.{name}" for net in nets for name in (*first, f"up.{len(channels) - 1}"))
 
     def stems(self, mixture: Tensor, core: Core) -> Tensor:
         magnitude = mixture[:, :, : self.bins].abs()
