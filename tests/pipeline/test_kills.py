@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import training.run.loop
+from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
 from tests.tiny import tiny_run
 from training.checkpoints.tensor_file import read_tensors
@@ -27,6 +28,7 @@ STEPS = 20
 
 def run(config: TrainConfig, run_dir: Path) -> None:
     """In a process of its own: save and log after every step."""
+    draw_no_spectrograms()
     training.run.loop.SAVE_INTERVAL_S, training.run.loop.LOG_INTERVAL_STEPS = 0, 1
     train(config, Places(run_dir, run_dir.parent / "cache"), Machine(torch.device("cpu")), resume=True, wait=True)
 

@@ -13,6 +13,7 @@ import torch
 
 import training.run.loop
 import training.tracking.tracking
+from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
 from tests.tiny import tiny_run
 from training.config import Budget, Optimization, TrainConfig
@@ -61,6 +62,7 @@ def slow_write(state: RunState, path: Path) -> None:
 def run(config: TrainConfig, run_dir: Path, rank: int, world_size: int, port: int) -> None:
     """One rank, told what torchrun tells its workers."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    draw_no_spectrograms()
     training.run.loop.LOG_INTERVAL_STEPS = 1
     training.tracking.tracking.rounded = float  # type: ignore[assignment]  # all digits of a loss
     RunState.write = slow_write  # type: ignore[method-assign]  # the rank that does not write is done long before

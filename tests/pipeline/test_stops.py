@@ -15,6 +15,7 @@ import torch
 
 import training.run.signals
 from tests.bad_network import BadNetwork, Fault, Request
+from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
 from tests.s3 import bucket_fixture  # noqa: F401
 from tests.tiny import tiny_run
@@ -57,6 +58,7 @@ def config(folder: Path) -> TrainConfig:
 
 def run(config: TrainConfig, run_dir: Path, hang: str | None = None) -> None:
     """A process of its own, as `stemwright train` is one."""
+    draw_no_spectrograms()
     signal.signal(signal.SIGTERM, exit_on_signal)
     if hang is not None:
         training.run.signals.PATIENCE_S = 0.5
@@ -125,6 +127,7 @@ def test_what_never_returns_does_not_keep_a_run_from_stopping(
 
 def run_on_store(config: TrainConfig, run_dir: Path, environment: dict[str, str]) -> None:
     """The same with a mirror and a place to publish in a bucket."""
+    draw_no_spectrograms()
     os.environ.update(environment)
     signal.signal(signal.SIGTERM, exit_on_signal)
     store = {"checkpoint_uri": "s3://a-bucket/checkpoints", "publish": "s3://a-bucket/published.mar"}

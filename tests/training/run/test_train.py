@@ -17,9 +17,11 @@ import torch
 
 import training.data.supply
 import training.run.loop
+import training.run.showcase
 import training.run.signals
 import training.run.validate
 from serving.model.archive import read_archive
+from tests.pictures import empty_picture
 from tests.tiny import tiny_run
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
@@ -30,6 +32,7 @@ from training.data.supply import Supply
 from training.demo.songs import write_songs
 from training.errors import ConfigError, NotFinite, OutOfMemory
 from training.evaluation.evaluate import Score, SongScores, evaluate_song
+from training.evaluation.plots import spectrogram_figure
 from training.optimization.machine import Machine
 from training.optimization.ranks import Ranks
 from training.optimization.schedule import schedule
@@ -60,6 +63,7 @@ def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.Ml
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr(training.run.loop, "LOG_INTERVAL_STEPS", 1)
+    monkeypatch.setattr(training.run.showcase, "spectrogram_figure", empty_picture)
     for name in ("PATIENCE_S", "SHORT_PATIENCE_S"):
         monkeypatch.setattr(training.run.signals, name, 600)  # else a stop may end pytest on a busy machine
     yield mlflow.MlflowClient(uri)
@@ -76,8 +80,9 @@ def last_checkpoint(run_dir: Path) -> Path:
 
 
 def test_a_run_ends_with_an_archive_of_its_best_weights_and_everything_in_mlflow(
-    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training.run.showcase, "spectrogram_figure", spectrogram_figure)
     result = start(config, tmp_path / "run", publish=str(tmp_path / "published" / "copy.mar"))
     assert result.steps == 6 and result.stopped_by is None
     assert TrainConfig.from_json(json.loads((tmp_path / "run" / "config.json").read_text())) == config
