@@ -14,6 +14,7 @@ import torch
 import training.run.loop
 from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
+from tests.stores import new_store
 from tests.tiny import tiny_run
 from training.checkpoints.tensor_file import read_tensors
 from training.config import TrainConfig
@@ -38,6 +39,7 @@ def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_
 ) -> None:
     write_songs(tmp_path / "songs", train=3, test=1, seconds=2, seed=0)
     songs = tmp_path / "songs"
+    new_store(tmp_path / "mlflow.db")
     config = tiny_run(songs, steps=STEPS, batch_size=2, crop_s=0.3, validations=2, valid_excerpt_s=1.5)
     process = forked(run, config, tmp_path / "whole")
     process.join()

@@ -15,6 +15,7 @@ import training.run.loop
 import training.tracking.tracking
 from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
+from tests.stores import new_store
 from tests.tiny import tiny_run
 from training.config import Budget, Optimization, TrainConfig
 from training.demo.local_s3 import free_port
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
+    (folder / "runs").mkdir()
+    new_store(folder / "runs" / "mlflow.db")
     write_songs(folder / "songs", train=4, test=1, seconds=2, seed=0)
     return folder
 

@@ -18,6 +18,7 @@ from tests.bad_network import BadNetwork, Fault, Request
 from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
 from tests.s3 import bucket_fixture  # noqa: F401
+from tests.stores import new_store
 from tests.tiny import tiny_run
 from training.checkpoints.tensor_file import read_tensors
 from training.config import TrainConfig
@@ -46,6 +47,7 @@ HANGS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stops")
+    new_store(folder / "mlflow.db")
     write_songs(folder / "songs", train=2, test=1, seconds=1.5, seed=0)
     return folder
 

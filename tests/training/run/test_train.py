@@ -22,6 +22,7 @@ import training.run.signals
 import training.run.validate
 from serving.model.archive import read_archive
 from tests.pictures import empty_picture
+from tests.stores import new_store
 from tests.tiny import tiny_run
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
@@ -49,6 +50,7 @@ CPU = torch.device("cpu")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Songs, and the store that all runs of this file are tracked in."""
     folder = tmp_path_factory.mktemp("train")
+    new_store(folder / "mlflow.db")
     write_songs(folder / "songs", train=3, test=1, seconds=3, seed=0)
     return folder
 
@@ -220,7 +222,7 @@ def test_a_run_goes_on_without_the_old_store_as_a_new_run_that_names_the_old_one
     begun = start(half, tmp_path / "run")
     best = tracked.get_run(begun.run_id).data.metrics["best/usdr_db"]
     shutil.rmtree(tmp_path / "run" / "spool")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "other.db"))
     still = dataclasses.replace(config.optimization, learning_rate=1e-30)
     resumed = start(dataclasses.replace(config, optimization=still), tmp_path / "run", resume=True)
     run = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'other.db'}").get_run(resumed.run_id)
