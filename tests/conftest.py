@@ -19,7 +19,7 @@ from tests.tiny import BANDED, CLASSIC
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-LONGEST = ("test_readme.py", "test_stops.py", "test_torchserve.py", "test_page.py", "test_demo.py", "test_catalogue.py")
+LONGEST = ("test_readme.py", "test_stops.py", "test_torchserve.py", "test_page.py", "test_demo.py")
 SHARING = {
     "tests/pipeline/test_torchserve.py": ("tests/pipeline/test_proxy.py", "tests/pipeline/test_server_soak.py"),
     "tests/browser/test_page.py": ("tests/browser/",),
@@ -40,6 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["STEMWRIGHT_ENGINE"] = config.getoption("--engine")
+    # A server of a test lives too shortly for Java's second compiler, which takes half of its start.
+    os.environ["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
