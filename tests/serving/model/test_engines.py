@@ -113,6 +113,12 @@ def test_an_engine_that_strays_from_torch_is_not_taken(
     assert "engine torch, because OpenVINO" in caplog.text
 
 
+def test_openvino_tells_its_makers_nothing() -> None:
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
 def test_a_network_without_a_core_runs_in_torch(tiny_spec: ModelSpec, cache: Path) -> None:
     network: nn.Module = Share(0.5, 0.5)
     assert "torch" in start_engine("auto", tiny_spec, network, CPU, weights_sha256="x", cache=cache).description
