@@ -1,4 +1,6 @@
-/** The mixer by keyboard. Keys of a focused control stay its own. */
+/** The mixer by keyboard. Keys of a focused control stay its own; one that a click left focused does not hold the space bar. */
+import { element } from "./dom.js";
+import { words } from "./words.js";
 
 const CHORD_MS = 1_500;
 const TAKES_SPACE = "button, a, input, select, textarea, summary, [role=button]";
@@ -9,9 +11,9 @@ export function listenToKeys(actions) {
   let chord = null;
   const simple = {
     a: () => actions.toggleMixture(),
-    l: () => actions.toggleLoop(),
-    "[": () => actions.loopFromHere(),
-    "]": () => actions.loopToHere(),
+    l: () => actions.loop.toggle(),
+    "[": () => actions.loop.fromHere(),
+    "]": () => actions.loop.toHere(),
     "+": () => actions.shiftPitch(1),
     "=": () => actions.shiftPitch(1),
     "-": () => actions.shiftPitch(-1),
@@ -28,7 +30,7 @@ export function listenToKeys(actions) {
     const at = event.target instanceof Element ? event.target : document.body;
     const typing = at.matches("select, textarea, input:not([type=range], [type=checkbox], [type=radio])");
     if (typing) return;
-    if (key === " " && !at.matches(TAKES_SPACE)) actions.togglePlay();
+    if (key === " " && !(at.matches(TAKES_SPACE) && at.matches(":focus-visible"))) actions.togglePlay();
     else if (moves[key] && !at.matches(TAKES_ARROWS)) moves[key](event.shiftKey ? 1 : 5);
     else if (key === "m" || key === "s") chord = { kind: key, until: performance.now() + CHORD_MS };
     else if (/^[1-9]$/.test(key) && chord && performance.now() < chord.until) {
@@ -39,4 +41,12 @@ export function listenToKeys(actions) {
   };
   document.addEventListener("keydown", onKey);
   return () => document.removeEventListener("keydown", onKey);
+}
+
+/** The keys as a list that unfolds. */
+export function keyHelp() {
+  const rows = words.keyList.map(([key, does]) =>
+    element("div", {}, element("dt", {}, element("kbd", {}, key)), element("dd", {}, does)),
+  );
+  return element("details", { class: "keys" }, element("summary", {}, words.keys), element("dl", {}, ...rows));
 }

@@ -7,7 +7,7 @@ export class SongRow {
   constructor(song, on) {
     this.song = song;
     const act = (does) => () => on[does](song);
-    this.title = element("button", { type: "button", class: "title", "aria-label": words.openSong(song.name), onclick: act("open") }, song.plainName);
+    this.title = element("button", { type: "button", class: "title", title: song.name, "aria-label": words.openSong(song.name), onclick: act("open") }, song.name);
     this.status = element("p", { class: "status", role: "status" });
     this.bar = element("progress", { max: 1, "aria-label": song.name });
     this.cancel = element("button", { type: "button", "aria-label": words.cancelSong(song.name), onclick: act("cancel") }, words.cancel);
@@ -47,7 +47,7 @@ function shareOf(song) {
 }
 
 function statusOf(song) {
-  if (song.retryInS > 0) return words.busy(song.retryInS);
+  if (song.retryInS > 0) return words.nextTry(song.error, song.retryInS);
   const simple = { waiting: words.waiting, working: words.working, cancelled: words.cancelled, failed: song.error };
   if (song.state in simple) return simple[song.state];
   if (song.state === "sending") {

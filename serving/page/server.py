@@ -46,6 +46,7 @@ def serve_page(endpoint: str, api_key: str | None = None) -> None:
         with suppress(KeyboardInterrupt):
             webbrowser.open(address)
             server.serve_forever()
+        print("stopped", flush=True)
 
 
 def page_server(endpoint: str, api_key: str | None = None) -> "PageServer":

@@ -2,8 +2,7 @@
 import { Refusal, separate } from "./server.js";
 import { Tracks } from "./tracks.js";
 
-const ATTEMPTS = 5;
-const RETRY_AFTER_S = 5;
+const LONGEST_WAIT_S = 60;
 const FOLD_BYTES = 8e6;
 
 /** `state`: waiting, sending, working, receiving, done, failed or cancelled. `onChange` tells of every change. */
@@ -40,6 +39,7 @@ export class Song {
     } catch (error) {
       if (this.stop.signal.aborted) {
         this.tracks = null;
+        this.retryInS = 0;
         this.become("cancelled");
       } else if (error.status === 401) {
         this.become("waiting");
@@ -83,6 +83,7 @@ export class Song {
     return this.tracks;
   }
 
+  /** Asks again for as long as the server is busy: whoever listens may cancel. */
   async ask() {
     for (let attempt = 1; ; attempt++) {
       this.become("sending");
@@ -92,8 +93,9 @@ export class Song {
           this.become(bytes < this.file.size ? "sending" : "working");
         });
       } catch (error) {
-        if (!(error instanceof Refusal) || error.status !== 503 || !error.retryAfterS || attempt === ATTEMPTS) throw error;
-        await this.wait(Math.ceil(error.retryAfterS || RETRY_AFTER_S));
+        if (!(error instanceof Refusal) || !error.retryAfterS) throw error;
+        this.error = error.message;
+        await this.wait(Math.min(LONGEST_WAIT_S, Math.ceil(error.retryAfterS * attempt)));
       }
     }
   }

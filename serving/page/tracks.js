@@ -5,6 +5,7 @@ import { words } from "./words.js";
 import { ZipReader } from "./zip.js";
 
 const SHEET = "stems.json";
+const LOWEST_RATE_HZ = 3_000;
 const COMPRESSED_RATE_HZ = 44_100; // the browser's decoder resamples to this
 
 /** One stem. `buffer` is allocated at full length and filled up to `filled` samples; `whole` when all are there. */
@@ -13,7 +14,9 @@ export class Track {
     Object.assign(this, { name, fileName, start, bytes: 0, buffer: null, envelope: null, filled: 0, whole: false });
   }
 
+  /** Throws where no browser plays this rate. */
   allocate(channels, samples, rateHz) {
+    if (rateHz < LOWEST_RATE_HZ) throw new Error(words.noRate(rateHz));
     this.use(new AudioBuffer({ numberOfChannels: channels, length: Math.max(1, samples), sampleRate: rateHz }));
   }
 
@@ -77,7 +80,7 @@ export class Tracks {
     const parts = [];
     return {
       data: (bytes) => parts.push(bytes.slice()),
-      end: () => new Blob(parts).text().then((json) => this.takeSheet(JSON.parse(json))),
+      end: () => (this.decoding = this.decoding.then(async () => this.takeSheet(JSON.parse(await new Blob(parts).text())))),
     };
   }
 

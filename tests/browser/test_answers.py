@@ -90,7 +90,7 @@ def page_before(answer: bytes, context: BrowserContext) -> Iterator[Page]:
 def test_peaks_clipping_and_notes_are_shown(context: BrowserContext, large: bool) -> None:
     with page_before(zipped(large=large), context) as tab:
         expect(tab.locator("[data-state=done]")).to_be_visible()
-        expect(tab.locator(".lane[data-stem=vocals] .facts")).to_have_text("peak 1.0 dB 5 samples clipped")
+        expect(tab.locator(".lane[data-stem=vocals] .facts")).to_have_text("peak +1.0 dB 5 samples clipped")
         expect(tab.locator(".lane[data-stem=accompaniment] .facts")).to_have_text("peak \N{MINUS SIGN}6.0 dB")
         expect(tab.locator(".note")).to_have_text("Note: the song ends without proof of its end.")
         with tab.expect_download() as download:

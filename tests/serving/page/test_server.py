@@ -195,3 +195,4 @@ def test_the_command_opens_the_page_and_ends_at_a_signal(tmp_path: Path) -> None
     assert urllib3.request("GET", said.split()[1], timeout=10).data == page_files()["/"][1]
     process.terminate()
     assert process.wait(timeout=10) == 0
+    assert process.stdout.read() == "stopped\n"
