@@ -9,6 +9,7 @@ const TAKES_ARROWS = "input, select, textarea";
 /** `actions` are the mixer's; the function that it returns stops listening. */
 export function listenToKeys(actions) {
   let chord = null;
+  let clicked = null; // the control that a click left focused
   const simple = {
     a: () => actions.toggleMixture(),
     l: () => actions.loop.toggle(),
@@ -30,7 +31,7 @@ export function listenToKeys(actions) {
     const at = event.target instanceof Element ? event.target : document.body;
     const typing = at.matches("select, textarea, input:not([type=range], [type=checkbox], [type=radio])");
     if (typing) return;
-    if (key === " " && !(at.matches(TAKES_SPACE) && at.matches(":focus-visible"))) actions.togglePlay();
+    if (key === " " && (at === clicked || !at.matches(TAKES_SPACE))) actions.togglePlay();
     else if (moves[key] && !at.matches(TAKES_ARROWS)) moves[key](event.shiftKey ? 1 : 5);
     else if (key === "m" || key === "s") chord = { kind: key, until: performance.now() + CHORD_MS };
     else if (/^[1-9]$/.test(key) && chord && performance.now() < chord.until) {
@@ -39,8 +40,12 @@ export function listenToKeys(actions) {
     else return;
     event.preventDefault();
   };
-  document.addEventListener("keydown", onKey);
-  return () => document.removeEventListener("keydown", onKey);
+  const listening = new AbortController();
+  const onClick = (event) => (clicked = event.detail ? event.target.closest(TAKES_SPACE) : null); // 0 is a click by keyboard
+  document.addEventListener("keydown", onKey, listening);
+  document.addEventListener("focusin", () => (clicked = null), listening);
+  document.addEventListener("click", onClick, listening);
+  return () => listening.abort();
 }
 
 /** The keys as a list that unfolds. */

@@ -39,7 +39,7 @@ export class Mixer {
   /** Opens the song's tracks; each appears as it comes. Throws where one cannot be played. */
   async open() {
     await this.song.open((track) => this.take(track));
-    if (this.song.state === "done") this.enableFiles();
+    this.enableFiles();
   }
 
   close() {
@@ -51,8 +51,9 @@ export class Mixer {
     this.root.remove();
   }
 
-  /** When the whole answer is there. */
+  /** Once every stem is there. */
   enableFiles() {
+    if (!this.song.isOpen) return;
     this.transport.enableFiles();
     for (const lane of this.lanes) lane.file.disabled = false;
   }

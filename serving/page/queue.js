@@ -43,7 +43,7 @@ export class SongRow {
 function shareOf(song) {
   if (song.state === "sending" && song.sentBytes) return song.sentBytes / song.file.size;
   if (song.state !== "receiving") return null;
-  return song.tracks?.list.find((track) => !track.whole && track.buffer)?.share ?? null;
+  return song.progress.list.at(-1)?.share ?? null;
 }
 
 function statusOf(song) {
@@ -53,12 +53,12 @@ function statusOf(song) {
   if (song.state === "sending") {
     return song.sentBytes ? words.sending(song.sentBytes, song.file.size) : words.sendingAll(song.file.size);
   }
-  if (song.state === "done") return words.done(song.durationS, song.wishes.stems.length);
-  const tracks = song.tracks?.list ?? [];
+  if (song.state === "done") return words.done(song.progress.durationS, song.wishes.stems.length);
+  const tracks = song.progress.list;
   const current = tracks.at(-1);
-  if (!current?.buffer) return words.receivingBytes(song.receivedBytes);
+  if (!current?.samples) return words.receivingBytes(song.receivedBytes);
   // The first stem comes while it is made, the others when all is done.
-  if (tracks.length === 1) return words.receiving(current.share * current.buffer.duration, current.buffer.duration);
+  if (tracks.length === 1) return words.receiving(current.share * current.durationS, current.durationS);
   return words.receivingStem(current.name, tracks.length, song.wishes.stems.length);
 }
 

@@ -29,7 +29,8 @@ export async function describe() {
 
 /** The answer to a song, a zip of stems that still comes. `onSent` is called with the bytes that are through. */
 export async function separate(file, wishes, signal, onSent) {
-  await file.slice(0, 1).arrayBuffer().catch(() => {
+  const start = file.size ? file.slice(0, 1) : file; // one that is gone has no bytes, too
+  await start.arrayBuffer().catch(() => {
     throw new Refusal(0, words.unreadable);
   });
   const id = crypto.randomUUID();

@@ -227,20 +227,32 @@ def test_a_cancelled_song_leaves_no_work_on_the_server(tab: Page, server: Server
 
 def test_what_is_no_song_is_told_in_the_servers_words(tab: Page, server: Server, short: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("buy milk")
-    drop(tab, tmp_path / "notes.txt", short)
+    (tmp_path / "gone.wav").write_bytes(short.read_bytes())
+    drop(tab, tmp_path / "notes.txt", short, tmp_path / "gone.wav")
+    (tmp_path / "gone.wav").unlink()
     expect(tab.locator("[data-state=done]")).to_be_visible()
-    expect(tab.locator("[data-state=failed] .status")).to_have_text(server.post(b"buy milk").json()["message"])
-    assert tab.get_by_role("button", name="Try again").is_visible()
+    told = tab.locator("[data-state=failed] .status")
+    expect(told).to_have_count(2)
+    expect(told.first).to_have_text(server.post(b"buy milk").json()["message"])
+    expect(told.last).to_contain_text("The file cannot be read")
+    expect(tab.get_by_role("button", name="Try again")).to_have_count(2)
 
 
 def test_several_songs_wait_for_each_other(tab: Page, song: Path, short: Path) -> None:
-    drop(tab, song, short)
-    assert tab.locator("[data-state=waiting]").count() >= 1
+    throttle(tab, down_bytes_per_s=3_000_000)
+    drop(tab, short, song)
+    expect(tab.locator("[data-state=waiting]")).to_have_count(1)
+    expect(tab.locator("[data-state=receiving] .status")).to_contain_text("of 0:30 separated")
+    tab.get_by_role("button", name="Open Night Drive.wav").click()  # while it comes
+    expect(tab.locator(".clock .length")).to_have_text(" / 0:30")
+    throttle(tab)
     expect(tab.locator("[data-state=done]")).to_have_count(2)
+    expect(tab.locator(".lane.whole")).to_have_count(4)
     tab.get_by_role("button", name="Open Short.wav").click()
     expect(tab.locator(".clock .length")).to_have_text(" / 0:05")
     tab.get_by_role("button", name="Open Night Drive.wav").click()
     expect(tab.locator(".clock .length")).to_have_text(" / 0:30")
+    expect(tab.get_by_role("button", name="Download Other")).to_be_enabled()
     expect(tab.locator(".lane.whole")).to_have_count(4)
     tab.get_by_role("button", name="Remove Night Drive.wav").click()
     expect(tab.locator(".lane")).to_have_count(0)
@@ -306,13 +318,18 @@ def test_the_keyboard_alone_is_enough(tab: Page, song: Path, stems: NDArray[np.f
     expect(tab.get_by_text("+1 st")).to_be_visible()
     tab.keyboard.press("Space")
     expect(tab.get_by_role("button", name="Play")).to_be_visible()
+    solo = tab.get_by_role("button", name="Solo Bass")
+    solo.click()
+    tab.keyboard.press("Space")  # plays, although the button has the focus
+    expect(tab.get_by_role("button", name="Pause")).to_be_visible()
+    expect(solo).to_have_attribute("aria-pressed", "false")
     reached = set()
     for _ in range(60):
         tab.keyboard.press("Tab")
         reached.add(
             tab.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent")
         )
-    assert {"Play", "Mute Other", "Level of Bass", "Download Drums", "Position", "Download zip"} <= reached
+    assert {"Pause", "Mute Other", "Level of Bass", "Download Drums", "Position", "Download zip"} <= reached
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
@@ -331,3 +348,5 @@ def test_it_is_for_everyone(tab: Page, short: Path, screenshots: Path, scheme: s
     assert serious(tab) == []
     assert tab.evaluate("document.scrollingElement.scrollWidth") <= width
     tab.screenshot(path=screenshots / f"mixer-{scheme}-{width}.png", full_page=True)
+    tab.set_viewport_size({"width": 320, "height": 640})
+    assert tab.evaluate("document.scrollingElement.scrollWidth") <= 320
