@@ -129,7 +129,7 @@ def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
 
 
 def describe(settings: Settings, customized: bool = False, timeout_s: float = 5) -> dict[str, Any]:
-    """Ask TorchServe about the model; {} without an answer. `customized` adds the facts of the handler, which songs keep waiting."""
+    """Ask TorchServe about the model; {} without an answer. `customized` adds the handler's facts, which wait for songs."""
     address = f"http://{LOOPBACK}:{settings.management_port}/models/{MODEL_NAME}?customized={str(customized).lower()}"
     try:
         response = urllib3.request("GET", address, timeout=timeout_s, retries=False)
