@@ -131,7 +131,7 @@ function arrange() {
 
 /** Says what keeps songs from being sent, with a button for the remedy if there is one. */
 function complain(message, remedy = "", act = null) {
-  byId("complaint").textContent = message;
+  if (byId("complaint").textContent !== message) byId("complaint").textContent = message; // said aloud once
   byId("remedy").textContent = remedy;
   byId("remedy").hidden = !act;
   byId("remedy").onclick = act;

@@ -95,7 +95,7 @@ def right_edge(tab: Page) -> float:
 
 
 def test_a_dropped_song_shows_its_way(tab: Page, song: Path, screenshots: Path) -> None:
-    tab.screenshot(path=screenshots / "empty.png")
+    tab.screenshot(path=screenshots / "empty.png", animations="disabled")
     note_statuses(tab)
     throttle(tab, up_bytes_per_s=1_500_000)
     script = """(base64) => {
@@ -131,7 +131,7 @@ def test_mute_and_solo_change_what_is_heard(
         gains, _, error = gains_heard(tab, stems)
         np.testing.assert_allclose(gains, expected, atol=0.02, err_msg=button)
         assert error < 1e-3
-    tab.screenshot(path=screenshots / "mixer.png", full_page=True)
+    tab.screenshot(path=screenshots / "mixer.png", full_page=True, animations="disabled")
 
 
 def test_level_and_key_change_what_is_heard(tab: Page, song: Path, stems: NDArray[np.float64]) -> None:
@@ -355,7 +355,7 @@ def test_it_is_for_everyone(tab: Page, short: Path, screenshots: Path, scheme: s
     tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light", reduced_motion="reduce")
     tab.set_viewport_size({"width": width, "height": 844})
     assert serious(tab) == []
-    tab.screenshot(path=screenshots / f"empty-{scheme}-{width}.png")
+    tab.screenshot(path=screenshots / f"empty-{scheme}-{width}.png", animations="disabled")
     separated(tab, short)
     tab.get_by_text("Keyboard").click()
     tab.get_by_role("button", name="Mute Drums").click()
@@ -365,6 +365,6 @@ def test_it_is_for_everyone(tab: Page, short: Path, screenshots: Path, scheme: s
     tab.wait_for_timeout(400)
     assert serious(tab) == []
     assert right_edge(tab) <= width
-    tab.screenshot(path=screenshots / f"mixer-{scheme}-{width}.png", full_page=True)
+    tab.screenshot(path=screenshots / f"mixer-{scheme}-{width}.png", full_page=True, animations="disabled")
     tab.set_viewport_size({"width": 320, "height": 640})
     assert right_edge(tab) <= 320
