@@ -1,19 +1,31 @@
 """Fixtures of every test: a tiny model, and an environment without a deployment's or a user's settings."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from xdist.scheduler import LoadFileScheduling
 
 from serving.model.networks import build
 from serving.model.spec import ModelSpec
 from serving.settings import ENGINES
 from tests.tiny import BANDED, CLASSIC
 
-LONGEST = ("test_readme.py", "test_demo.py", "test_catalogue.py")
+# Python images turn bytecode off. Here hundreds of processes import the same modules, and each would compile them anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+LONGEST = ("test_readme.py", "test_stops.py", "test_torchserve.py", "test_page.py", "test_demo.py")
+SHARING = {
+    "tests/pipeline/test_torchserve.py": ("tests/pipeline/test_proxy.py", "tests/pipeline/test_server_soak.py"),
+    "tests/browser/test_page.py": ("tests/browser/",),
+    "tests/pipeline/test_stops.py": ("tests/pipeline/test_kills.py", "tests/pipeline/test_ranks.py"),
+}
+"""Files that share a TorchServe, a browser, or the process that runs are forked off; each takes seconds to start."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,11 +40,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ["STEMWRIGHT_ENGINE"] = config.getoption("--engine")
+    # A server of a test lives too shortly for Java's second compiler, which takes half of its start.
+    os.environ["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, then those that start servers: so no process works at the end while the others wait."""
     items.sort(key=lambda item: (item.path.name not in LONGEST, item.get_closest_marker("slow") is None))
+
+
+class LoadSharing(LoadFileScheduling):
+    """Gives a file, and those that share a server with it, to one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return next((first for first, others in SHARING.items() if file.startswith(others)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadFileScheduling:
+    return LoadSharing(config)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from tests.stores import new_store
 from training.demo.local_s3 import free_port
 
 
@@ -18,7 +19,7 @@ class MlflowServer:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        self.command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+        self.command += ["--backend-store-uri", new_store(folder / "server.db")]
         self.command += ["--artifacts-destination", str(folder / "served")]
         self.process: subprocess.Popen[bytes] | None = None
 

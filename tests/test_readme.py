@@ -1,6 +1,6 @@
 """The commands of README.md and of the READMEs of folders, run in the order of the pages, in one folder.
 
-Only songs and the budget of training are cut, and ports are free ones.
+Songs, the budget of training and the noise that costs are measured on are cut, runs draw no spectrograms, and ports are free.
 """
 
 import os
@@ -19,6 +19,8 @@ import pytest
 import soundfile
 import urllib3
 
+import training.evaluation.cost
+from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
 from tests.readme import ROOT, blocks, commands
 from training.__main__ import process as run_command
@@ -71,9 +73,11 @@ class Shell:
 
     def run(self, line: str) -> None:
         output = self.folder / "output.log"
-        words = shlex.split(self.here(line))
+        words, environ = shlex.split(self.here(line)), dict(self.environ)
+        while "=" in words[0]:
+            environ.update([words.pop(0).split("=", 1)])
         if words[0] == "stemwright" and len(words) > 2:  # the shortest ones show that the installed script starts
-            child = forked(stemwright, words[1:], self.folder, self.environ, output)
+            child = forked(stemwright, words[1:], self.folder, environ, output)
             child.join()
             code = child.exitcode
         else:
@@ -110,6 +114,8 @@ def stemwright(arguments: list[str], folder: Path, environ: dict[str, str], outp
     with output.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
+    draw_no_spectrograms()
+    training.evaluation.cost.EXCERPT_S, training.evaluation.cost.TIMES = 2, 1
     sys.argv = ["stemwright", *arguments]
     run_command()
 

@@ -73,7 +73,7 @@ class Stage:
 
 
 def run_bar(name: str, shown: bool, begun: float = 0) -> Stage:
-    """The stage of a run's budget, 0..1; `begun` of it is spent."""
+    """The stage of a run: the spent share of its budget, 0..1, from `begun` on."""
     return Stage(name, 1.0, "share", shown, begun)
 
 

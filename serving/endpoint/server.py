@@ -128,11 +128,11 @@ def take_ports(settings: Settings) -> tuple[Settings, tuple[int, int, int]]:
         return settings, (take(LOOPBACK, 0), take(LOOPBACK, 0), take(LOOPBACK, 0))
 
 
-def describe(settings: Settings, customized: bool = False) -> dict[str, Any]:
-    """Ask TorchServe about the model; {} without an answer. `customized` adds the handler's facts."""
+def describe(settings: Settings, customized: bool = False, timeout_s: float = 5) -> dict[str, Any]:
+    """Ask TorchServe about the model; {} without an answer. `customized` adds the handler's facts, which wait for songs."""
     address = f"http://{LOOPBACK}:{settings.management_port}/models/{MODEL_NAME}?customized={str(customized).lower()}"
     try:
-        response = urllib3.request("GET", address, timeout=5, retries=False)
+        response = urllib3.request("GET", address, timeout=timeout_s, retries=False)
     except urllib3.exceptions.HTTPError:
         return {}
     if response.status != 200:
@@ -158,7 +158,11 @@ def wait_until_ready(process: TorchServe, settings: Settings, folder: Path) -> N
             )
         time.sleep(0.1)
     separate_noise(endpoint(settings), folder, settings.startup_timeout_s)
-    facts = describe(settings, customized=True)["customizedMetadata"]
+    facts = describe(settings, customized=True, timeout_s=settings.startup_timeout_s).get("customizedMetadata")
+    if facts is None:
+        raise ServerError(
+            f"the model did not describe itself in {settings.startup_timeout_s} s: raise STEMWRIGHT_STARTUP_TIMEOUT_S"
+        )
     stems, device, weights = ", ".join(facts["stems"]), facts.get("device", "a device"), facts["weights_sha256"][:12]
     print(
         f"ready: {endpoint(settings)} gives {stems} on {device} (weights sha256 {weights}…, "

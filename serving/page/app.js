@@ -6,10 +6,13 @@ import { describe, keepKey } from "./server.js";
 import { Song } from "./song.js";
 import { words } from "./words.js";
 
+const MEET_EVERY_MS = 3_000;
+
 const rows = new Map();
 let offer = null;
 let open = null; // the song in the mixer
 let mixer = null;
+let early = []; // files that came before the server told what it gives
 
 function fillWords() {
   document.title = words.title;
@@ -27,10 +30,13 @@ async function meet() {
     const formats = offer.formats.map((format) => element("option", { value: format }, words.formats[format] ?? format));
     byId("format").replaceChildren(...formats);
     byId("wishes").hidden = false;
+    complain("");
+    addSongs(early.splice(0));
   } catch (error) {
     if (error.status === 401) return askForKey(meet);
     byId("model").textContent = words.noModel;
     complain(error.message);
+    setTimeout(meet, MEET_EVERY_MS);
   }
 }
 
@@ -53,9 +59,9 @@ function wishes() {
 
 function addSongs(files) {
   const wanted = wishes();
-  complain("");
-  if (!offer) return void meet();
-  if (!wanted.stems.length) return complain(words.noStem);
+  if (!offer) return void early.push(...files);
+  complain(wanted.stems.length ? "" : words.noStem);
+  if (!wanted.stems.length) return;
   for (const file of files) {
     const song = new Song(file, wanted, changed);
     const row = new SongRow(song, { open: openSong, cancel: (one) => one.cancel(), again, remove });
@@ -69,7 +75,7 @@ function addSongs(files) {
 function changed(song) {
   rows.get(song)?.show();
   if (song.state === "receiving" && !open) openSong(song);
-  if (song === open && song.state === "done") mixer?.transport.enableFiles();
+  if (song === open && song.state === "done") mixer?.enableFiles();
   if (song === open && ["failed", "cancelled"].includes(song.state)) openSong(null);
 }
 
@@ -95,7 +101,6 @@ async function openSong(song) {
     open = song;
     mixer = new Mixer(song);
     byId("mixer").replaceChildren(mixer.root);
-    if (song.state === "done") mixer.transport.enableFiles();
   }
   arrange();
   await mixer?.open().catch((error) => complain(error.message));
@@ -124,20 +129,27 @@ function arrange() {
   }
 }
 
-function complain(message) {
-  byId("complaint").textContent = message;
+/** Says what keeps songs from being sent, with a button for the remedy if there is one. */
+function complain(message, remedy = "", act = null) {
+  if (byId("complaint").textContent !== message) byId("complaint").textContent = message; // said aloud once
+  byId("remedy").textContent = remedy;
+  byId("remedy").hidden = !act;
+  byId("remedy").onclick = act;
 }
 
 let wrong = false;
 function askForKey(then) {
   const dialog = byId("key");
   byId("key-wrong").hidden = !wrong;
-  wrong = true;
+  byId("key-input").value = "";
+  complain(words.keyMissing, words.keyGive, () => dialog.showModal());
   dialog.showModal();
   byId("key-form").onsubmit = (event) => {
     event.preventDefault();
+    wrong = true;
     keepKey(byId("key-input").value.trim());
     dialog.close();
+    complain("");
     then();
   };
 }

@@ -1,4 +1,6 @@
-/** The mixer by keyboard. Keys of a focused control stay its own. */
+/** The mixer by keyboard. Keys of a focused control stay its own; one that a click left focused does not hold the space bar. */
+import { element } from "./dom.js";
+import { words } from "./words.js";
 
 const CHORD_MS = 1_500;
 const TAKES_SPACE = "button, a, input, select, textarea, summary, [role=button]";
@@ -7,11 +9,12 @@ const TAKES_ARROWS = "input, select, textarea";
 /** `actions` are the mixer's; the function that it returns stops listening. */
 export function listenToKeys(actions) {
   let chord = null;
+  let clicked = null; // the control that a click left focused
   const simple = {
     a: () => actions.toggleMixture(),
-    l: () => actions.toggleLoop(),
-    "[": () => actions.loopFromHere(),
-    "]": () => actions.loopToHere(),
+    l: () => actions.loop.toggle(),
+    "[": () => actions.loop.fromHere(),
+    "]": () => actions.loop.toHere(),
     "+": () => actions.shiftPitch(1),
     "=": () => actions.shiftPitch(1),
     "-": () => actions.shiftPitch(-1),
@@ -28,7 +31,7 @@ export function listenToKeys(actions) {
     const at = event.target instanceof Element ? event.target : document.body;
     const typing = at.matches("select, textarea, input:not([type=range], [type=checkbox], [type=radio])");
     if (typing) return;
-    if (key === " " && !at.matches(TAKES_SPACE)) actions.togglePlay();
+    if (key === " " && (at === clicked || !at.matches(TAKES_SPACE))) actions.togglePlay();
     else if (moves[key] && !at.matches(TAKES_ARROWS)) moves[key](event.shiftKey ? 1 : 5);
     else if (key === "m" || key === "s") chord = { kind: key, until: performance.now() + CHORD_MS };
     else if (/^[1-9]$/.test(key) && chord && performance.now() < chord.until) {
@@ -37,6 +40,18 @@ export function listenToKeys(actions) {
     else return;
     event.preventDefault();
   };
-  document.addEventListener("keydown", onKey);
-  return () => document.removeEventListener("keydown", onKey);
+  const listening = new AbortController();
+  const onClick = (event) => (clicked = event.detail ? event.target.closest(TAKES_SPACE) : null); // 0 is a click by keyboard
+  document.addEventListener("keydown", onKey, listening);
+  document.addEventListener("focusin", () => (clicked = null), listening);
+  document.addEventListener("click", onClick, listening);
+  return () => listening.abort();
+}
+
+/** The keys as a list that unfolds. */
+export function keyHelp() {
+  const rows = words.keyList.map(([key, does]) =>
+    element("div", {}, element("dt", {}, element("kbd", {}, key)), element("dd", {}, does)),
+  );
+  return element("details", { class: "keys" }, element("summary", {}, words.keys), element("dl", {}, ...rows));
 }

@@ -7,10 +7,10 @@ import { capital, words } from "./words.js";
 const DRAW_EVERY_MS = 120;
 
 export class Lane {
-  /** `on.change()` tells that the mix has changed, `on.download(lane)` that the stem is wanted as a file. */
-  constructor(track, number, on) {
-    Object.assign(this, { track, on, name: track.name, level: 1, muted: false, soloed: false, showsSpectrum: false });
-    const title = capital(track.name);
+  /** `track` is null until the stem comes. `on.change()` tells of another mix, `on.download()` asks for the stem as a file. */
+  constructor(name, number, on) {
+    Object.assign(this, { name, on, track: null, level: 1, muted: false, soloed: false, showsSpectrum: false });
+    const title = capital(name);
     this.mute = toggle("M", words.mute(title), () => this.toggleMute());
     this.solo = toggle("S", words.solo(title), () => this.toggleSolo());
     this.slider = element("input", {
@@ -24,19 +24,18 @@ export class Lane {
       { type: "button", class: "icon", "aria-label": words.download(title), title: words.download(title), disabled: true },
       "↓",
     );
-    this.file.addEventListener("click", () => on.download(this));
+    this.file.addEventListener("click", () => on.download());
     this.facts = element("p", { class: "facts" }, words.lanePending);
     this.canvas = element("canvas", { "aria-hidden": "true" });
     this.stage = element("div", { class: "stage" }, this.canvas);
     this.root = element(
       "li",
-      { class: "lane", "data-stem": track.name, "data-number": number },
+      { class: "lane", "data-stem": name },
       element(
         "div",
         { class: "strip", role: "group", "aria-label": title },
-        element("div", { class: "name" }, element("h3", {}, title), element("kbd", { "aria-hidden": "true" }, String(number))),
-        element("div", { class: "buttons" }, this.mute, this.solo, this.slider),
-        element("div", { class: "foot" }, this.facts, element("div", { class: "small" }, this.spectrum, this.file)),
+        element("div", { class: "name" }, element("kbd", { "aria-hidden": "true" }, String(number)), element("h3", {}, title), this.facts),
+        element("div", { class: "buttons" }, this.mute, this.solo, this.slider, this.spectrum, this.file),
       ),
       this.stage,
     );
@@ -69,9 +68,7 @@ export class Lane {
 
   /** Shows what the fact sheet says of the stem, `{}` where there is none. */
   show({ peak, clipped_samples: clipped } = {}) {
-    this.root.style.setProperty("--share", this.track.share);
     this.root.classList.toggle("whole", this.track.whole);
-    this.file.disabled = !this.track.bytes;
     if (this.track.whole) {
       this.facts.replaceChildren(peak === undefined ? "" : words.peak(peak));
       if (clipped) this.facts.append(" ", element("strong", { title: words.clippedHint }, words.clipped(clipped)));
@@ -88,7 +85,7 @@ export class Lane {
     this.timer = undefined;
     this.drawing?.abort();
     this.drawing = new AbortController();
-    if (!this.track.buffer || !this.stage.isConnected) return;
+    if (!this.track?.buffer || !this.stage.isConnected) return;
     if (this.showsSpectrum && this.track.whole) drawSpectrogram(this.canvas, this.track.buffer, this.drawing.signal);
     else drawWaveform(this.canvas, this.track.envelope, this.full ?? 1);
   }

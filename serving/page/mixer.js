@@ -1,8 +1,9 @@
 /** The mixer of one song: its lanes under one ruler and one playhead, and what is set of them. */
-import { element, press, save } from "./dom.js";
-import { listenToKeys } from "./keys.js";
+import { element, press } from "./dom.js";
+import { saveMix, saveStem, saveZip } from "./downloads.js";
+import { keyHelp, listenToKeys } from "./keys.js";
 import { Lane } from "./lane.js";
-import { mixdown } from "./mixdown.js";
+import { Loop } from "./loop.js";
 import { Player } from "./player.js";
 import { listen, Ruler } from "./ruler.js";
 import { Transport } from "./transport.js";
@@ -14,7 +15,7 @@ export class Mixer {
     this.lanes = [];
     this.player = null;
     this.mixture = false;
-    this.region = null; // the marked loop, which may be off
+    this.loop = new Loop(this);
     const { stems, own } = song.wishes;
     const mixtures = [own, ["vocals", "accompaniment"]].filter((sum) => sum.every((stem) => stems.includes(stem)));
     this.sum = mixtures[0] ?? stems; // stems that sum to the song, where there are some
@@ -22,9 +23,11 @@ export class Mixer {
     this.ruler = new Ruler();
     this.transport = new Transport(this);
     this.list = element("ol", { class: "lanes" });
+    stems.forEach((stem) => this.addLane(stem));
     this.note = element("p", { class: "note", role: "status" });
-    this.board = element("div", { class: "board" }, element("div", { class: "head" }, this.ruler.root), this.list);
-    this.root = element("div", { class: "mixer" }, this.transport.root, this.board, this.note, keyHelp());
+    const title = element("div", { class: "open" }, element("h2", { title: song.name }, song.plainName), this.transport.files);
+    this.board = element("div", { class: "board" }, this.transport.root, element("div", { class: "head" }, this.ruler.root), this.list);
+    this.root = element("div", { class: "mixer" }, title, this.board, this.note, keyHelp());
     this.stopKeys = listenToKeys(this);
     this.listenOn(this.ruler.root);
     this.frame = requestAnimationFrame(() => this.tick());
@@ -36,6 +39,7 @@ export class Mixer {
   /** Opens the song's tracks; each appears as it comes. Throws where one cannot be played. */
   async open() {
     await this.song.open((track) => this.take(track));
+    this.enableFiles();
   }
 
   close() {
@@ -47,21 +51,31 @@ export class Mixer {
     this.root.remove();
   }
 
+  /** Once every stem is there. */
+  enableFiles() {
+    if (!this.song.isOpen) return;
+    this.transport.enableFiles();
+    for (const lane of this.lanes) lane.file.disabled = false;
+  }
+
+  addLane(stem) {
+    const lane = new Lane(stem, this.lanes.length + 1, { change: () => this.mix(), download: () => this.saveStem(lane) });
+    this.lanes.push(lane);
+    if (!this.sum.includes(stem)) lane.toggleMute(); // it would be heard twice
+    this.list.append(lane.root);
+    this.listenOn(lane.stage);
+    return lane;
+  }
+
   take(track) {
-    let lane = this.lanes.find((other) => other.track === track);
-    if (!lane) {
-      lane = new Lane(track, this.lanes.length + 1, { change: () => this.mix(), download: () => this.saveStem(lane) });
-      this.lanes.push(lane);
-      if (!this.sum.includes(track.name)) lane.toggleMute(); // it would be heard twice
-      this.list.append(lane.root);
-      this.listenOn(lane.stage);
-    }
+    const lane = this.lanes.find((other) => other.name === track.name) ?? this.addLane(track.name);
+    lane.track = track;
     if (track.whole && !this.player?.voices.has(track.name)) this.join(track);
     const sheet = this.song.tracks?.sheet;
     lane.show(sheet?.files?.[track.name]);
-    if (sheet?.song?.note) this.note.textContent = words.note(sheet.song.note);
+    this.say();
     this.ruler.setDuration(track.buffer?.duration);
-    const full = Math.max(0.05, ...this.lanes.map((each) => each.track.envelope?.peak ?? 0));
+    const full = Math.max(0.05, ...this.lanes.map((each) => each.track?.envelope?.peak ?? 0));
     for (const each of this.lanes) {
       if (each === lane || each.full !== full) each.drawSoon();
       each.full = full;
@@ -118,35 +132,6 @@ export class Mixer {
     this.mix();
   }
 
-  mark(start, end) {
-    this.region = { start, end };
-    this.setLoop(true);
-  }
-
-  loopFromHere() {
-    const at = this.player?.position ?? 0;
-    this.mark(at, this.region && this.region.end > at ? this.region.end : this.durationS);
-  }
-
-  loopToHere() {
-    const at = this.player?.position ?? 0;
-    if (at > 0) this.mark(this.region && this.region.start < at ? this.region.start : 0, at);
-  }
-
-  toggleLoop() {
-    this.region ??= { start: 0, end: this.durationS };
-    this.setLoop(!this.player?.loop);
-  }
-
-  setLoop(on) {
-    if (!this.player) return;
-    this.player.setLoop(on ? this.region : null);
-    press(this.transport.loop, on);
-    this.board.classList.toggle("looped", on);
-    this.board.style.setProperty("--from", this.region.start / this.durationS);
-    this.board.style.setProperty("--to", this.region.end / this.durationS);
-  }
-
   shiftPitch(step) {
     if (!this.player) return;
     const semitones = Math.max(-6, Math.min(6, this.player.semitones + step));
@@ -155,20 +140,29 @@ export class Mixer {
   }
 
   saveStem({ track }) {
-    const zip = this.song.zip;
-    if (zip) save(zip.slice(track.start, track.start + track.bytes), `${this.song.plainName} (${track.name})${/\.[^.]*$/.exec(track.fileName)[0]}`);
+    saveStem(this.song, track);
   }
 
   saveZip() {
-    save(this.song.zip, `${this.song.plainName}.zip`);
+    saveZip(this.song);
   }
 
   async saveMix() {
     const tracks = this.lanes.map((lane) => lane.track);
-    const onShare = (share) => (this.note.textContent = words.mixing(Math.round(100 * share)));
-    const { wav, gain } = await mixdown(tracks, this.gains(), this.player.semitones, onShare);
-    this.note.textContent = gain < 1 ? words.turnedDown((-20 * Math.log10(gain)).toFixed(1)) : "";
-    save(wav, `${this.song.plainName} (mix).wav`);
+    this.transport.mix.disabled = true;
+    await saveMix(this.song, tracks, this.gains(), this.player.semitones, (text) => this.say(text));
+    this.transport.mix.disabled = false;
+  }
+
+  /** Says something of the mix, else the server's note on the song. */
+  say(text = "") {
+    const note = this.song.tracks?.sheet?.song?.note;
+    const said = text || (note ? words.note(note) : "");
+    if (this.note.textContent !== said) this.note.textContent = said;
+  }
+
+  get position() {
+    return this.player?.position ?? 0;
   }
 
   get durationS() {
@@ -178,23 +172,16 @@ export class Mixer {
   listenOn(stage) {
     listen(stage, () => this.durationS, {
       seek: (share) => this.seekTo(share * this.durationS),
-      mark: (from, to) => this.mark(from * this.durationS, to * this.durationS),
+      mark: (from, to) => this.loop.mark(from * this.durationS, to * this.durationS),
     });
   }
 
   tick() {
-    const position = this.player?.position ?? 0;
+    const { position } = this;
     if (this.player?.playing && position >= this.durationS) this.player.pause();
     this.board.style.setProperty("--at", this.durationS ? position / this.durationS : 0);
     this.ruler.say(position);
-    this.transport.show(position, this.durationS, this.player?.playing ?? false);
+    this.transport.show(position, this.ruler.durationS ?? 0, this.player?.playing ?? false);
     this.frame = requestAnimationFrame(() => this.tick());
   }
-}
-
-function keyHelp() {
-  const rows = words.keyList.map(([key, does]) =>
-    element("div", {}, element("dt", {}, element("kbd", {}, key)), element("dd", {}, does)),
-  );
-  return element("details", { class: "keys" }, element("summary", {}, words.keys), element("dl", {}, ...rows));
 }

@@ -7,7 +7,7 @@ export class SongRow {
   constructor(song, on) {
     this.song = song;
     const act = (does) => () => on[does](song);
-    this.title = element("button", { type: "button", class: "title", "aria-label": words.openSong(song.name), onclick: act("open") }, song.plainName);
+    this.title = element("button", { type: "button", class: "title", title: song.name, "aria-label": words.openSong(song.name), onclick: act("open") }, song.name);
     this.status = element("p", { class: "status", role: "status" });
     this.bar = element("progress", { max: 1, "aria-label": song.name });
     this.cancel = element("button", { type: "button", "aria-label": words.cancelSong(song.name), onclick: act("cancel") }, words.cancel);
@@ -43,22 +43,22 @@ export class SongRow {
 function shareOf(song) {
   if (song.state === "sending" && song.sentBytes) return song.sentBytes / song.file.size;
   if (song.state !== "receiving") return null;
-  return song.tracks?.list.find((track) => !track.whole && track.buffer)?.share ?? null;
+  return song.progress.list.at(-1)?.share ?? null;
 }
 
 function statusOf(song) {
-  if (song.retryInS > 0) return words.busy(song.retryInS);
+  if (song.retryInS > 0) return words.nextTry(song.error, song.retryInS);
   const simple = { waiting: words.waiting, working: words.working, cancelled: words.cancelled, failed: song.error };
   if (song.state in simple) return simple[song.state];
   if (song.state === "sending") {
     return song.sentBytes ? words.sending(song.sentBytes, song.file.size) : words.sendingAll(song.file.size);
   }
-  if (song.state === "done") return words.done(song.durationS, song.wishes.stems.length);
-  const tracks = song.tracks?.list ?? [];
+  if (song.state === "done") return words.done(song.progress.durationS, song.wishes.stems.length);
+  const tracks = song.progress.list;
   const current = tracks.at(-1);
-  if (!current?.buffer) return words.receivingBytes(song.receivedBytes);
+  if (!current?.samples) return words.receivingBytes(song.receivedBytes);
   // The first stem comes while it is made, the others when all is done.
-  if (tracks.length === 1) return words.receiving(current.share * current.buffer.duration, current.buffer.duration);
+  if (tracks.length === 1) return words.receiving(current.share * current.durationS, current.durationS);
   return words.receivingStem(current.name, tracks.length, song.wishes.stems.length);
 }
 

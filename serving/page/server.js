@@ -5,13 +5,13 @@ const ADDRESS = "predictions/stemwright";
 const KEY = "stemwright-api-key";
 const TYPES = { wav: "audio/wav", float: "audio/wav", flac: "audio/flac", mp3: "audio/mpeg", ogg: "audio/ogg" };
 const LOOK_EVERY_MS = 200;
+const RETRY_AFTER_S = 5;
 
-/** The server's own sentence on why there are no stems; status 0 where it could not be asked. */
+/** The server's own sentence on why there are no stems; status 0 if it could not be asked, seconds if it may be asked again. */
 export class Refusal extends Error {
   constructor(status, message, retryAfterS = 0) {
-    super(message || words.silent(status));
-    this.status = status;
-    this.retryAfterS = retryAfterS;
+    super(message || words.silent[status] || words.noReason(status));
+    Object.assign(this, { status, retryAfterS });
   }
 }
 
@@ -29,6 +29,10 @@ export async function describe() {
 
 /** The answer to a song, a zip of stems that still comes. `onSent` is called with the bytes that are through. */
 export async function separate(file, wishes, signal, onSent) {
+  const start = file.size ? file.slice(0, 1) : file; // one that is gone has no bytes, too
+  await start.arrayBuffer().catch(() => {
+    throw new Refusal(0, words.unreadable);
+  });
   const id = crypto.randomUUID();
   const headers = {
     Accept: `application/zip, ${TYPES[wishes.format]}`,
@@ -56,11 +60,13 @@ async function ask(body, headers, signal, more = {}) {
     response = await fetch(ADDRESS, { method: "POST", body, headers, signal, cache: "no-store", ...more });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new Refusal(0, words.unreachable);
+    throw new Refusal(0);
   }
   if (response.ok) return response;
-  const facts = await response.json().catch(() => ({}));
-  throw new Refusal(response.status, facts.message, Number(response.headers.get("Retry-After") ?? 0));
+  const { error, message } = await response.json().catch(() => ({}));
+  const isTorchServes = response.status === 503 && !error; // its queue is full; its words are for operators
+  const after = response.headers.get("Retry-After") ?? (isTorchServes ? RETRY_AFTER_S : 0);
+  throw new Refusal(response.status, isTorchServes ? "" : message, Number(after));
 }
 
 /** How the page itself came, and so how its requests go. */

@@ -46,6 +46,7 @@ def serve_page(endpoint: str, api_key: str | None = None) -> None:
         with suppress(KeyboardInterrupt):
             webbrowser.open(address)
             server.serve_forever()
+        print("stopped", flush=True)
 
 
 def page_server(endpoint: str, api_key: str | None = None) -> "PageServer":
@@ -132,15 +133,17 @@ class PageHandler(BaseHTTPRequestHandler):
             upstream.putheader(name, value)
         upstream.endheaders()
         left_bytes, sent_bytes = int(self.headers["Content-Length"]), 0
-        with suppress(BrokenPipeError, ConnectionResetError):  # the server refused early and has sent its reason
-            while left_bytes:
-                piece = self.rfile.read1(min(PIECE_BYTES, left_bytes))
-                if not piece:
-                    raise http.client.HTTPException("the browser hung up")
+        while left_bytes:
+            piece = self.rfile.read1(min(PIECE_BYTES, left_bytes))
+            if not piece:
+                raise http.client.HTTPException("the browser hung up")
+            try:
                 upstream.send(piece)
-                left_bytes -= len(piece)
-                sent_bytes += len(piece)
-                self.server.sent_bytes[self.headers.get("X-Request-Id", "")] = sent_bytes
+            except (BrokenPipeError, ConnectionResetError):
+                break  # the server refused early and has sent its reason
+            left_bytes -= len(piece)
+            sent_bytes += len(piece)
+            self.server.sent_bytes[self.headers.get("X-Request-Id", "")] = sent_bytes
 
     def send_down(self, answer: http.client.HTTPResponse) -> None:
         self.wfile_used = True
@@ -163,6 +166,10 @@ class PageHandler(BaseHTTPRequestHandler):
         self.reply(status, "application/json", json.dumps({"error": error, "message": message}).encode())
 
     def reply(self, status: int, content_type: str, body: bytes) -> None:
+        with suppress(ConnectionError):  # whoever asked may have gone
+            self.send_whole(status, content_type, body)
+
+    def send_whole(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
         for name, value in (
             ("Content-Type", content_type),
@@ -186,6 +193,14 @@ def connection(endpoint: str) -> http.client.HTTPConnection:
     return kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
 
 
+def has_gone(browser: socket.socket) -> bool:
+    """True if a connection that can be read has only its end to give, or a reset."""
+    try:
+        return not browser.recv(1, socket.MSG_PEEK)
+    except OSError:
+        return True
+
+
 @contextmanager
 def closed_with(browser: socket.socket, upstream: http.client.HTTPConnection) -> Iterator[None]:
     """Shut down the connection to the server as soon as the browser hangs up, even while nothing is sent."""
@@ -196,8 +211,8 @@ def closed_with(browser: socket.socket, upstream: http.client.HTTPConnection) ->
         while not done.is_set():
             readable, _, _ = select.select([browser], [], [], 0.2)
             if readable and not done.is_set():
-                with suppress(OSError):
-                    if not browser.recv(1, socket.MSG_PEEK):
+                if has_gone(browser):
+                    with suppress(OSError):
                         server.shutdown(socket.SHUT_RDWR)
                 return
 

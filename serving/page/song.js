@@ -1,20 +1,21 @@
-/** One song on its way: sent, separated, received. It keeps the answer as one Blob, which the browser may put on disk. */
+/** One song on its way: sent, separated, received. It keeps the answer as Blobs, which the browser may put on disk, and samples only while it is open. */
 import { Refusal, separate } from "./server.js";
 import { Tracks } from "./tracks.js";
 
-const ATTEMPTS = 5;
-const RETRY_AFTER_S = 5;
+const LONGEST_WAIT_S = 60;
 const FOLD_BYTES = 8e6;
 
 /** `state`: waiting, sending, working, receiving, done, failed or cancelled. `onChange` tells of every change. */
 export class Song {
   constructor(file, wishes, onChange) {
-    Object.assign(this, { file, wishes, onChange, onTrack: () => {} });
+    Object.assign(this, { file, wishes, onChange });
     this.reset();
   }
 
   reset() {
-    Object.assign(this, { state: "waiting", error: "", sentBytes: 0, receivedBytes: 0, retryInS: 0, durationS: 0, zip: null, tracks: null });
+    Object.assign(this, { state: "waiting", error: "", sentBytes: 0, receivedBytes: 0, retryInS: 0, parts: [], zip: null, tracks: null, isLive: false });
+    this.folded = new Blob([]);
+    this.progress = new Tracks(() => {}, false);
     this.stop = new AbortController();
   }
 
@@ -38,8 +39,10 @@ export class Song {
       await this.receive(response.body);
       this.become("done");
     } catch (error) {
+      this.parts = [];
+      this.folded = new Blob([]);
       if (this.stop.signal.aborted) {
-        this.tracks = null;
+        this.retryInS = 0;
         this.become("cancelled");
       } else if (error.status === 401) {
         this.become("waiting");
@@ -57,32 +60,39 @@ export class Song {
     if (this.state === "waiting") this.become("cancelled");
   }
 
-  /** The song's tracks, read anew from the answer where they were let go. */
+  /** Reads the answer so far into tracks; what still comes goes to them as well. */
   async open(onTrack) {
-    this.onTrack = onTrack;
-    if (this.tracks) this.tracks.list.forEach((track) => onTrack(track));
-    else if (this.state === "done") {
-      const tracks = this.newTracks();
-      for (const reader = this.zip.stream().getReader(); ; ) {
+    const tracks = (this.tracks = new Tracks(onTrack));
+    for (let at = 0; at < this.receivedBytes; ) {
+      const answer = this.answer.slice(at);
+      for (const reader = answer.stream().getReader(); ; ) {
         const { value, done } = await reader.read();
-        if (done || this.tracks !== tracks) break;
+        if (this.tracks !== tracks) return;
+        if (done) break;
         tracks.push(value);
       }
-      if (this.tracks === tracks) await tracks.finish();
+      at += answer.size;
     }
+    this.isLive = true;
+    if (this.zip) await tracks.finish();
   }
 
   /** Lets the samples go; the answer stays. */
   close() {
-    this.onTrack = () => {};
     this.tracks = null;
+    this.isLive = false;
   }
 
-  newTracks() {
-    this.tracks = new Tracks((track) => this.onTrack(track));
-    return this.tracks;
+  /** True when every stem is open and can be saved. */
+  get isOpen() {
+    return Boolean(this.zip && this.tracks?.whole);
   }
 
+  get answer() {
+    return new Blob([this.folded, ...this.parts], { type: "application/zip" });
+  }
+
+  /** Asks again for as long as the server is busy: whoever listens may cancel. */
   async ask() {
     for (let attempt = 1; ; attempt++) {
       this.become("sending");
@@ -92,8 +102,9 @@ export class Song {
           this.become(bytes < this.file.size ? "sending" : "working");
         });
       } catch (error) {
-        if (!(error instanceof Refusal) || error.status !== 503 || !error.retryAfterS || attempt === ATTEMPTS) throw error;
-        await this.wait(Math.ceil(error.retryAfterS || RETRY_AFTER_S));
+        if (!(error instanceof Refusal) || !error.retryAfterS) throw error;
+        this.error = error.message;
+        await this.wait(Math.min(LONGEST_WAIT_S, Math.ceil(error.retryAfterS * attempt)));
       }
     }
   }
@@ -107,26 +118,23 @@ export class Song {
   }
 
   async receive(body) {
-    const tracks = this.newTracks();
-    let parts = [];
-    let blob = new Blob([]);
-    let folded = 0;
     for (const reader = body.getReader(); ; ) {
       const { value, done } = await reader.read();
       if (done) break;
-      parts.push(value);
+      this.parts.push(value);
       this.receivedBytes += value.length;
-      if (this.receivedBytes - folded > FOLD_BYTES) {
-        blob = new Blob([blob, ...parts]);
-        parts = [];
-        folded = this.receivedBytes;
+      if (this.receivedBytes - this.folded.size > FOLD_BYTES) {
+        this.folded = this.answer;
+        this.parts = [];
       }
-      tracks.push(value);
+      this.progress.push(value);
+      if (this.isLive) this.tracks.push(value);
       this.onChange(this);
     }
-    await tracks.finish();
-    this.durationS = tracks.durationS;
-    this.zip = new Blob([blob, ...parts], { type: "application/zip" });
+    await this.progress.finish();
+    this.zip = this.folded = this.answer;
+    this.parts = [];
+    if (this.isLive) await this.tracks.finish();
   }
 
   become(state) {

@@ -5,15 +5,18 @@ import { words } from "./words.js";
 import { ZipReader } from "./zip.js";
 
 const SHEET = "stems.json";
+const LOWEST_RATE_HZ = 3_000;
 const COMPRESSED_RATE_HZ = 44_100; // the browser's decoder resamples to this
 
 /** One stem. `buffer` is allocated at full length and filled up to `filled` samples; `whole` when all are there. */
 export class Track {
   constructor(name, fileName, start) {
-    Object.assign(this, { name, fileName, start, bytes: 0, buffer: null, envelope: null, filled: 0, whole: false });
+    Object.assign(this, { name, fileName, start, bytes: 0, buffer: null, envelope: null, filled: 0, samples: 0, rateHz: 0, whole: false });
   }
 
-  allocate(channels, samples, rateHz) {
+  /** Throws where no browser plays this rate. */
+  allocate({ channels, samples, rateHz }) {
+    if (rateHz < LOWEST_RATE_HZ) throw new Error(words.noRate(rateHz));
     this.use(new AudioBuffer({ numberOfChannels: channels, length: Math.max(1, samples), sampleRate: rateHz }));
   }
 
@@ -25,21 +28,22 @@ export class Track {
   append(block) {
     block.forEach((samples, channel) => this.buffer.copyToChannel(samples, channel, this.filled));
     this.envelope.add(block, this.filled);
-    this.filled += block[0].length;
   }
 
+  /** Null where nobody knows how long it will be. */
   get share() {
-    return this.whole ? 1 : this.buffer ? this.filled / this.buffer.length : 0;
+    return this.whole ? 1 : this.samples ? this.filled / this.samples : null;
+  }
+
+  get durationS() {
+    return this.samples / this.rateHz || 0;
   }
 }
 
-/** Takes the bytes of a zip and makes tracks of them; `onChange(track)` tells of every step. */
+/** Takes the bytes of a zip and makes tracks of them; `onChange(track)` tells of every step. Without `keep` it only counts. */
 export class Tracks {
-  constructor(onChange) {
-    this.list = [];
-    this.sheet = null;
-    this.onChange = onChange;
-    this.decoding = Promise.resolve();
+  constructor(onChange, keep = true) {
+    Object.assign(this, { onChange, keep, list: [], sheet: null, whole: false, decoding: Promise.resolve() });
     this.zip = new ZipReader({
       begin: (fileName) => this.begin(fileName),
       data: (bytes) => this.reader.data(bytes),
@@ -55,10 +59,12 @@ export class Tracks {
   async finish() {
     this.zip.finish();
     await this.decoding;
+    this.whole = true;
   }
 
   get durationS() {
-    return this.list[0]?.buffer?.duration ?? 0;
+    const { samples, rate_hz: rateHz } = this.sheet?.song ?? {};
+    return samples / rateHz || (this.list[0]?.durationS ?? 0);
   }
 
   begin(fileName) {
@@ -77,7 +83,7 @@ export class Tracks {
     const parts = [];
     return {
       data: (bytes) => parts.push(bytes.slice()),
-      end: () => new Blob(parts).text().then((json) => this.takeSheet(JSON.parse(json))),
+      end: () => (this.decoding = this.decoding.then(async () => this.takeSheet(JSON.parse(await new Blob(parts).text())))),
     };
   }
 
@@ -90,9 +96,13 @@ export class Tracks {
     const wav = new WavReader();
     return {
       data: (bytes) => {
-        const block = wav.push(bytes);
-        if (wav.format && !track.buffer) track.allocate(wav.format.channels, wav.format.samples, wav.format.rateHz);
-        if (block) track.append(block);
+        const more = wav.push(bytes);
+        if (wav.format && !track.samples) {
+          Object.assign(track, { samples: wav.format.samples, rateHz: wav.format.rateHz });
+          if (this.keep) track.allocate(wav.format);
+        }
+        if (more && this.keep) track.append(more.read());
+        track.filled += more?.count ?? 0;
         this.onChange(track);
       },
       end: () => {
@@ -105,10 +115,10 @@ export class Tracks {
   readCompressed(track) {
     const parts = [];
     return {
-      data: (bytes) => parts.push(bytes.slice()),
+      data: (bytes) => this.keep && parts.push(bytes.slice()),
       end: () => {
         track.bytes = this.zip.memberEnd - track.start;
-        this.decoding = this.decoding.then(() => this.decode(track, new Blob(parts)));
+        this.decoding = this.decoding.then(() => (this.keep ? this.decode(track, new Blob(parts)) : this.complete(track)));
       },
     };
   }
@@ -118,9 +128,7 @@ export class Tracks {
     const decoded = await context.decodeAudioData(await file.arrayBuffer()).catch(() => null);
     if (!decoded) throw new Error(words.noAudio(track.fileName));
     track.use(decoded);
-    const block = Array.from({ length: decoded.numberOfChannels }, (_, channel) => decoded.getChannelData(channel));
-    track.envelope.add(block, 0);
-    track.filled = decoded.length;
+    track.append(Array.from({ length: decoded.numberOfChannels }, (_, channel) => decoded.getChannelData(channel)));
     this.complete(track);
   }
 

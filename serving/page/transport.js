@@ -1,4 +1,4 @@
-/** The buttons over the lanes: play, time, mixture, loop, key, downloads. */
+/** The buttons over the lanes: play, time, mixture, loop, key; and the downloads beside the song's name. */
 import { element, press } from "./dom.js";
 import { toggle } from "./lane.js";
 import { clock, words } from "./words.js";
@@ -11,9 +11,9 @@ export class Transport {
     this.time = element("span", { class: "time" }, "0:00");
     this.length = element("span", { class: "length" });
     this.mixture = toggle(words.mixture, words.mixtureHint, () => mixer.toggleMixture(), words.mixture);
-    this.loop = toggle(words.loop, words.loopHint, () => mixer.toggleLoop(), words.loop);
-    const from = button("[", words.loopStart, () => mixer.loopFromHere());
-    const to = button("]", words.loopEnd, () => mixer.loopToHere());
+    this.loop = toggle(words.loop, words.loopHint, () => mixer.loop.toggle(), words.loop);
+    const from = button("[", words.loopStart, () => mixer.loop.fromHere());
+    const to = button("]", words.loopEnd, () => mixer.loop.toHere());
     const down = button("−", words.pitchDown, () => mixer.shiftPitch(-1));
     const up = button("+", words.pitchUp, () => mixer.shiftPitch(1));
     this.pitch = element("output", { "aria-live": "polite" }, words.pitchText(0));
@@ -25,9 +25,9 @@ export class Transport {
       element("div", { class: "run" }, this.play, this.start, element("p", { class: "clock" }, this.time, this.length)),
       group(this.mixture),
       group(from, this.loop, to),
-      group(element("span", { class: "label" }, words.pitch), down, this.pitch, up),
-      element("div", { class: "files" }, this.mix, this.zip),
+      element("div", { class: "pitch" }, element("span", { class: "label" }, words.pitch), group(down, this.pitch, up)),
     );
+    this.files = element("div", { class: "files" }, this.mix, this.zip);
     this.controls = [this.play, this.start, this.mixture, this.loop, from, to, down, up];
     for (const control of [...this.controls, this.mix, this.zip]) control.disabled = true;
   }

@@ -10,7 +10,7 @@ export class WavReader {
     this.format = null;
   }
 
-  /** Blocks of samples, one Float32Array a channel, that the bytes complete; null where they complete none. */
+  /** What the bytes complete, null for nothing: how many samples, and a function that reads them, one Float32Array a channel. */
   push(bytes) {
     const both = new Uint8Array(this.held.length + bytes.length);
     both.set(this.held);
@@ -21,9 +21,9 @@ export class WavReader {
     const count = Math.min(Math.floor(this.held.length / (channels * sampleBytes)), this.left);
     if (!count) return null;
     this.left -= count;
-    const block = samplesOf(this.held, count, this.format);
-    this.held = this.held.slice(count * channels * sampleBytes);
-    return block;
+    const taken = this.held;
+    this.held = taken.slice(count * channels * sampleBytes);
+    return { count, read: () => samplesOf(taken, count, this.format) };
   }
 
   /** True when the samples' first byte is known and `held` begins with it. */

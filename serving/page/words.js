@@ -6,8 +6,8 @@ export const words = {
   model: (stems) => `This model gives ${list(stems)}.`,
   noModel: "The server does not answer.",
 
-  drop: "Drop songs here",
-  choose: "or choose files",
+  choose: "Choose songs",
+  drop: "or drop them here",
   dropHint: "WAV, FLAC, MP3, M4A, Ogg and most other audio files. They go to this server and nowhere else.",
   addMore: "Add songs",
   stems: "Stems",
@@ -33,12 +33,18 @@ export const words = {
   receivingBytes: (bytes) => `${megabytes(bytes)} received`,
   done: (length, count) => `${clock(length)} · ${count} ${count === 1 ? "stem" : "stems"}`,
   cancelled: "Cancelled",
-  busy: (seconds) => `The server is busy. Next try in ${seconds} s`,
+  nextTry: (message, seconds) => `${message.replace(/\.$/, "")}. Next try in ${seconds} s`,
 
-  unreachable: "The server cannot be reached: check that it runs, then try again.",
-  silent: (status) => `The server answered ${status} without a reason: see its log.`,
+  silent: {
+    0: "The server cannot be reached: check that it runs, then try again.",
+    413: "The file is larger than this server takes: send FLAC or MP3, or the song in parts.",
+    503: "The server is busy.",
+  },
+  noReason: (status) => `The server answered ${status} without a reason: see its log.`,
+  unreadable: "The file cannot be read: a folder, or gone since it was chosen. Choose a file.",
   brokeOff: "The connection broke off before the last stem: try again.",
   noZip: "The answer is no zip of stems: check that the address leads to Stemwright.",
+  noRate: (hertz) => `Browsers play no sound of ${hertz} Hz: resample the song to 8,000 Hz or more.`,
   noAudio: (name) => `This browser cannot play ${name}: choose WAV.`,
 
   mixer: "Mixer",
@@ -88,6 +94,8 @@ export const words = {
 
   keyTitle: "API key",
   keyHint: "This server asks for a key. It is kept until this tab closes.",
+  keyMissing: "This server gives stems only for an API key.",
+  keyGive: "Give the key",
   keyWrong: "The server does not know this key.",
   keySend: "Continue",
 };
@@ -106,7 +114,8 @@ function megabytes(bytes) {
 }
 
 function decibels(peak) {
-  return (20 * Math.log10(peak)).toFixed(1).replace("-", "−");
+  const tenths = Math.round(200 * Math.log10(peak));
+  return `${tenths > 0 ? "+" : tenths < 0 ? "−" : ""}${Math.abs(tenths / 10).toFixed(1)}`;
 }
 
 function list(names) {

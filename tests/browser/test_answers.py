@@ -59,14 +59,16 @@ def zipped(suffix: str = "WAV", large: bool = False) -> bytes:
 
 
 @contextmanager
-def page_before(answer: bytes, context: BrowserContext) -> Iterator[Page]:
-    """The page, to which a song is given, before a server that answers so."""
+def page_before(context: BrowserContext, *answers: bytes | tuple[int, bytes]) -> Iterator[Page]:
+    """The page, to which a song is given, before a server that gives these answers in turn: a zip, or a status and a body."""
+    left = iter(answers)
 
     class Upstream(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps(MODEL).encode() if "describe" in self.headers else answer
-            self.send_response(200)
+            answer = json.dumps(MODEL).encode() if "describe" in self.headers else next(left)
+            status, body = answer if isinstance(answer, tuple) else (200, answer)
+            self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
 
@@ -88,9 +90,9 @@ def page_before(answer: bytes, context: BrowserContext) -> Iterator[Page]:
 
 @pytest.mark.parametrize("large", [False, True], ids=["zip", "zip64"])
 def test_peaks_clipping_and_notes_are_shown(context: BrowserContext, large: bool) -> None:
-    with page_before(zipped(large=large), context) as tab:
+    with page_before(context, zipped(large=large)) as tab:
         expect(tab.locator("[data-state=done]")).to_be_visible()
-        expect(tab.locator(".lane[data-stem=vocals] .facts")).to_have_text("peak 1.0 dB 5 samples clipped")
+        expect(tab.locator(".lane[data-stem=vocals] .facts")).to_have_text("peak +1.0 dB 5 samples clipped")
         expect(tab.locator(".lane[data-stem=accompaniment] .facts")).to_have_text("peak \N{MINUS SIGN}6.0 dB")
         expect(tab.locator(".note")).to_have_text("Note: the song ends without proof of its end.")
         with tab.expect_download() as download:
@@ -102,10 +104,25 @@ def test_peaks_clipping_and_notes_are_shown(context: BrowserContext, large: bool
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
 def test_a_zip_that_breaks_off_is_no_success(context: BrowserContext, share: float) -> None:
     whole = zipped()
-    with page_before(whole[: int(share * len(whole))], context) as tab:
+    with page_before(context, whole[: int(share * len(whole))]) as tab:
         expect(tab.locator("[data-state=failed] .status")).to_contain_text("broke off")
 
 
 def test_what_is_no_zip_is_told(context: BrowserContext) -> None:
-    with page_before(b"<html>" * 100, context) as tab:
+    with page_before(context, b"<html>" * 100) as tab:
         expect(tab.locator("[data-state=failed] .status")).to_contain_text("no zip of stems")
+
+
+def test_a_busy_server_is_asked_again_until_the_song_is_cancelled(context: BrowserContext) -> None:
+    busy = json.dumps({"code": 503, "type": "ServiceUnavailableException", "message": "use scale workers API"}).encode()
+    with page_before(context, (503, busy), zipped()) as tab:
+        expect(tab.locator(".status")).to_have_text("The server is busy. Next try in 4 s")
+        tab.get_by_role("button", name="Cancel").click()
+        expect(tab.locator("[data-state=cancelled] .status")).to_have_text("Cancelled")
+        tab.get_by_role("button", name="Try again").click()
+        expect(tab.locator("[data-state=done] .status")).to_have_text("0:01 · 2 stems")
+
+
+def test_a_refusal_without_words_gets_some(context: BrowserContext) -> None:
+    with page_before(context, (413, b"")) as tab:
+        expect(tab.locator("[data-state=failed] .status")).to_contain_text("larger than this server takes: send FLAC")

@@ -9,7 +9,7 @@ import soundfile
 from playwright.sync_api import Browser, Page, expect
 
 from tests import nginx
-from tests.browser.progress import note_statuses, statuses_noted, throttle
+from tests.browser.progress import note_statuses, statuses_noted
 from tests.nginx import proxy_of
 from tests.torchserve import Server
 
@@ -27,25 +27,29 @@ def give_key(tab: Page, key: str) -> None:
 def test_the_key_is_asked_for_once_and_what_is_sent_is_counted(
     browser: Browser, server: Server, tmp_path: Path
 ) -> None:
-    noise = np.random.default_rng(0).integers(-3_000, 3_000, 60 * 16_000, dtype=np.int16)
-    soundfile.write(tmp_path / "Song.wav", noise, 16_000)
+    soundfile.write(tmp_path / "Early.flac", np.zeros(16_000), 16_000)
+    (tmp_path / "Large.wav").write_bytes(bytes(20_000_000))  # more than lies between tab and network
     with proxy_of(server.port, tmp_path) as proxy, browser.new_context(ignore_https_errors=True) as context:
         tab = context.new_page()
         tab.goto(proxy)
+        expect(tab.get_by_role("textbox", name="API key")).to_be_focused()
+        tab.keyboard.press("Escape")
+        tab.set_input_files("#files", tmp_path / "Early.flac")
+        tab.get_by_role("button", name="Give the key").click()
         give_key(tab, "basil")
         expect(tab.get_by_text("The server does not know this key.")).to_be_visible()
         give_key(tab, nginx.KEY)
         expect(tab.get_by_text("This model gives")).to_be_visible()
+        expect(tab.locator("[data-state=done]")).to_be_visible()
         assert tab.evaluate("[...Object.values(sessionStorage), ...Object.values(localStorage)]") == [nginx.KEY]
         tab.reload()
         expect(tab.get_by_text("This model gives")).to_be_visible()
         note_statuses(tab)
-        throttle(tab, up_bytes_per_s=500_000)
-        tab.set_input_files("#files", tmp_path / "Song.wav")
-        expect(tab.locator("[data-state=done]")).to_be_visible()
+        tab.set_input_files("#files", tmp_path / "Large.wav")
+        expect(tab.locator("[data-state=failed] .status")).to_contain_text("no audio")
         assert tab.evaluate("performance.getEntriesByType('navigation')[0].nextHopProtocol") == "h2"
         seen = statuses_noted(tab)
-        sent = [float(match[1]) for text in seen if (match := re.fullmatch(r"Sending (\S+) MB of 1.9 MB", text))]
+        sent = [float(match[1]) for text in seen if (match := re.fullmatch(r"Sending (\S+) MB of 20 MB", text))]
         assert sent == sorted(sent), seen
-        assert any(0 < part < 1.9 for part in sent), seen
+        assert any(0 < part < 20 for part in sent), seen
         assert tab.request.get(f"{proxy}/openapi.yaml").ok

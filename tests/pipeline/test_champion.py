@@ -18,6 +18,7 @@ import torch
 
 from serving.model.archive import read_archive, write_archive
 from serving.model.networks import build
+from tests.stores import new_store
 from tests.torchserve import SPEC, encoded, serving, wait_for
 from tests.training.tracking.test_tracking import FACTS
 from training.tracking.registry import find_version, point, point_back, register
@@ -53,7 +54,7 @@ def own_bytes(process: psutil.Process) -> int:
 
 
 def test_promotions_and_a_rollback_drop_no_request(tmp_path: Path, times: Callable[[int, int], int]) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     mlflow.set_tracking_uri(uri)
     weights = [version(uri, tmp_path, seed) for seed in (1, 2, 3, 4)]
     version(uri, tmp_path, 5, broken=True)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import training.run.loop
+from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
+from tests.stores import new_store
 from tests.tiny import tiny_run
 from training.checkpoints.tensor_file import read_tensors
 from training.config import TrainConfig
@@ -27,6 +29,7 @@ STEPS = 20
 
 def run(config: TrainConfig, run_dir: Path) -> None:
     """In a process of its own: save and log after every step."""
+    draw_no_spectrograms()
     training.run.loop.SAVE_INTERVAL_S, training.run.loop.LOG_INTERVAL_STEPS = 0, 1
     train(config, Places(run_dir, run_dir.parent / "cache"), Machine(torch.device("cpu")), resume=True, wait=True)
 
@@ -36,6 +39,7 @@ def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_
 ) -> None:
     write_songs(tmp_path / "songs", train=3, test=1, seconds=2, seed=0)
     songs = tmp_path / "songs"
+    new_store(tmp_path / "mlflow.db")
     config = tiny_run(songs, steps=STEPS, batch_size=2, crop_s=0.3, validations=2, valid_excerpt_s=1.5)
     process = forked(run, config, tmp_path / "whole")
     process.join()

@@ -28,6 +28,8 @@ OPERATION = CONTRACT["paths"]["/predictions/stemwright"]["post"]
 SILENCE = encoded(np.zeros((8_000, 1)), 8_000, "FLAC")
 STEM = {"X-Stems": "vocals"}
 JSON = {"Content-Type": "application/json"}
+OURS = re.compile("content-disposition|retry-after|x-(?!content-type-options|frame-options).*")
+"""Headers that a caller may read; the others are HTTP's own, or tell browsers to be careful."""
 Seen = dict[str, list[urllib3.BaseHTTPResponse]]
 
 
@@ -107,6 +109,9 @@ def check(seen: Seen, with_proxy: bool) -> None:
         for name, header in headers.items():
             if with_proxy or not header.get("x-proxy"):
                 assert any(name in answer.headers for answer in answers), f"{name} of {status}"
+        if with_proxy:
+            told_of = {name.lower() for answer in answers for name in answer.headers if OURS.fullmatch(name.lower())}
+            assert told_of == {name.lower() for name in headers}, status
         schema = resolved(responses[status]["content"].get("application/json", {}).get("schema", {}))
         forms = [set(resolved(form)["required"]) for form in schema.get("oneOf", [schema])]
         told = [a.json().keys() for a in answers if a.headers.get("content-type", "").startswith("application/json")]

@@ -13,7 +13,9 @@ import torch
 
 import training.run.loop
 import training.tracking.tracking
+from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
+from tests.stores import new_store
 from tests.tiny import tiny_run
 from training.config import Budget, Optimization, TrainConfig
 from training.demo.local_s3 import free_port
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
+    (folder / "runs").mkdir()
+    new_store(folder / "runs" / "mlflow.db")
     write_songs(folder / "songs", train=4, test=1, seconds=2, seed=0)
     return folder
 
@@ -61,6 +65,7 @@ def slow_write(state: RunState, path: Path) -> None:
 def run(config: TrainConfig, run_dir: Path, rank: int, world_size: int, port: int) -> None:
     """One rank, told what torchrun tells its workers."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    draw_no_spectrograms()
     training.run.loop.LOG_INTERVAL_STEPS = 1
     training.tracking.tracking.rounded = float  # type: ignore[assignment]  # all digits of a loss
     RunState.write = slow_write  # type: ignore[method-assign]  # the rank that does not write is done long before

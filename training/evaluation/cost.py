@@ -88,26 +88,26 @@ def speed_and_memory(archive: Path, device: torch.device) -> tuple[float, int]:
     """Real-time factor and peak bytes, measured in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         try:
-            return process.submit(separate_excerpt, archive, str(device)).result()
+            fastest_s, peak_bytes = process.submit(separate_noise, archive, str(device), EXCERPT_S, TIMES).result()
+            return fastest_s / EXCERPT_S, peak_bytes
         except (BrokenProcessPool, torch.OutOfMemoryError) as error:
             raise OutOfMemory(
                 f"{archive} does not fit the memory of {device}: free some, or take another --device"
             ) from error
 
 
-def separate_excerpt(archive: Path, device: str) -> tuple[float, int]:
-    """Real-time factor, the best of a few runs, and this process's peak bytes on a device."""
-    separator, song = Separator.open(archive, device), excerpt()
-    fastest_s = min(seconds(lambda: separator.separate(song, EXCERPT_HZ)) for _ in range(TIMES))
+def separate_noise(archive: Path, device: str, duration_s: int, times: int) -> tuple[float, int]:
+    """Separates stereo noise a few times: the seconds of the fastest, and this process's peak bytes on a device."""
+    separator, song = Separator.open(archive, device), noise(duration_s)
+    fastest_s = min(seconds(lambda: separator.separate(song, EXCERPT_HZ)) for _ in range(times))
     on_gpu = separator.device.type == "cuda"
     peak_bytes = torch.cuda.max_memory_allocated(separator.device) if on_gpu else peak_process_bytes()
-    return fastest_s / EXCERPT_S, peak_bytes
+    return fastest_s, peak_bytes
 
 
-def excerpt() -> Audio:
+def noise(duration_s: int) -> Audio:
     """Stereo noise (c, n), the same on every call."""
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (2, EXCERPT_S * EXCERPT_HZ))
-    return noise.astype(np.float32)
+    return np.random.default_rng(0).uniform(-0.5, 0.5, (2, duration_s * EXCERPT_HZ)).astype(np.float32)
 
 
 def seconds(work: Callable[[], object]) -> float:

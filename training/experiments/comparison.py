@@ -35,7 +35,7 @@ def curves_of(uri: str, origins: Mapping[str, Mapping[str, Any]]) -> dict[str, l
 
 
 def log_comparison(uri: str, compared: Compared, report: Path | None) -> str:
-    """Log the comparison as a run of kind `comparison`, and the scores with the runs compared; the id of the new run."""
+    """Log a comparison as a run, and its scores with the runs compared. Returns the id of the new run."""
     for row in compared.comparison.archives:
         run_id = compared.origins[row.name].get("run_id")
         if row.cost is not None and run_id is not None:  # the row of the stems that the archive gives itself

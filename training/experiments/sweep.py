@@ -23,7 +23,7 @@ Train = Callable[[Sequence[Child]], Iterator[tuple[Child, int]]]
 
 
 def sweep(uri: str, folder: Path, tries: Sequence[Flags], train: Train) -> str:
-    """Train once for each try, in a folder of its own below `folder`; a table of the tries, the best first.
+    """Train every try in its own folder below `folder`. Returns a table of the tries, the best first.
 
     Raises TrainingError where a child ends with an error, after the others have been trained. A signal ends the sweep.
     """
@@ -69,7 +69,7 @@ def grid(given: Sequence[str]) -> list[Flags]:
 
 
 def drawn(given: Sequence[str], count: int, seed: int) -> list[Flags]:
-    """So many tries: of `name=low..high` a number between, even by its logarithm; of a list one of its values."""
+    """Draw `count` tries: log-uniform numbers from `name=low..high`, one value from each list."""
     rng = np.random.default_rng(seed)
 
     def draw(listed: str) -> str:

@@ -27,7 +27,7 @@ class Statistics:
 
     @torch.no_grad()
     def keep_where(self, good: Tensor) -> None:
-        """Remember the present statistics if `good`, a boolean on the device; else return to the remembered ones."""
+        """Remember the present statistics if `good` (a boolean on the device), otherwise restore the remembered ones."""
         self.remembered = [
             torch.where(good, vector, before) for vector, before in zip(self.vectors, self.remembered, strict=True)
         ]

@@ -27,7 +27,7 @@ def known_run_id(run_dir: Path) -> str:
 
 @mlflow_errors()
 def copy_run(from_uri: str, run_id: str, to_uri: str) -> str:
-    """Copy parameters, numbers, tags, data sets, files and models of a run; the id there. A run is copied once.
+    """Copy a run with its metrics, data sets, files and models, unless it was copied before. Returns its id there.
 
     Raises TrackingError where a store does not answer.
     """

@@ -58,7 +58,7 @@ def dataset_digest(digest: str) -> str:
 
 
 def log_model(client: mlflow.MlflowClient, run_id: str, archive: Path, facts: Mapping[str, Any]) -> None:
-    """Log an archive as a model that is READY, linked to its run, with its scores by data set; not a second time."""
+    """Log an archive as a READY model of its run, with its scores by data set. A second call logs nothing."""
     experiment_id = client.get_run(run_id).info.experiment_id
     if logged_models(client, experiment_id, run_id, facts["sha256"]):
         return
@@ -88,7 +88,7 @@ def logged_models(
 
 @mlflow_errors()
 def register(uri: str, run_id: str) -> str:
-    """Make the archive that a run logged the next version of the registered model of its stems; its models:/ address.
+    """Register the archive of a run as the next version of the model of its stems. Returns its models:/ address.
 
     Raises TrackingError where the run has logged none.
     """

@@ -42,7 +42,7 @@ def runs(uri: str) -> list[RunRow]:
 
 @mlflow_errors()
 def history(uri: str, run_id: str | None, key: str) -> list[tuple[int, float]]:
-    """(step, value) of all that the store holds of a number; nothing for a run that it does not know."""
+    """All (step, value) pairs of a metric. A run that the store does not know has none."""
     if run_id is None:
         return []
     try:
@@ -55,7 +55,7 @@ def history(uri: str, run_id: str | None, key: str) -> list[tuple[int, float]]:
 
 @mlflow_errors()
 def log_scores(uri: str, run_id: str, scores: Mapping[str, float]) -> bool:
-    """Log scores with a run that has ended, in place of those before; False for a run that the store does not know."""
+    """Replace the scores of a run that has ended. Returns False if the store does not know the run."""
     client = mlflow.MlflowClient(uri)
     try:
         client.get_run(run_id)

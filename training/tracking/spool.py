@@ -30,7 +30,9 @@ Send = Callable[[list[Operation]], None]
 
 
 class Spool:
-    """A folder with `journal.jsonl`, one operation a line; `sent`, the number of its bytes that are sent; and `files` that
+    """A folder of operations that wait to be sent.
+
+    `journal.jsonl` has one operation a line, `sent` the number of its bytes that were sent, and `files` the files that
     operations name.
 
     Raises TrackingError if it cannot be written.
@@ -48,7 +50,7 @@ class Spool:
         self.sent_bytes = min(self._size_bytes, read_count(folder / "sent"))
 
     def take(self) -> bool:
-        """Take the spool for this process until it ends; False if another process has it, or the disk knows no locks."""
+        """Lock the spool for this process. Returns False if another process holds it, or if the disk has no locks."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -134,7 +136,7 @@ class Sender:
         return self._tried.wait(timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` until everything is sent; True if it is. Append nothing afterwards."""
+        """Wait up to `timeout_s` for everything to be sent. Returns True if it was. Nothing may be appended afterwards."""
         self._closing.set()
         self._thread.join(timeout_s)
         self._abandoned.set()

@@ -71,7 +71,7 @@ class Tracker:
 
     @classmethod
     def open(cls, uri: str, run_dir: Path, run_id: str | None, step: int = 0) -> Self:
-        """A new run named after its folder; or `run_id`, or the run of the folder's spool, continued at `step`.
+        """Start a run named after its folder, or continue `run_id`, else the run of the folder's spool, at `step`.
 
         Waits some seconds for MLflow to answer, then goes on without. Raises TrackingError where the run folder cannot be
         written.
@@ -212,9 +212,9 @@ class Tracker:
 
 
 def sync(uri: str, run_dir: Path) -> int:
-    """Send what the spool of a run still holds; the number of reports. Raises TrackingError.
+    """Send the reports that a run's spool still holds. Returns their number. Raises TrackingError.
 
-    A run whose process was killed said no end: it ends as interrupted, at its last report.
+    A run whose process was killed ends as interrupted, at its last report.
     """
     if not (run_dir / "spool").is_dir():
         raise TrackingError(f"{run_dir} holds no reports of a run: name the --run-dir of one")
@@ -238,7 +238,7 @@ def finite_numbers(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def rounded(value: float) -> float:
-    """Three decimals; below 1 three digits, so that a learning rate keeps its value."""
+    """Round to three decimals, and numbers below 1 to three digits, so that a learning rate keeps its value."""
     return round(value, 3) if abs(value) >= 1 else float(f"{value:.3g}")
 
 

@@ -1,6 +1,7 @@
 """Engines: what runs a network. One file an engine; `start_engine` chooses."""
 
 import logging
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,9 @@ from serving.model.spec import ModelSpec
 from serving.settings import EngineName
 
 logger = logging.getLogger(__name__)
+
+# OpenVINO would tell its makers of every conversion, by 25 processes. It does not where this package is missing.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 class Engine(Protocol):

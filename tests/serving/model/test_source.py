@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from serving.errors import ArchiveError, StorageError
 from serving.model.source import resolve, version_behind
+from tests.stores import new_store
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ class Registry:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     folder = tmp_path_factory.mktemp("mlflow")
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_tracking_uri(new_store(folder / "mlflow.db"))
     client = MlflowClient()
     run = client.create_run(client.create_experiment("separation", artifact_location=str(folder / "artifacts")))
     for name, artifact_folder in (("song.mar", "archive"), ("song.mar", "pair"), ("other.mar", "pair")):

@@ -4,9 +4,11 @@ import http.server
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +30,10 @@ class Upstream(http.server.BaseHTTPRequestHandler):
     seen: ClassVar[dict[str, Any]] = {}
 
     def do_POST(self) -> None:
-        self.seen |= {"headers": dict(self.headers), "body": self.rfile.read(int(self.headers["Content-Length"]))}
+        size = int(self.headers["Content-Length"])
+        self.seen |= {"headers": dict(self.headers), "body": self.rfile.read(size)}
+        if len(self.seen["body"]) < size:
+            return
         self.send_response(int(self.headers.get("X-Status", "200")))
         for name, value in (
             ("Content-Type", "application/zip"),
@@ -131,6 +136,18 @@ def test_who_hangs_up_is_not_worked_for(page: PageServer, upstream: type[Upstrea
     wait_for(lambda: upstream.seen.get("hung_up", False), timeout_s=5)
 
 
+def test_who_hangs_up_before_the_answer_leaves_no_trace(page: PageServer, capsys: pytest.CaptureFixture[str]) -> None:
+    head = f"POST {PREDICTIONS} HTTP/1.1\r\nHost: 127.0.0.1:{page.server_port}\r\nX-Request-Id: r-2\r\n"
+    client = socket.create_connection(("127.0.0.1", page.server_port), timeout=10)
+    client.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode() + bytes(600))
+    wait_for(lambda: ask(page, path="/sent/r-2").json() == {"sent_bytes": 600}, timeout_s=5)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # with a reset, which writing meets
+    client.close()
+    wait_for(lambda: ask(page, path="/sent/r-2").json() == {"sent_bytes": None}, timeout_s=5)
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
 def test_the_key_of_the_command_goes_with_requests_that_bring_none(page: PageServer, upstream: type[Upstream]) -> None:
     upstream.go_on.set()
     ask(page, "POST", PREDICTIONS, body=b"song", headers={"X-Stems": "vocals", "Cookie": "a=b"})
@@ -195,3 +212,4 @@ def test_the_command_opens_the_page_and_ends_at_a_signal(tmp_path: Path) -> None
     assert urllib3.request("GET", said.split()[1], timeout=10).data == page_files()["/"][1]
     process.terminate()
     assert process.wait(timeout=10) == 0
+    assert process.stdout.read() == "stopped\n"

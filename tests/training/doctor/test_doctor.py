@@ -9,6 +9,7 @@ from torch import nn
 from serving.model.archive import write_archive
 from serving.model.spec import ModelSpec
 from tests.s3 import bucket_fixture  # noqa: F401
+from tests.stores import new_store
 from training.__main__ import main
 from training.doctor.finding import Finding, findings_table
 from training.doctor.machine import in_wheel, memory
@@ -28,7 +29,7 @@ def test_everything_asked_for_works(
     write_archive(tmp_path / "tiny.mar", tiny_spec, tiny_network, {})
     (bucket / "songs").mkdir()
     (bucket / "songs" / "a.wav").write_bytes(b"a song")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     asked = ["--store", "s3://a-bucket/songs", "--store", str(bucket), "--model", "tiny.mar", "--device", "cpu"]
     assert main(["doctor", *asked, "--mlflow", uri]) == 0
     told = capsys.readouterr().out

@@ -12,6 +12,7 @@ from serving.model.archive import write_archive
 from serving.model.networks import build
 from serving.model.spec import ModelSpec
 from tests.data_sets import write_folder
+from tests.stores import new_store
 from tests.training.tracking.test_tracking import FACTS
 from training.data.song import Song
 from training.data.stem_folder import StemFolder
@@ -62,7 +63,7 @@ def songs(tmp_path: Path) -> list[Song]:
 def test_a_version_is_promoted_over_a_worse_one_and_a_worse_one_is_refused(
     tiny_spec: ModelSpec, tmp_path: Path, songs: list[Song], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     mlflow.set_tracking_uri(uri)
     monkeypatch.setattr(training.evaluation.compare, "cost", lambda *_: Cost(1, 1.0, 0.1, 1))
 

@@ -7,6 +7,7 @@ import mlflow
 import pytest
 
 from serving.errors import RequestError
+from tests.stores import new_store
 from training.errors import ConfigError, TrainingError
 from training.experiments.ray_hosts import on_ray
 from training.experiments.sweep import drawn, grid, one_by_one, sweep
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_sweep_goes_on_where_it_stopped_and_shows_the_best(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     tries = grid(["learning-rate=1e-3,2e-3", "seed=0,1"])
     assert [tuple(flags.values()) for flags in tries] == [("1e-3", "0"), ("1e-3", "1"), ("2e-3", "0"), ("2e-3", "1")]
     trained: list[Mapping[str, str]] = []

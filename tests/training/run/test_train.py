@@ -17,9 +17,12 @@ import torch
 
 import training.data.supply
 import training.run.loop
+import training.run.showcase
 import training.run.signals
 import training.run.validate
 from serving.model.archive import read_archive
+from tests.pictures import empty_picture
+from tests.stores import new_store
 from tests.tiny import tiny_run
 from training.checkpoints.checkpoints import Checkpoints
 from training.checkpoints.tensor_file import read_tensors
@@ -30,6 +33,7 @@ from training.data.supply import Supply
 from training.demo.songs import write_songs
 from training.errors import ConfigError, NotFinite, OutOfMemory
 from training.evaluation.evaluate import Score, SongScores, evaluate_song
+from training.evaluation.plots import spectrogram_figure
 from training.optimization.machine import Machine
 from training.optimization.ranks import Ranks
 from training.optimization.schedule import schedule
@@ -46,6 +50,7 @@ CPU = torch.device("cpu")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Songs, and the store that all runs of this file are tracked in."""
     folder = tmp_path_factory.mktemp("train")
+    new_store(folder / "mlflow.db")
     write_songs(folder / "songs", train=3, test=1, seconds=3, seed=0)
     return folder
 
@@ -60,6 +65,7 @@ def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.Ml
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setattr(training.run.loop, "LOG_INTERVAL_STEPS", 1)
+    monkeypatch.setattr(training.run.showcase, "spectrogram_figure", empty_picture)
     for name in ("PATIENCE_S", "SHORT_PATIENCE_S"):
         monkeypatch.setattr(training.run.signals, name, 600)  # else a stop may end pytest on a busy machine
     yield mlflow.MlflowClient(uri)
@@ -76,8 +82,9 @@ def last_checkpoint(run_dir: Path) -> Path:
 
 
 def test_a_run_ends_with_an_archive_of_its_best_weights_and_everything_in_mlflow(
-    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient
+    config: TrainConfig, tmp_path: Path, tracked: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training.run.showcase, "spectrogram_figure", spectrogram_figure)
     result = start(config, tmp_path / "run", publish=str(tmp_path / "published" / "copy.mar"))
     assert result.steps == 6 and result.stopped_by is None
     assert TrainConfig.from_json(json.loads((tmp_path / "run" / "config.json").read_text())) == config
@@ -215,7 +222,7 @@ def test_a_run_goes_on_without_the_old_store_as_a_new_run_that_names_the_old_one
     begun = start(half, tmp_path / "run")
     best = tracked.get_run(begun.run_id).data.metrics["best/usdr_db"]
     shutil.rmtree(tmp_path / "run" / "spool")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path / "other.db"))
     still = dataclasses.replace(config.optimization, learning_rate=1e-30)
     resumed = start(dataclasses.replace(config, optimization=still), tmp_path / "run", resume=True)
     run = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'other.db'}").get_run(resumed.run_id)

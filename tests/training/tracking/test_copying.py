@@ -5,6 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from tests.stores import new_store
 from tests.training.tracking.test_tracking import FACTS
 from training.errors import TrackingError
 from training.tracking.copying import copy_run, known_run_id
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_copy_holds_what_the_run_holds_and_is_made_once(tmp_path: Path) -> None:
     (tmp_path / "team").mkdir()
-    here, there = f"sqlite:///{tmp_path / 'here.db'}", f"sqlite:///{tmp_path / 'team' / 'there.db'}"
+    here, there = new_store(tmp_path / "here.db"), new_store(tmp_path / "team" / "there.db")
     with Tracker.open(here, tmp_path / "run", None) as tracker:
         tracker.tag({"device": "cpu"})
         tracker.data("songs", "0" * 64, "training", songs=3, measured=3, seconds=4)

@@ -8,6 +8,7 @@ import mlflow
 import pytest
 
 from serving.model.source import resolve
+from tests.stores import new_store
 from tests.training.tracking.test_tracking import FACTS
 from training.errors import TrackingError
 from training.tracking.registry import find_version, point, point_back, register, registered_name, versions
@@ -35,7 +36,7 @@ def archived(uri: str, run_dir: Path, content: bytes, facts: ArchiveFacts = FACT
 def test_a_version_holds_the_archive_its_scores_and_its_licence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     first, second = (archived(uri, tmp_path / name, name.encode()) for name in ("first", "second"))
@@ -84,7 +85,7 @@ def test_a_version_holds_the_archive_its_scores_and_its_licence(
 
 
 def test_a_run_without_an_archive_is_not_registered(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = new_store(tmp_path / "mlflow.db")
     with Tracker.open(uri, tmp_path / "run", None) as tracker:
         pass
     with pytest.raises(TrackingError, match="has no archive in MLflow"):

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from tests.gate import Gate, gate_to
 from tests.mlflow_server import MlflowServer
+from tests.stores import new_store
 from training.config import Budget
 from training.errors import NotFinite, TrackingError
 from training.presets import classic
@@ -41,7 +42,9 @@ FACTS = ArchiveFacts(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+    folder = tmp_path_factory.mktemp("runs")
+    new_store(folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture
