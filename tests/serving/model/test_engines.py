@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -164,6 +165,20 @@ def test_what_a_network_keeps_in_float32_is_computed_in_it(small: tuple[ModelSpe
         with torch.inference_mode():
             distances.append(openvino.distance_db(network(mixture, core), stems))
     assert distances[0] > distances[1] + 2, distances
+
+
+def test_songs_of_many_lengths_are_not_held_in_memory(
+    tiny_spec: ModelSpec, tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "computes_bfloat16", lambda: False)
+    engine = openvino.OpenVinoEngine.start(tiny_network, tiny_spec, "Classic", cache)
+    held = []
+    with torch.inference_mode():
+        for lengths in (range(200, 180, -1), range(180, 20, -1)):
+            for frames in lengths:
+                engine(mixtures(1, 1, tiny_network.bins_heard, frames))
+            held.append(psutil.Process().memory_info().rss)
+    assert held[1] - held[0] < 150e6, held  # what oneDNN keeps of its own is less
 
 
 def test_a_song_of_several_windows_is_the_same_in_both_engines(
