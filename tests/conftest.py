@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from serving.model.networks import build
@@ -58,8 +59,8 @@ class LoadSharing(LoadFileScheduling):
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> LoadFileScheduling:
-    return LoadSharing(config)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    return LoadSharing(config, log)
 
 
 @pytest.fixture
