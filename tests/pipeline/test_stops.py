@@ -184,5 +184,6 @@ def test_a_run_stops_at_random_moments(
             assert process.pid is not None
             os.kill(process.pid, signal.SIGTERM)
             process.join(WITHIN_S)
-            assert process.exitcode == 128 + signal.SIGTERM
+            done = (run_dir / "published.mar").exists()  # the signal may come when the work is over
+            assert process.exitcode == 128 + signal.SIGTERM or (process.exitcode == 0 and done)
         assert_as_if_never_stopped(config, run_dir, whole)
