@@ -154,7 +154,7 @@ def test_a_missing_openvino_names_the_remedy(
 @pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bfloat16")
 def test_what_a_network_keeps_in_float32_is_computed_in_it(small: tuple[ModelSpec, Network], tmp_path: Path) -> None:
     spec, network = small
-    assert "vocals.down.0" in network.kept_float32
+    assert {"vocals.down.0", "vocals.up.1"} <= set(network.kept_float32)
     distances = []
     everything = tuple(name for name, _ in network.named_modules())
     for number, kept in enumerate((everything, ())):
