@@ -21,7 +21,6 @@ import urllib3
 from serving.endpoint.registered import write_number
 from serving.endpoint.torchserve import LOOPBACK, MODEL_NAME
 from serving.errors import ServerError, StemwrightError
-from serving.model.archive import read_archive
 from serving.model.source import resolve, version_behind
 from serving.settings import Settings
 
@@ -107,6 +106,9 @@ class Champion:
 
     def unpack(self, wanted: str, unpacked: Path, number: str) -> None:
         """Fetch and check the archive, and unpack it for TorchServe with this deployment's limits."""
+        # Imported here: it brings torch, and a server whose model stays needs none in the process that watches Java.
+        from serving.model.archive import read_archive
+
         fetched = self.folder / "fetched"
         shutil.rmtree(fetched, ignore_errors=True)
         fetched.mkdir()

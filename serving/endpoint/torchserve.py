@@ -23,7 +23,7 @@ from serving.endpoint import disconnects
 from serving.endpoint.metrics import torchserve_config
 from serving.endpoint.registered import write_number
 from serving.errors import ArchiveError, ServerError
-from serving.model.archive import torchserve_yaml
+from serving.model.model_config import torchserve_yaml
 from serving.settings import Settings, worker_environment
 
 MODEL_NAME = "stemwright"

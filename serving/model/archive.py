@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from serving.errors import ArchiveError, SpecError
 from serving.model.licences import CODE_LICENCE, UNSTATED, Licences
+from serving.model.model_config import torchserve_yaml
 from serving.model.networks import Network, build
 from serving.model.spec import ModelSpec
 
@@ -60,21 +61,6 @@ class Archive:
                 raise ArchiveError(f"the network {complaint} {', '.join(names[:4])}: export the archive again")
         network.load_state_dict(dict(self.tensors))
         return network
-
-
-def torchserve_yaml(
-    workers: int = 1, response_timeout_s: int = 600, startup_timeout_s: int = 300, queue_size: int = 100
-) -> str:
-    """Write model-config.yaml. Once it is there, TorchServe reads these keys from it alone, not from its own properties."""
-    return (
-        f"minWorkers: {workers}\n"
-        f"maxWorkers: {workers}\n"
-        "batchSize: 1\n"
-        "maxBatchDelay: 0\n"
-        f"jobQueueSize: {queue_size}\n"
-        f"responseTimeout: {response_timeout_s}\n"
-        f"startupTimeout: {startup_timeout_s}\n"
-    )
 
 
 def write_archive(
@@ -119,7 +105,8 @@ def write_archive(
                 config_file="model-config.yaml",
             )
         )
-        ModelExportUtils.archive(scratch, path.stem, str(contents), manifest)
+        # Deflate takes 30 ms a megabyte of weights, and saves 7 % of it.
+        ModelExportUtils.archive(scratch, path.stem, str(contents), manifest, "zip-store")
         Path(scratch, f"{path.stem}.mar").replace(path)
 
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serving.errors import ArchiveError, StorageError
-from serving.model.starter import cached_starter
 from serving.settings import STARTER, cache_folder
 from serving.storage.storage import fetch_file, is_remote
 
@@ -28,6 +27,9 @@ def resolve(model: str, folder: Path) -> Path:
     Raises ArchiveError if there is no archive, StorageError if a store has none or cannot be reached.
     """
     if model == STARTER:
+        # Imported here: it brings torch, which `serve` needs in its workers alone.
+        from serving.model.starter import cached_starter
+
         return cached_starter(cache_folder())
     if model.startswith(("runs:/", "models:/")):
         return the_archive(from_mlflow(model, folder), model)

@@ -231,6 +231,11 @@ def test_the_package_exports_its_two_names_and_is_quick_to_import() -> None:
     subprocess.run([sys.executable, "-c", quick], check=True)
 
 
+def test_what_watches_a_server_and_its_health_check_do_without_torch() -> None:
+    code = "import sys, serving.endpoint.server, serving.endpoint.champion; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_nothing_half_done(sent: signal.Signals, code: int, songs: Path, tmp_path: Path) -> None:
     def endless(_: object) -> None:
