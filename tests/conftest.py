@@ -1,5 +1,6 @@
 """Fixtures of every test: a tiny model, and an environment without a deployment's or a user's settings."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -43,6 +44,17 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["STEMWRIGHT_ENGINE"] = config.getoption("--engine")
     # A server of a test lives too shortly for Java's second compiler, which takes half of its start.
     os.environ["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+
+
+def pytest_sessionstart() -> None:
+    gc.disable()  # until all is imported, of which nothing is garbage
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and collected tests out of every collection of garbage, of which they would be most."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
