@@ -39,7 +39,6 @@ def serve(model: str, settings: Settings, commercial: bool = False) -> int:
     """
     # Imported here, like the client below: it is slow, and `ready` runs every few seconds.
     from serving.endpoint.champion import following
-    from serving.model.archive import read_archive
     from serving.model.source import resolve, version_behind
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -52,6 +51,8 @@ def serve(model: str, settings: Settings, commercial: bool = False) -> int:
             served = version_behind(model)
             archive = resolve(model, folder)
             if commercial:
+                from serving.model.archive import read_archive  # brings torch
+
                 read_archive(archive).licences.require_commercial(model)
             lay_out(folder, archive, settings, inner_ports, served)
             with running(folder, settings) as process:

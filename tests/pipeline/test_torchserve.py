@@ -56,6 +56,11 @@ def test_the_log_has_no_warnings_of_what_nobody_here_can_mend(server: Server) ->
     assert not [line for line in server.log.read_text().splitlines() if "WARNING" in line or "nvidia-smi" in line]
 
 
+def test_the_process_that_watches_java_holds_no_torch(server: Server) -> None:
+    libraries = {Path(file.path).name for file in psutil.Process(server.process.pid).memory_maps()}
+    assert libraries and not [name for name in libraries if "torch" in name]
+
+
 def test_one_stem_is_a_file_of_its_own(server: Server, song: bytes, mixture: np.ndarray) -> None:
     answer = server.post(song, accept="audio/flac", x_stems="vocals")
     assert answer.headers["content-type"] == "audio/flac"
