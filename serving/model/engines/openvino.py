@@ -33,6 +33,10 @@ BFLOAT16_DB = 45.0
 
 EXAMPLE_FRAMES = 64
 
+RUNTIME = openvino.Core()
+"""The one runtime of the process. Each lends its thread a stack for signals. Of two that end in another order than last in,
+first out, a stack that is gone stays in use, and the next signal ends the process with a segmentation fault."""
+
 CONVERSION = 3
 """The number of this way to convert: conversions that were made in another way are not taken."""
 
@@ -54,16 +58,15 @@ class OpenVinoEngine:
 
         Raises EngineError where float32 strays too far.
         """
-        runtime = openvino.Core()
-        model, mixture, wanted = converted(network, spec, runtime, weights_sha256, cache)
+        model, mixture, wanted = converted(network, spec, weights_sha256, cache)
         with torch.inference_mode():
             if computes_bfloat16():
-                core = compiled(runtime, model, "bf16")
+                core = compiled(model, "bf16")
                 distance = distance_db(network(mixture, core), wanted)
                 if distance >= BFLOAT16_DB:
                     return cls(network, core, "bfloat16", distance)
                 logger.info("bfloat16 is %.1f dB from float32, less than %.0f: float32 is taken", distance, BFLOAT16_DB)
-            core = compiled(runtime, model, "f32")
+            core = compiled(model, "f32")
             distance = distance_db(network(mixture, core), wanted)
         if distance < FLOAT32_DB:
             raise EngineError(
@@ -72,9 +75,7 @@ class OpenVinoEngine:
         return cls(network, core, "float32", distance)
 
 
-def converted(
-    network: Network, spec: ModelSpec, runtime: openvino.Core, weights_sha256: str, cache: Path
-) -> tuple[Any, Tensor, Tensor]:
+def converted(network: Network, spec: ModelSpec, weights_sha256: str, cache: Path) -> tuple[Any, Tensor, Tensor]:
     """The core as an OpenVINO model, and for its trial a mixture spectrogram with torch's stems of it.
 
     From the cache, or made now and put there under its final name when whole.
@@ -109,7 +110,7 @@ def converted(
             return model, mixture, stems
     trial = safetensors.torch.load_file(kept / "trial.safetensors")
     mixture, stems = (torch.view_as_complex(trial[name]) for name in ("mixture", "stems"))
-    return runtime.read_model(kept / "core.xml"), mixture, stems
+    return RUNTIME.read_model(kept / "core.xml"), mixture, stems
 
 
 def keep_float32(xml: Path, modules: Collection[str]) -> None:
@@ -124,7 +125,7 @@ def keep_float32(xml: Path, modules: Collection[str]) -> None:
     tree.write(xml)
 
 
-def compiled(runtime: openvino.Core, model: Any, precision: str) -> Core:
+def compiled(model: Any, precision: str) -> Core:
     """The core, compiled with as many threads as torch has. Its result is valid until its next call."""
     if precision == "bf16":
         model = with_rounded_factors(model)
@@ -135,7 +136,7 @@ def compiled(runtime: openvino.Core, model: Any, precision: str) -> Core:
         # Kernels of lengths that came before: 400 lengths of `classic` held 2.2 GB of them. Windows of one length need none.
         "CPU_RUNTIME_CACHE_CAPACITY": 0,
     }
-    request = runtime.compile_model(model, "CPU", hints).create_infer_request()
+    request = RUNTIME.compile_model(model, "CPU", hints).create_infer_request()
 
     def run(x: Tensor) -> Tensor:
         (result,) = request.infer([x.contiguous().numpy()], share_inputs=True, share_outputs=True).values()

@@ -1,6 +1,8 @@
 """Engines: each gives torch's stems, and the choice among them is told."""
 
 import logging
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,10 +103,9 @@ def test_bfloat16_is_taken_from_45_db_on(
 def test_products_run_in_bfloat16_and_leave_float32_as_it_was(
     tiny_spec: ModelSpec, tiny_network: Network, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime = openvino.openvino.Core()
-    converted, _, _ = openvino.converted(tiny_network, tiny_spec, runtime, "Classic", cache)
+    converted, _, _ = openvino.converted(tiny_network, tiny_spec, "Classic", cache)
     rounded = openvino.with_rounded_factors(converted)
-    graph = runtime.compile_model(rounded, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}).get_runtime_model()
+    graph = openvino.RUNTIME.compile_model(rounded, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}).get_runtime_model()
     facts = [dict(node.get_rt_info()) for node in graph.get_ops()]
     assert {f["runtimePrecision"].astype(str) for f in facts if f["layerType"].astype(str) == "MatMul"} == {"bf16"}
     monkeypatch.setattr(openvino, "BFLOAT16_DB", float("inf"))
@@ -159,9 +160,8 @@ def test_what_a_network_keeps_in_float32_is_computed_in_it(small: tuple[ModelSpe
     everything = tuple(name for name, _ in network.named_modules())
     for number, kept in enumerate((everything, ())):
         network.kept_float32 = kept
-        runtime = openvino.openvino.Core()
-        converted, mixture, stems = openvino.converted(network, spec, runtime, str(number), tmp_path)
-        core = openvino.compiled(runtime, converted, "bf16")
+        converted, mixture, stems = openvino.converted(network, spec, str(number), tmp_path)
+        core = openvino.compiled(converted, "bf16")
         with torch.inference_mode():
             distances.append(openvino.distance_db(network(mixture, core), stems))
     assert distances[0] > distances[1] + 2, distances
@@ -179,6 +179,20 @@ def test_songs_of_many_lengths_are_not_held_in_memory(
                 engine(mixtures(1, 1, tiny_network.bins_heard, frames))
             held.append(psutil.Process().memory_info().rss)
     assert held[1] - held[0] < 150e6, held  # what oneDNN keeps of its own is less
+
+
+def test_a_signal_is_heard_after_engines_have_come_and_gone(
+    tiny_spec: ModelSpec, tiny_network: Network, cache: Path
+) -> None:
+    engine = openvino.OpenVinoEngine.start(tiny_network, tiny_spec, "Classic", cache)
+    engine = openvino.OpenVinoEngine.start(tiny_network, tiny_spec, "Classic", cache)  # before the first has gone
+    del engine
+    child = os.fork()  # it has this thread's stack for signals, and may end by one
+    if child == 0:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_song_of_several_windows_is_the_same_in_both_engines(
