@@ -53,7 +53,7 @@ def test_killed_at_random_moments_and_resumed_it_has_the_weights_and_the_log_of_
         process.join(rng.uniform(0, 0.5))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (-signal.SIGKILL, 0), "a fast machine may be ready before"
     process = forked(run, config, tmp_path / "killed")
     process.join()
     assert process.exitcode == 0

@@ -68,7 +68,14 @@ def tracked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[mlflow.Ml
     monkeypatch.setattr(training.run.showcase, "spectrogram_figure", empty_picture)
     for name in ("PATIENCE_S", "SHORT_PATIENCE_S"):
         monkeypatch.setattr(training.run.signals, name, 600)  # else a stop may end pytest on a busy machine
+    before = signal.signal(signal.SIGTERM, not_taken)
     yield mlflow.MlflowClient(uri)
+    signal.signal(signal.SIGTERM, before)
+
+
+def not_taken(*_: object) -> None:
+    """Fail a test whose signal the run does not take; the system would end pytest."""
+    raise AssertionError("a signal came when no run took it")
 
 
 def start(config: TrainConfig, run_dir: Path, resume: bool = False, publish: str | None = None) -> RunResult:

@@ -1,9 +1,7 @@
 """Fetching while everything goes wrong: a file has its name only when it is right, and the next run ends well."""
 
 import multiprocessing
-import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -367,7 +365,7 @@ def test_kills_at_random_moments_lose_nothing(
         process.join(chance.uniform(0.05, 0.7))
         ended = process.exitcode == 0
         if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
+            process.kill()
         process.join()
         assert contents(folder).items() <= contents(songs).items()
         assert not arrived.keys() & set(files_of(network.requests))
