@@ -4,7 +4,9 @@ import http.server
 import json
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from serving.endpoint.answer import Answer
 from serving.errors import AudioTooLong, StemwrightError, StorageError
 from tests import nginx
 from tests.nginx import get, post, proxy_of
-from tests.torchserve import MAX_DURATION_S, Server, encoded, stems_in
+from tests.torchserve import MAX_DURATION_S, Server, encoded, metrics, stems_in, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -179,13 +181,19 @@ def test_random_forms_get_no_answer_of_5xx_but_503(
     assert server.worker_pid() == worker
 
 
+def requests_taken(server: Server) -> float:
+    return sum(value for name, value in metrics(server).items() if name.startswith("ts_inference_requests_total"))
+
+
 def test_a_caller_of_a_killed_worker_gets_a_503(front: str, server: Server, mixture: np.ndarray) -> None:
     slow = encoded(np.tile(mixture, (3, 1)), audio_format="FLAC")
-    worker = psutil.Process(server.worker_pid())
+    worker, before = psutil.Process(server.worker_pid()), requests_taken(server)
     worker.suspend()  # so that it certainly holds the song and has sent nothing
-    killer = threading.Timer(1, worker.kill)
-    killer.start()
-    answer = post(front, slow)
-    killer.join()
+    with ThreadPoolExecutor(1) as callers:
+        asked = callers.submit(post, front, slow)
+        wait_for(lambda: requests_taken(server) > before)
+        time.sleep(1)  # from there it takes milliseconds to the worker
+        worker.kill()
+        answer = asked.result()
     assert (answer.status, answer.json()["error"], answer.headers["retry-after"]) == (503, "ServerError", "5")
     assert post(front, slow).status == 200, "on the next try"

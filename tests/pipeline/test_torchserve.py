@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+import urllib3
 
 from serving.client import Client
 from serving.model.separator import Separator
@@ -343,6 +344,15 @@ def test_the_command_line_gives_the_same_files_over_http_and_here(
     assert here.read_bytes() == there.read_bytes()
 
 
+@contextmanager
+def begun(server: Server, song: bytes) -> Iterator[urllib3.BaseHTTPResponse]:
+    """An answer whose first bytes are here, so a worker certainly works on it. `data` waits for the rest."""
+    with urllib3.PoolManager(retries=False) as pool:
+        answer = pool.request("POST", server.endpoint, body=song, preload_content=False, timeout=60)
+        assert answer.status == 200, answer.data
+        yield answer
+
+
 def test_two_servers_run_side_by_side_and_sigterm_finishes_and_leaves_nothing(
     server: Server, archive: Path, mixture: np.ndarray, tmp_path: Path
 ) -> None:
@@ -355,16 +365,14 @@ def test_two_servers_run_side_by_side_and_sigterm_finishes_and_leaves_nothing(
         assert len(family) == 2, "Java and a worker"
         assert folder.is_dir()
 
-        with ThreadPoolExecutor(1) as callers:
-            long = encoded(np.tile(mixture, (12, 1)), audio_format="FLAC")
-            begun = callers.submit(second.post, long)
-            wait_for(lambda: "POST /predictions" in second.log.read_text().partition("\nready: ")[2])
+        long = encoded(np.tile(mixture, (12, 1)), audio_format="FLAC")
+        with begun(second, long) as answer:
             second.process.terminate()
             wait_for(lambda: "\nstopping: " in second.log.read_text())
             late = second.post(encoded(NOISE))
-            assert (late.status, late.headers["retry-after"]) == (503, "5")
+            assert (late.status, late.headers["retry-after"]) == (503, "5"), late.data
             assert "stopping" in late.json()["message"]
-            whole = stems_in(begun.result().data)
+            whole = stems_in(answer.data)
         assert whole["vocals"].shape == (12 * len(mixture), 2), "what was in work is finished"
         assert second.process.wait(timeout=20) == 0
         assert_gone(family)
