@@ -19,11 +19,15 @@ AudioNode.prototype.connect = function (target, ...rest) {{
 """
 
 
-def listen_for(tab: Page, seconds: float) -> None:
-    """Wait until so much more was played, by the clock of the sound: a busy machine plays late, but every sample."""
+def clock_s(tab: Page) -> float:
+    """The clock of the sound, once the page plays or may play: a busy machine plays late, but every sample."""
     tab.wait_for_function("() => window.tap")
-    now_s = tab.evaluate("tap.context.currentTime")
-    tab.wait_for_function("(until) => tap.context.currentTime >= until", arg=now_s + seconds, timeout=30_000)
+    return float(tab.evaluate("tap.context.currentTime"))
+
+
+def listen_for(tab: Page, seconds: float) -> None:
+    """Wait until so much more was played."""
+    tab.wait_for_function("(until) => tap.context.currentTime >= until", arg=clock_s(tab) + seconds, timeout=30_000)
 
 
 def heard(tab: Page) -> NDArray[np.float64]:

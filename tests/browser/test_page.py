@@ -14,7 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.browser.listening import RATE_HZ, TAP, TAP_SAMPLES, gains_heard, heard, listen_for
+from tests.browser.listening import RATE_HZ, TAP, TAP_SAMPLES, clock_s, gains_heard, heard, listen_for
 from tests.browser.progress import note_statuses, statuses_noted, throttle
 from tests.torchserve import Server, wait_for
 
@@ -177,10 +177,11 @@ def test_seek_and_loop(tab: Page, song: Path, stems: NDArray[np.float64]) -> Non
     tab.get_by_role("button", name="Play").click()
     lane = tab.locator(".lane .stage").first.bounding_box()
     assert lane is not None
+    began_s = clock_s(tab)
     tab.mouse.click(lane["x"] + lane["width"] * 20 / SONG_S, lane["y"] + 20)
     listen_for(tab, 0.65)
     gains, at_s, error = gains_heard(tab, stems)
-    assert 20.5 < at_s < 21.5
+    assert 20.5 < at_s < 20.1 + clock_s(tab) - began_s
     np.testing.assert_allclose(gains, ALL, atol=0.02)
     assert error < 1e-3
     tab.keyboard.down("Shift")
@@ -230,7 +231,7 @@ def test_a_cancelled_song_leaves_no_work_on_the_server(tab: Page, server: Server
     before = server.log.read_text().count('"status": 499')
     tab.get_by_role("button", name="Cancel").click()
     expect(tab.locator("[data-state=cancelled]")).to_be_visible()
-    wait_for(lambda: server.log.read_text().count('"status": 499') == before + 1, timeout_s=5)
+    wait_for(lambda: server.log.read_text().count('"status": 499') == before + 1)
     tab.locator("[value=fast]").check()
     separated(tab, song)
 
@@ -312,23 +313,24 @@ def test_downloads(tab: Page, song: Path, stems: NDArray[np.float64], tmp_path: 
 
 
 def test_the_keyboard_alone_is_enough(tab: Page, song: Path, stems: NDArray[np.float64]) -> None:
-    while tab.evaluate("document.activeElement.id") != "files":
-        tab.keyboard.press("Tab")
     with tab.expect_file_chooser() as chooser:
+        # An answer of the page says that it hands choosers to this test from now on. A key alone may be faster than that order.
+        while tab.evaluate("document.activeElement.id") != "files":
+            tab.keyboard.press("Tab")
         tab.keyboard.press("Space")
     chooser.value.set_files(song)
     expect(tab.locator("[data-state=done]")).to_be_visible()
     tab.keyboard.press("Tab")
     tab.evaluate("document.activeElement.blur()")
+    began_s = clock_s(tab)
     tab.keyboard.press("Space")
     for _ in range(3):
         tab.keyboard.press("ArrowRight")
-    for key in ("m", "2", "s", "1", "s", "3"):
-        tab.keyboard.press(key)
+    tab.keyboard.type("m2s1s3")
     listen_for(tab, 0.65)
     gains, at_s, _ = gains_heard(tab, stems)
     np.testing.assert_allclose(gains, [1, 0, 1, 0], atol=0.02)
-    assert 15 < at_s < 18
+    assert 15.5 < at_s < 15 + clock_s(tab) - began_s
     for key in ("a", "[", "+"):
         tab.keyboard.press(key)
     for button in ("Mixture", "Loop"):
