@@ -1,7 +1,6 @@
 """The commands of README.md and of the READMEs of folders, run in the order of the pages, in one folder.
 
-Songs, networks, the budget of training and the noise that costs are measured on are cut, runs draw no spectrograms, and ports are
-free.
+Songs, networks, the budget of training and the noise of measured costs are cut, runs draw no spectrograms, and ports are free.
 """
 
 import dataclasses
