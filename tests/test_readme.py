@@ -1,8 +1,9 @@
 """The commands of README.md and of the READMEs of folders, run in the order of the pages, in one folder.
 
-Songs, the budget of training and the noise that costs are measured on are cut, runs draw no spectrograms, and ports are free.
+Songs, networks, the budget of training and the noise of measured costs are cut, runs draw no spectrograms, and ports are free.
 """
 
+import dataclasses
 import os
 import re
 import shlex
@@ -23,8 +24,11 @@ import training.evaluation.cost
 from tests.pictures import draw_no_spectrograms
 from tests.processes import forked
 from tests.readme import ROOT, blocks, commands
+from tests.tiny import CLASSIC
 from training.__main__ import process as run_command
+from training.config import Budget, TrainConfig
 from training.demo.local_s3 import free_port, serve_s3
+from training.presets import PRESETS, classic
 
 pytestmark = pytest.mark.slow
 
@@ -115,9 +119,14 @@ def stemwright(arguments: list[str], folder: Path, environ: dict[str, str], outp
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     draw_no_spectrograms()
+    PRESETS["classic"] = small
     training.evaluation.cost.EXCERPT_S, training.evaluation.cost.TIMES = 2, 1
     sys.argv = ["stemwright", *arguments]
     run_command()
+
+
+def small(data: str, budget: Budget) -> TrainConfig:
+    return dataclasses.replace(classic(data, budget), model=CLASSIC)
 
 
 def answers(url: str) -> bool:

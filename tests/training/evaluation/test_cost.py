@@ -32,8 +32,9 @@ def archive(tiny_spec: ModelSpec, tiny_network: nn.Module, tmp_path: Path) -> Pa
 
 @pytest.fixture(autouse=True)
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Separate once: the fastest of three is for people who compare."""
+    """Separate little and once: the fastest of three is for people who compare."""
     monkeypatch.setattr(training.evaluation.cost, "TIMES", 1)
+    monkeypatch.setattr(training.evaluation.cost, "EXCERPT_S", 10)
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
@@ -78,7 +79,7 @@ def test_multiply_adds_are_those_of_a_second_of_stereo(tiny_spec: ModelSpec) -> 
 
 def test_every_network_can_be_counted(tiny_spec: ModelSpec, tiny_banded: tuple[ModelSpec, nn.Module]) -> None:
     spleeter = replace(SPLEETER, dimensions={"bins": 16, "piece_frames": 8, "channels": (4, 8)})
-    for spec in (tiny_spec, tiny_banded[0], spleeter):
+    for spec in (replace(model, chunk=ChunkSpec(2, 1)) for model in (tiny_spec, tiny_banded[0], spleeter)):
         assert gmac_per_s(build(spec), spec) > 0
 
 
@@ -92,18 +93,19 @@ def test_the_cost_of_an_archive(archive: Path, tiny_spec: ModelSpec, tiny_networ
 
 
 def test_memory_is_that_of_separating_and_not_of_who_asks(archive: Path, tiny_spec: ModelSpec, tmp_path: Path) -> None:
-    # Windows of thirty seconds instead of two hold fifteen times as much at once.
+    # Windows of ten seconds instead of two hold five times as much at once.
     paths = {}
-    for length_s in (2, 30):
+    for length_s in (2, 10):
         spec = replace(tiny_spec, chunk=ChunkSpec(length_s, 1))
         network = read_archive(archive).network()
         paths[length_s] = tmp_path / f"{length_s}.mar"
         write_archive(paths[length_s], spec, network, origin={})
     held = np.ones(10**8)  # 800 MB of the process that asks
     _, of_short = speed_and_memory(paths[2], CPU)
-    _, of_long = speed_and_memory(paths[30], CPU)
+    _, of_long = speed_and_memory(paths[10], CPU)
+    print(of_short, of_long)
     assert of_short < held.nbytes
-    assert of_long > of_short + 3e7
+    assert of_long > of_short + 1e7
 
 
 def test_the_peak_stays_when_memory_is_given_back() -> None:
