@@ -21,11 +21,13 @@ from tests.tiny import BANDED, CLASSIC
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-LONGEST = ("test_readme.py", "test_stops.py", "test_torchserve.py", "test_page.py", "test_demo.py")
+LONGEST = ("test_readme.py", "test_stops.py", "test_torchserve.py", "test_page.py")
 SHARING = {
     "tests/pipeline/test_torchserve.py": ("tests/pipeline/test_proxy.py", "tests/pipeline/test_server_soak.py"),
     "tests/browser/test_page.py": ("tests/browser/",),
-    "tests/pipeline/test_stops.py": ("tests/pipeline/test_kills.py", "tests/pipeline/test_ranks.py"),
+    "tests/pipeline/test_stops.py": (
+        *("tests/pipeline/test_kills.py", "tests/pipeline/test_ranks.py", "tests/training/tracking/test_tracking.py"),
+    ),
 }
 """Files that share a TorchServe, a browser, or the process that runs are forked off; each takes seconds to start."""
 

@@ -12,7 +12,7 @@ from serving.audio.audio_io import read
 from training.data.song import PAIR
 from training.demo.demo import demo
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # README's commands take the same way in `make test`
 
 
 def test_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from serving.errors import StorageError
 from serving.model.archive import read_archive
 from tests.s3 import bucket_fixture  # noqa: F401
+from tests.stores import new_store
 from tests.tiny import tiny_run
 from training.__main__ import main
 from training.config import TrainConfig
@@ -111,6 +112,9 @@ def config(songs: str) -> TrainConfig:
 
 
 def start(config: TrainConfig, run_dir: Path, resume: bool = False, **places: object) -> RunResult:
+    if not (store := run_dir.parent / "mlflow.db").exists():
+        store.parent.mkdir(exist_ok=True)
+        new_store(store)
     where = Places(run_dir, run_dir.parent / "cache", **places)  # type: ignore[arg-type]
     return train(config, where, Machine(torch.device("cpu")), resume=resume, wait=False)
 

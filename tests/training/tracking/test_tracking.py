@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import itertools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -10,6 +12,9 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import mlflow
@@ -19,6 +24,7 @@ from matplotlib.figure import Figure
 
 from tests.gate import Gate, gate_to
 from tests.mlflow_server import MlflowServer
+from tests.processes import forked
 from tests.stores import new_store
 from training.config import Budget
 from training.errors import NotFinite, TrackingError
@@ -229,17 +235,12 @@ def test_what_mlflow_will_never_take_is_said_and_does_not_block_the_rest(
     assert "MLflow refuses reports of this run (numbers)" in capsys.readouterr().err
 
 
-LOGS_FOR_EVER = """
-import itertools, sys
-from pathlib import Path
-from training.tracking import spool
-from training.tracking.tracking import Tracker
-spool.INTERVAL_S = 0.02
-with Tracker.open(sys.argv[1], Path(sys.argv[2]), None) as tracker:
-    for step in itertools.count(int(sys.argv[3])):
-        tracker.numbers({"train/loss": float(step), "rate": 0.5}, step)
-        print(step, flush=True)
-"""
+def log_for_ever(uri: str, run_dir: Path, first: int, steps: Connection) -> None:
+    spool.INTERVAL_S = 0.02
+    with Tracker.open(uri, run_dir, None) as tracker:
+        for step in itertools.count(first):
+            tracker.numbers({"train/loss": float(step), "rate": 0.5}, step)
+            steps.send(step)
 
 
 def test_a_run_killed_at_random_and_continued_holds_every_step_once(
@@ -247,14 +248,15 @@ def test_a_run_killed_at_random_and_continued_holds_every_step_once(
 ) -> None:
     reached = 0
     for moment in range(times(2, 20)):
-        command = [sys.executable, "-c", LOGS_FOR_EVER, uri, str(runs / "killed"), str(max(0, reached - 500))]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            assert process.stdout is not None
-            printed = [process.stdout.readline()]
-            time.sleep(random.Random(moment).uniform(0, 1))
-            process.kill()
-            printed += process.stdout.readlines()
-        reached = int(printed[-1])
+        steps, theirs = Pipe(duplex=False)
+        process = forked(log_for_ever, uri, runs / "killed", max(0, reached - 500), theirs)
+        theirs.close()
+        reached = steps.recv()
+        time.sleep(random.Random(moment).uniform(0, 1))
+        process.kill()
+        with suppress(EOFError, OSError):  # the end of what it sent, and of a message that it was sending
+            while True:
+                reached = steps.recv()
     with Tracker.open(uri, runs / "killed", None) as tracker:
         tracker.numbers({"train/loss": float(reached + 1)}, reached + 1)
     for key in ("train/loss", "rate"):
@@ -327,23 +329,20 @@ def test_what_a_dead_server_did_not_get_is_sent_later(
     assert history(server.uri, run.info.run_id) == [(1, 1.0)] and run.info.status == "FINISHED"
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from training.tracking.tracking import Tracker, sync
-tracker = Tracker.open(sys.argv[1], Path(sys.argv[2]), None)
-tracker.numbers({"train/loss": 1.0}, 1)
-sync(sys.argv[1], Path(sys.argv[2]))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+def sync_and_die(uri: str, run_dir: Path) -> None:
+    tracker = Tracker.open(uri, run_dir, None)
+    tracker.numbers({"train/loss": 1.0}, 1)
+    sync(uri, run_dir)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_sync_ends_a_run_that_was_killed_and_none_that_goes_on(runs: Path, uri: str) -> None:
     folder = runs / "killed"
     with Tracker.open(uri, folder, None):  # a run that went on
         pass
-    killed = subprocess.run([sys.executable, "-c", KILLED, uri, str(folder)], stderr=subprocess.PIPE, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = forked(sync_and_die, uri, folder)
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     run_id = run_id_in(folder)
     client = mlflow.MlflowClient(uri)
     assert client.get_run(run_id).info.status == "RUNNING"
