@@ -63,8 +63,8 @@ export class Song {
   /** Reads the answer so far into tracks; what still comes goes to them as well. */
   async open(onTrack) {
     const tracks = (this.tracks = new Tracks(onTrack));
-    for (let at = 0; at < this.receivedBytes; ) {
-      const answer = this.answer.slice(at);
+    for (let at = 0; at < this.folded.size; ) {
+      const answer = this.folded.slice(at);
       for (const reader = answer.stream().getReader(); ; ) {
         const { value, done } = await reader.read();
         if (this.tracks !== tracks) return;
@@ -73,6 +73,7 @@ export class Song {
       }
       at += answer.size;
     }
+    for (const part of this.parts) tracks.push(part); // without a pause, in which more could come
     this.isLive = true;
     if (this.zip) await tracks.finish();
   }
