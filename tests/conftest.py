@@ -26,7 +26,8 @@ SHARING = {
     "tests/pipeline/test_torchserve.py": ("tests/pipeline/test_proxy.py", "tests/pipeline/test_server_soak.py"),
     "tests/browser/test_page.py": ("tests/browser/",),
     "tests/pipeline/test_stops.py": (
-        *("tests/pipeline/test_kills.py", "tests/pipeline/test_ranks.py", "tests/training/tracking/test_tracking.py"),
+        *("tests/pipeline/test_kills.py", "tests/pipeline/test_ranks.py"),
+        *("tests/training/optimization/test_ranks.py", "tests/training/tracking/test_tracking.py"),
     ),
 }
 """Files that share a TorchServe, a browser, or the process that runs are forked off; each takes seconds to start."""

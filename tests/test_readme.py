@@ -166,6 +166,7 @@ def test_every_command_works_as_written(shell: Shell) -> None:
     assert list((shell.folder / "tour").glob("*.png"))
 
 
+@pytest.mark.long  # torchrun's two processes import everything anew
 @pytest.mark.parametrize("page", ["training/README.md"])
 def test_every_command_of_a_folder_works_as_written(shell: Shell, page: str) -> None:
     assert commands("sh", page)

@@ -1,14 +1,14 @@
 """Several processes as one run, through gloo."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from training.config import environment
+from tests.processes import forked
+from training.config import launched
 from training.demo.local_s3 import free_port
 from training.errors import ConfigError
 from training.optimization.ranks import Ranks, alone, synced
@@ -17,41 +17,32 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 
-WORKER = """
-import sys
-import torch
-from torch import nn
-from training.config import launched
-from training.optimization.ranks import Ranks, synced
 
-ranks = Ranks(*launched())
-with ranks.connected(torch.device("cpu")):
-    assert ranks.mean(torch.tensor([4.0 * ranks.rank])).tolist() == [2.0]
-    assert ranks.largest(ranks.rank, -ranks.rank, 1 / 3) == [1.0, 0.0, 1 / 3]
-    assert ranks.from_first({"rank": ranks.rank}) == {"rank": 0}
-    assert ranks.gathered(ranks.rank) == [0, 1]
+def work(rank: int, port: int, out: Path) -> None:
+    """One rank, told what torchrun tells its workers."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), OMP_NUM_THREADS="1")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    ranks = Ranks(*launched())
+    with ranks.connected(CPU):
+        assert ranks.mean(torch.tensor([4.0 * ranks.rank])).tolist() == [2.0]
+        assert ranks.largest(ranks.rank, -ranks.rank, 1 / 3) == [1.0, 0.0, 1 / 3]
+        assert ranks.from_first({"rank": ranks.rank}) == {"rank": 0}
+        assert ranks.gathered(ranks.rank) == [0, 1]
 
-    torch.manual_seed(0)
-    batch, weights = torch.randn(6, 3, 5, 4), torch.randn(6, 3, 5, 4)
-    norm = nn.Sequential(nn.BatchNorm2d(3))
-    nn.init.normal_(norm[0].weight)
-    parameters = list(norm.parameters())
-    synced(norm, torch.device("cpu"))
-    assert [id(p) for p in norm.parameters()] == [id(p) for p in parameters]
-    mine = batch[ranks.share].clone().requires_grad_()
-    parallel = ranks.parallel(norm)
-    output = parallel(mine)
-    (output * weights[ranks.share]).mean().backward()
-    facts = {"output": output, "input": mine.grad, **dict(norm.named_buffers())}
-    facts |= {name: parameter.grad for name, parameter in norm.named_parameters()}
-    torch.save({name: tensor.detach() for name, tensor in facts.items()}, f"{sys.argv[1]}/{ranks.rank}.pt")
-"""
-
-
-def start(rank: int, port: int, *command: str, world_size: int = 2) -> subprocess.Popen[str]:
-    facts = {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-    facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return subprocess.Popen([sys.executable, *command], env=environment(facts), stderr=subprocess.PIPE, text=True)
+        torch.manual_seed(0)
+        batch, weights = torch.randn(6, 3, 5, 4), torch.randn(6, 3, 5, 4)
+        norm = nn.Sequential(nn.BatchNorm2d(3))
+        nn.init.normal_(norm[0].weight)
+        parameters = list(norm.parameters())
+        synced(norm, CPU)
+        assert [id(p) for p in norm.parameters()] == [id(p) for p in parameters]
+        mine = batch[ranks.share].clone().requires_grad_()
+        parallel = ranks.parallel(norm)
+        output = parallel(mine)
+        (output * weights[ranks.share]).mean().backward()
+        facts = {"output": output, "input": mine.grad, **dict(norm.named_buffers())}
+        facts |= {name: parameter.grad for name, parameter in norm.named_parameters()}
+        torch.save({name: tensor.detach() for name, tensor in facts.items()}, out / f"{rank}.pt")
 
 
 def test_one_process_is_alone_and_first() -> None:
@@ -70,8 +61,9 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 
 def test_two_ranks_agree_and_their_batch_norm_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     port = free_port()
-    for process in [start(rank, port, "-c", WORKER, str(tmp_path)) for rank in range(2)]:
-        assert process.wait() == 0, process.communicate()[1]
+    for process in [forked(work, rank, port, tmp_path) for rank in range(2)]:
+        process.join()
+        assert process.exitcode == 0
 
     torch.manual_seed(0)
     batch, weights = torch.randn(6, 3, 5, 4).requires_grad_(), torch.randn(6, 3, 5, 4)
