@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -322,6 +323,9 @@ def test_what_a_dead_server_did_not_get_is_sent_later(
     assert f"python -m training sync --run-dir {runs / 'dead'}, or --resume" in capsys.readouterr().err
     with pytest.raises(TrackingError, match="Connection refused"):
         sync(uri, runs / "dead")
+    for thread in threading.enumerate():
+        if thread.name == "spool":
+            thread.join()  # with the last attempt of the run, which its process would not outlive
     gate.open()
     assert sync(uri, runs / "dead") == 4
     assert sync(uri, runs / "dead") == 0
