@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --ignore=tests/containers
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --ignore=tests/containers
 COMPOSE ?= docker compose -f infra/compose.yaml
 
 .PHONY: demo test test-long lint images bench soak anywhere up clean

@@ -64,7 +64,11 @@ class Ranks:
             raise ConfigError(f"--batch-size {batch_size} cannot be shared by {self.world_size} ranks: take a multiple")
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """Wrap a network so that its gradients are the mean over the ranks. Call `synced` on it before."""
+        """Wrap a network so that its gradients are the mean over the ranks. Call `synced` on it before.
+
+        Let go of it within `connected`: freed later, it waits for gloo's thread while that may wait for Python's lock
+        (pytorch#56297).
+        """
         if self.world_size == 1:
             return network
         with warnings.catch_warnings():  # the successor of `broadcast_buffers` is not in every torch that is allowed

@@ -28,21 +28,25 @@ def work(rank: int, port: int, out: Path) -> None:
         assert ranks.largest(ranks.rank, -ranks.rank, 1 / 3) == [1.0, 0.0, 1 / 3]
         assert ranks.from_first({"rank": ranks.rank}) == {"rank": 0}
         assert ranks.gathered(ranks.rank) == [0, 1]
+        torch.save(normalized(ranks), out / f"{rank}.pt")
 
-        torch.manual_seed(0)
-        batch, weights = torch.randn(6, 3, 5, 4), torch.randn(6, 3, 5, 4)
-        norm = nn.Sequential(nn.BatchNorm2d(3))
-        nn.init.normal_(norm[0].weight)
-        parameters = list(norm.parameters())
-        synced(norm, CPU)
-        assert [id(p) for p in norm.parameters()] == [id(p) for p in parameters]
-        mine = batch[ranks.share].clone().requires_grad_()
-        parallel = ranks.parallel(norm)
-        output = parallel(mine)
-        (output * weights[ranks.share]).mean().backward()
-        facts = {"output": output, "input": mine.grad, **dict(norm.named_buffers())}
-        facts |= {name: parameter.grad for name, parameter in norm.named_parameters()}
-        torch.save({name: tensor.detach() for name, tensor in facts.items()}, out / f"{rank}.pt")
+
+def normalized(ranks: Ranks) -> dict[str, torch.Tensor]:
+    """The output of a synced batch norm for a rank's share of a batch, its gradients and its statistics."""
+    torch.manual_seed(0)
+    batch, weights = torch.randn(6, 3, 5, 4), torch.randn(6, 3, 5, 4)
+    norm = nn.Sequential(nn.BatchNorm2d(3))
+    nn.init.normal_(norm[0].weight)
+    parameters = list(norm.parameters())
+    synced(norm, CPU)
+    assert [id(p) for p in norm.parameters()] == [id(p) for p in parameters]
+    mine = batch[ranks.share].clone().requires_grad_()
+    parallel = ranks.parallel(norm)
+    output = parallel(mine)
+    (output * weights[ranks.share]).mean().backward()
+    facts = {"output": output, "input": mine.grad, **dict(norm.named_buffers())}
+    facts |= {name: parameter.grad for name, parameter in norm.named_parameters()}
+    return {name: tensor.detach() for name, tensor in facts.items()}
 
 
 def test_one_process_is_alone_and_first() -> None:
@@ -62,7 +66,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
 def test_two_ranks_agree_and_their_batch_norm_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     port = free_port()
     for process in [forked(work, rank, port, tmp_path) for rank in range(2)]:
-        process.join()
+        process.join(120)
         assert process.exitcode == 0
 
     torch.manual_seed(0)

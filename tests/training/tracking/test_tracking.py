@@ -325,7 +325,7 @@ def test_what_a_dead_server_did_not_get_is_sent_later(
         sync(uri, runs / "dead")
     for thread in threading.enumerate():
         if thread.name == "spool":
-            thread.join()  # with the last attempt of the run, which its process would not outlive
+            thread.join(60)  # with the last attempt of the run, which its process would not outlive
     gate.open()
     assert sync(uri, runs / "dead") == 4
     assert sync(uri, runs / "dead") == 0
@@ -345,7 +345,7 @@ def test_sync_ends_a_run_that_was_killed_and_none_that_goes_on(runs: Path, uri: 
     with Tracker.open(uri, folder, None):  # a run that went on
         pass
     killed = forked(sync_and_die, uri, folder)
-    killed.join()
+    killed.join(60)
     assert killed.exitcode == -signal.SIGKILL
     run_id = run_id_in(folder)
     client = mlflow.MlflowClient(uri)
