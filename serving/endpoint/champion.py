@@ -21,6 +21,7 @@ import urllib3
 from serving.endpoint.registered import write_number
 from serving.endpoint.torchserve import LOOPBACK, MODEL_NAME
 from serving.errors import ServerError, StemwrightError
+from serving.model.sealed import read_sealed
 from serving.model.source import resolve, version_behind
 from serving.settings import Settings
 
@@ -106,16 +107,13 @@ class Champion:
 
     def unpack(self, wanted: str, unpacked: Path, number: str) -> None:
         """Fetch and check the archive, and unpack it for TorchServe with this deployment's limits."""
-        # Imported here: it brings torch, and a server whose model stays needs none in the process that watches Java.
-        from serving.model.archive import read_archive
-
         fetched = self.folder / "fetched"
         shutil.rmtree(fetched, ignore_errors=True)
         fetched.mkdir()
         archive = resolve(f"{self.model.partition('@')[0]}/{wanted}", fetched)
-        opened = read_archive(archive)
+        facts, _ = read_sealed(archive)
         if self.commercial:
-            opened.licences.require_commercial(f"version {wanted} of {self.model}")
+            facts.licences.require_commercial(f"version {wanted} of {self.model}")
         with zipfile.ZipFile(archive) as members:
             members.extractall(unpacked)
         shutil.rmtree(fetched)

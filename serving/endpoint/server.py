@@ -39,6 +39,7 @@ def serve(model: str, settings: Settings, commercial: bool = False) -> int:
     """
     # Imported here, like the client below: it is slow, and `ready` runs every few seconds.
     from serving.endpoint.champion import following
+    from serving.model.sealed import read_sealed
     from serving.model.source import resolve, version_behind
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -51,9 +52,8 @@ def serve(model: str, settings: Settings, commercial: bool = False) -> int:
             served = version_behind(model)
             archive = resolve(model, folder)
             if commercial:
-                from serving.model.archive import read_archive  # brings torch
-
-                read_archive(archive).licences.require_commercial(model)
+                facts, _ = read_sealed(archive)
+                facts.licences.require_commercial(model)
             lay_out(folder, archive, settings, inner_ports, served)
             with running(folder, settings) as process:
                 wait_until_ready(process, settings, folder)

@@ -14,8 +14,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +27,8 @@ from serving.errors import ArchiveError, SpecError
 from serving.model.licences import CODE_LICENCE, UNSTATED, Licences
 from serving.model.model_config import torchserve_yaml
 from serving.model.networks import Network, build
+from serving.model.sealed import FORMAT_VERSION, read_sealed
 from serving.model.spec import ModelSpec
-
-FORMAT_VERSION = 2
-
-# What zipfile raises where a file is damaged or lacks a member.
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, OSError)
 
 
 @dataclass(frozen=True)
@@ -112,39 +106,9 @@ def write_archive(
 
 def read_archive(path: Path) -> Archive:
     """Open a .mar file, or the folder that TorchServe unpacked it to. Raises ArchiveError unless it is whole."""
-    facts_json, weights = read_member(path, "separator.json"), read_member(path, "weights.safetensors")
-    try:
-        facts = json.loads(facts_json)
-        version, promised = facts["format_version"], facts["weights_sha256"]
-        if version != FORMAT_VERSION:
-            raise ArchiveError(
-                f"{path} has format version {version}, this package reads {FORMAT_VERSION}: export it again"
-            )
-        spec, origin = ModelSpec.from_json(facts["model"]), facts["origin"]
-        licences = Licences.from_json(facts["licences"]) if "licences" in facts else UNSTATED  # of an older archive
-    except (ValueError, KeyError, TypeError, SpecError) as error:
-        raise ArchiveError(f"separator.json in {path} is damaged ({error}): export the archive again") from error
-    found = hashlib.sha256(weights).hexdigest()
-    if found != promised:
-        raise ArchiveError(
-            f"the weights in {path} have sha256 {found[:12]}…, not {promised[:12]}…: fetch the archive again"
-        )
+    facts, weights = read_sealed(path)
     try:
         tensors = safetensors.torch.load(weights)
     except safetensors.SafetensorError as error:
         raise ArchiveError(f"the weights in {path} are no safetensors ({error}): export the archive again") from error
-    return Archive(spec, origin, found, tensors, licences)
-
-
-def read_member(path: Path, name: str) -> bytes:
-    if path.is_dir():
-        if not (path / name).is_file():
-            raise ArchiveError(f"{path} is no unpacked model archive: it has no {name}")
-        return (path / name).read_bytes()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
-    except FileNotFoundError as error:
-        raise ArchiveError(f"there is no model archive at {path}") from error
-    except ZIP_ERRORS as error:
-        raise ArchiveError(f"{path} is no model archive of Stemwright ({error})") from error
+    return Archive(facts.spec, facts.origin, facts.weights_sha256, tensors, facts.licences)

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from serving.errors import ArchiveError
-from serving.model.archive import FORMAT_VERSION, Archive, read_archive, write_archive
+from serving.model.archive import Archive, read_archive, write_archive
+from serving.model.sealed import FORMAT_VERSION
 from serving.model.separator import Separator
 from serving.model.spec import ModelSpec
 
