@@ -24,6 +24,8 @@ from training.tracking.experiment import COLUMNS, scores_link
 from training.tracking.tracking import Tracker
 
 pytestmark = pytest.mark.slow
+another_view = pytest.mark.long
+"""For views of MLflow's page after the first, which take its server and five seconds each."""
 
 RATE_HZ = 44_100
 SONGS = ("A - Ash", "B - Birch", "C - Cedar")
@@ -120,6 +122,7 @@ def test_the_printed_link_opens_the_scores_sorted_by_the_best(shown: Shown, wide
     assert columns == list(COLUMNS)[: len(columns)] and len(columns) >= 5
 
 
+@another_view
 def test_charts_of_three_runs_begin_with_the_best_scores(shown: Shown, wide: Page, screenshots: Path) -> None:
     wide.goto(f"{shown.uri}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART")
     expect(wide.get_by_text("best/step").first).to_be_visible()
@@ -128,6 +131,7 @@ def test_charts_of_three_runs_begin_with_the_best_scores(shown: Shown, wide: Pag
     assert [line for line in lines if line in ("best", "cost", "train", "valid")] == ["best", "cost", "train", "valid"]
 
 
+@another_view
 def test_the_pictures_of_the_runs_follow_one_slider(shown: Shown, wide: Page, screenshots: Path) -> None:
     wide.goto(f"{shown.uri}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=CHART")
     wide.get_by_placeholder("Search metric charts").fill("vocals$")
@@ -141,6 +145,7 @@ def test_the_pictures_of_the_runs_follow_one_slider(shown: Shown, wide: Page, sc
     wide.screenshot(path=screenshots / "mlflow_pictures.png")
 
 
+@another_view
 def test_songs_stand_beside_runs_in_the_table_mode(shown: Shown, wide: Page, screenshots: Path) -> None:
     wide.goto(f"{shown.uri}/#/experiments/1/runs?workflowType=machine_learning&compareRunsMode=ARTIFACT")
     expect(wide.get_by_role("combobox", name='Select "group by" columns')).to_contain_text("song")
@@ -150,6 +155,7 @@ def test_songs_stand_beside_runs_in_the_table_mode(shown: Shown, wide: Page, scr
     wide.screenshot(path=screenshots / "mlflow_songs.png")
 
 
+@another_view
 def test_an_excerpt_plays(shown: Shown, wide: Page, screenshots: Path) -> None:
     wide.goto(f"{shown.uri}/#/experiments/1/runs/{shown.runs['middle']}/artifacts/listen/vocals_true.flac")
     player = wide.locator("audio")
