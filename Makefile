@@ -1,6 +1,6 @@
 # make demo      the whole path on this machine, in under ten minutes
 # make test      linters, types, and the tests that need no Docker engine
-# make test-long the rest of them: one case of each kind is in `make test`, these take most of a minute each
+# make test-long the rest of them: one case of each kind is in `make test`, these take long or show more of the same
 # make images    both images, built and run; needs a Docker engine
 # make bench     the benchmarks
 # make anywhere  the checks of infra/sky by SkyPilot, in an environment of its own
