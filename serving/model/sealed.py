@@ -31,7 +31,7 @@ class SealedFacts:
 
 
 def read_sealed(path: Path) -> tuple[SealedFacts, bytes]:
-    """SealedFacts and weights of a .mar file, or of the folder that TorchServe unpacked it to.
+    """Facts and weights of a .mar file, or of the folder that TorchServe unpacked it to.
 
     Raises ArchiveError for another version and for weights whose hash is not the one in the facts.
     """

@@ -50,6 +50,11 @@ def with_facts(**changes: Any) -> Callable[[bytes], bytes]:
     return lambda content: json.dumps({**json.loads(content), **changes}).encode()
 
 
+def test_no_time_is_spent_on_deflating_weights(archive: Path) -> None:
+    with zipfile.ZipFile(archive) as members:
+        assert members.getinfo("weights.safetensors").compress_type == zipfile.ZIP_STORED
+
+
 def test_it_gives_back_what_was_written(archive: Path, tiny_spec: ModelSpec, tiny_network: nn.Module) -> None:
     opened = read_archive(archive)
     assert opened.spec == tiny_spec
